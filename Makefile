@@ -1,0 +1,43 @@
+# The words of this project. `make demo` and `make test` set up all they need in .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check format bench clean
+
+help:  ## what one can say here
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: $(STAMP)  ## set up, serve the sample models, send them real inputs, check the answers
+	$(BIN)/farthing demo
+
+serve: $(STAMP)  ## set up and stay up with the sample models
+	$(BIN)/farthing serve sample:effnet-lite0 sample:minilm-l6 sample:ppocr-v4 sample:silero-vad sample:magika sample:wdbc-gbdt
+
+test: $(STAMP)  ## set up and run all tests
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, arrows between rooms
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## put the code in the house format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP)  ## the README's table: Farthing and its peers, one core each, in one run
+	$(BIN)/python benchmarks/serve.py
+
+clean:  ## as if freshly cloned
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,66 @@
+"""The `farthing` command: which sub-commands there are, and what errors and Ctrl-C look like to a person.
+
+Sub-commands are imported when called or when their own help is asked for, so `farthing --help` stays fast.
+"""
+
+import sys
+from importlib import import_module
+from typing import Final
+
+import click
+
+from farthing import __version__
+from farthing.types.errors import FarthingError
+
+COMMANDS: Final = {
+    "serve": "Serve models over KServe v2 from one port.",
+    "pull": "Fetch sample models into the cache.",
+    "demo": "Serve the sample models, send them real inputs, check the answers.",
+}
+"""Name -> its line in `farthing --help`. Each lives in `farthing.cli.NAME` as a click command called `command`."""
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"farthing.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="farthing")
+def cli() -> None:
+    """Serve any trained model as the cheapest endpoint that meets a latency target.
+
+    \b
+    farthing serve model.onnx              a KServe v2 endpoint on 127.0.0.1:8000
+    farthing serve sample:effnet-lite0     the same, with a model fetched for you
+    farthing pull --list                   what can be fetched
+    """
+
+
+def main() -> None:
+    """Runs the command line; an error a user can mend is two lines on stderr and exit status 1."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("stopped", err=True)
+        sys.exit(130)
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
+    except click.ClickException as wrong:
+        wrong.show()
+        sys.exit(wrong.exit_code)
+    except FarthingError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(1)

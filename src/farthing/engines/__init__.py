@@ -1,0 +1,1 @@
+"""Engines run tensors. One contract, one file a runtime; `registry` lists them."""

@@ -1,0 +1,122 @@
+"""What an engine must do to be one.
+
+An `Engine` knows which files it reads and turns one into an `Executable`; an executable runs batches. Engines know
+nothing of queues, requests' deadlines or the network. Choosing batch sizes belongs to `batching`, finding files to
+`repository`, and deciding which engine loads a file to `engines.registry`.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+
+from farthing.types.errors import FarthingError
+from farthing.types.requests import Parameter
+from farthing.types.tensors import Tensor, TensorSpec
+
+
+class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
+    """One version of one model on disk, and what its configuration says about loading it."""
+
+    name: str
+    version: int
+    path: Path
+    """The model file (or, for formats that are folders, the folder)."""
+    folder: Path
+    """The model's own folder; nothing outside it may be read on the model's behalf."""
+    instances: int = 1
+    """How many batches may run at the same time."""
+    threads: int = 0
+    """Threads one instance may use; 0 lets the engine share out the cores this process may run on."""
+    inputs: tuple[TensorSpec, ...] = ()
+    """Inputs as configured (shape with batch dimension); empty: the file knows."""
+    outputs: tuple[TensorSpec, ...] = ()
+    batch_rows_max: int | None = None
+    """As configured; None: not said."""
+    parameters: Mapping[str, str] = {}
+    """The configuration's `parameters`, as the engine's own knobs."""
+    config: Mapping[str, Any] = {}
+    """The whole model configuration in Triton's field names, for engines that hand it to user code."""
+
+
+class Member(msgspec.Struct, frozen=True, gc=False):
+    """One request inside a batch: how many rows are its own, and what the model may know about it."""
+
+    rows: int
+    id: str = ""
+    parameters: Mapping[str, Parameter] = {}
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """Requests that run together. `inputs` hold the members' rows one after the other."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: tuple[str, ...]
+    """Names of the outputs that somebody wants; never empty."""
+    members: tuple[Member, ...]
+
+
+class MemberAnswer(msgspec.Struct, frozen=True):
+    """One member's own outputs, for engines that answer member by member."""
+
+    outputs: Mapping[str, Tensor]
+    parameters: Mapping[str, Parameter] = {}
+
+
+Answer = Mapping[str, Tensor] | Sequence[MemberAnswer | FarthingError]
+"""Either outputs of the whole batch, rows in the members' order, or exactly one answer or error a member."""
+
+
+class Executable(Protocol):
+    """A model loaded by an engine."""
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """Inputs with datatype and shape as the file says, first dimension included."""
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]: ...
+
+    @property
+    def platform(self) -> str:
+        """The platform name of the model metadata, such as `onnxruntime_onnx`."""
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether it may be run on made-up inputs (to measure it, to see whether rows are independent)."""
+
+    @property
+    def can_run_on_event_loop(self) -> bool:
+        """Whether a call that is short may be made on the server's own thread (never for other processes)."""
+
+    def execute(self, batch: Batch, instance: int) -> Answer:
+        """Runs a batch and blocks until it is done; called from one thread at a time per instance.
+
+        Raises `FarthingError` (usually `EngineFailed`) when the batch as a whole failed.
+        """
+
+    def health(self) -> str:
+        """Empty while all is well, else what is wrong (a process that keeps dying, for example)."""
+
+    def close(self) -> None:
+        """Frees all it holds; no call is running and none follows. Called once."""
+
+
+class Engine(Protocol):
+    """One runtime."""
+
+    name: str
+    """As users write it in `backend` of a configuration."""
+    aliases: tuple[str, ...]
+    """Other names it answers to (Triton's `backend` and `platform` names)."""
+    default_filenames: tuple[str, ...]
+    """File names looked for in a version folder, best first."""
+    suffixes: tuple[str, ...]
+    """File endings this engine may be able to read."""
+
+    def recognises(self, path: Path) -> bool:
+        """Whether this file, by name and first bytes, is one of this engine's. Never raises for bad content."""
+
+    def load(self, source: ModelSource) -> Executable:
+        """Reads the model. Raises `LoadFailed` naming the file and the reason; never executes pickled data."""

@@ -1,0 +1,66 @@
+"""An inference request and its answer, as every room between the wire and the engine sees them."""
+
+from typing import Final
+
+import msgspec
+
+from farthing.types.tensors import Tensor
+
+Parameter = str | bool | int | float
+"""A request or response parameter's value (Open Inference Protocol, parameters extension)."""
+
+
+class RequestedOutput(msgspec.Struct, frozen=True, gc=False):
+    """One output the client asked for. `classes` > 0 asks for the top classes instead of the tensor."""
+
+    name: str
+    classes: int = 0
+    is_binary: bool | None = None
+    """Raw bytes on the wire? None: as the request's `binary_data_output` says."""
+
+
+class InferRequest(msgspec.Struct, kw_only=True):
+    """A decoded request. Nothing writes to it after the protocol made it."""
+
+    model_name: str
+    model_version: str = ""
+    """A number as the client wrote it; empty for the version policy's latest."""
+    id: str = ""
+    inputs: dict[str, Tensor]
+    outputs: tuple[RequestedOutput, ...] = ()
+    """Empty: all outputs."""
+    parameters: dict[str, Parameter] = {}
+    """What the model may see; reserved ones are already taken out into the fields below."""
+    priority: int = 0
+    timeout_us: int = 0
+    """How long it may wait in the queue, microseconds; 0 for as long as the model's policy allows."""
+    binary_output: bool = False
+    """What `binary_data_output` said."""
+    tenant: str = ""
+    trace_id: str = ""
+
+
+class Timing(msgspec.Struct, frozen=True, gc=False):
+    """Where a request's time went, nanoseconds, and the batch it rode in."""
+
+    queue_ns: int
+    input_ns: int
+    compute_ns: int
+    output_ns: int
+    batch_rows: int
+    batch_requests: int
+
+
+class InferResponse(msgspec.Struct, kw_only=True):
+    """The answer to one request: its own rows of the batch's outputs."""
+
+    model_name: str
+    model_version: str
+    id: str = ""
+    outputs: dict[str, Tensor]
+    parameters: dict[str, Parameter] = {}
+    timing: Timing
+
+
+PRIORITY_DEFAULT: Final = 0
+"""A request without a priority takes the model's `default_priority_level`."""
