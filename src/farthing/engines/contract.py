@@ -79,6 +79,14 @@ class Executable(Protocol):
     def outputs(self) -> tuple[TensorSpec, ...]: ...
 
     @property
+    def batch_axis(self) -> bool | None:
+        """What the file itself says about dimension 0 being a batch of rows.
+
+        True: every input and output leads with the same free dimension. False: it cannot be (a tensor has no
+        first dimension or a fixed one, or two are named apart). None: the file does not say.
+        """
+
+    @property
     def platform(self) -> str:
         """The platform name of the model metadata, such as `onnxruntime_onnx`."""
 
