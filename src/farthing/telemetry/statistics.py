@@ -1,0 +1,282 @@
+"""What a model version has done so far: counts and nanoseconds, kept where they happen.
+
+One `ModelStatistics` belongs to one model version and is touched from the event-loop thread alone, so it has no
+locks and its gauges are plain attributes. `snapshot` answers the protocol's statistics extension. How any of this
+looks to Prometheus belongs to `metrics`, and measuring the durations to `batching` and `runtime`.
+"""
+
+from bisect import bisect_left
+from enum import StrEnum
+from typing import Final
+
+import msgspec
+
+DURATION_BOUNDS_S: Final = (
+    1e-4,
+    2.5e-4,
+    5e-4,
+    1e-3,
+    2.5e-3,
+    5e-3,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+"""Upper bounds of the duration histograms' buckets. A tiny model answers in 0.1 ms on a quiet core and a client
+gives up after some seconds; three buckets a decade in between place a p99 within a factor of 2.5."""
+
+DURATION_BOUNDS_NS: Final = tuple(round(seconds * 1e9) for seconds in DURATION_BOUNDS_S)
+
+BATCH_SIZES_MAX: Final = 1024
+"""Distinct batch sizes counted one by one; a new size beyond that many is counted as the next power of two, so a
+client that sends every row count there is cannot grow this table without end."""
+
+
+class FailureReason(StrEnum):
+    """Why an inference request got an error: Triton's four reasons, then the two we can tell from OTHER."""
+
+    REJECTED = "REJECTED"
+    """The queue was full, or the request's time ran out in it."""
+    CANCELED = "CANCELED"
+    """The client left before its request ran."""
+    BACKEND = "BACKEND"
+    """The engine ran and failed."""
+    OTHER = "OTHER"
+    INVALID = "INVALID"
+    """It named this model and did not fit it."""
+    UNAVAILABLE = "UNAVAILABLE"
+    """The model was loading, unloading or stopping."""
+
+
+class DurationStatistics(msgspec.Struct, frozen=True, gc=False):
+    """How often something happened and how many nanoseconds that took altogether."""
+
+    count: int = 0
+    ns: int = 0
+
+
+class InferenceStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Where requests' time went. A batch's compute time counts once for each request that rode in it."""
+
+    success: DurationStatistics
+    fail: DurationStatistics
+    queue: DurationStatistics
+    compute_input: DurationStatistics
+    compute_infer: DurationStatistics
+    compute_output: DurationStatistics
+    cache_hit: DurationStatistics
+    cache_miss: DurationStatistics
+
+
+class BatchStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """The runs of one batch size; here a batch's time counts once."""
+
+    batch_size: int
+    compute_input: DurationStatistics
+    compute_infer: DurationStatistics
+    compute_output: DurationStatistics
+
+
+class ResponseStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """The n-th responses of a decoupled model."""
+
+    compute_infer: DurationStatistics
+    compute_output: DurationStatistics
+    success: DurationStatistics
+    fail: DurationStatistics
+    empty_response: DurationStatistics
+    cancel: DurationStatistics
+
+
+class MemoryUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes a model holds on one device (`type` is CPU, CPU_PINNED or GPU)."""
+
+    type: str
+    id: int
+    byte_size: int
+
+
+class StatisticsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """One entry of `model_stats`, field by field as the statistics extension writes it."""
+
+    name: str
+    version: str
+    last_inference: int
+    """Milliseconds since 1970; 0 for never."""
+    inference_count: int
+    execution_count: int
+    inference_stats: InferenceStatistics
+    response_stats: dict[str, ResponseStatistics]
+    """By response index; only decoupled models have entries."""
+    batch_stats: tuple[BatchStatistics, ...]
+    memory_usage: tuple[MemoryUsage, ...]
+
+
+class ModelStatistics:
+    """The counters of one model version. Every method is O(1) and called from the event-loop thread."""
+
+    __slots__ = (
+        "batch_sizes",
+        "cache_hit_count",
+        "cache_hit_ns",
+        "cache_miss_count",
+        "cache_miss_ns",
+        "compute_input_ns",
+        "compute_ns",
+        "compute_output_ns",
+        "compute_requests",
+        "execution_count",
+        "fail_ns",
+        "failures",
+        "inference_count",
+        "last_inference_ms",
+        "memory_usage",
+        "pending_requests",
+        "pending_rows",
+        "queue_buckets",
+        "queue_ns",
+        "request_buckets",
+        "running_batches",
+        "success_ns",
+        "waited_ns",
+    )
+
+    def __init__(self) -> None:
+        self.pending_rows = 0
+        """Gauge: rows queued and not yet running; whoever owns the queue writes it."""
+        self.pending_requests = 0
+        """Gauge: requests queued and not yet running."""
+        self.running_batches = 0
+        """Gauge: batches inside the engine now."""
+        self.memory_usage: tuple[MemoryUsage, ...] = ()
+        """Written by whoever loads the model."""
+
+        self.last_inference_ms = 0
+        self.inference_count = 0
+        self.execution_count = 0
+        self.compute_requests = 0
+        self.queue_ns = 0
+        self.compute_input_ns = 0
+        self.compute_ns = 0
+        self.compute_output_ns = 0
+        self.batch_sizes: dict[int, list[int]] = {}
+        """Batch size -> [runs, input ns, compute ns, output ns]."""
+
+        self.success_ns = 0
+        self.waited_ns = 0
+        self.request_buckets = [0] * (len(DURATION_BOUNDS_NS) + 1)
+        """Answered requests by duration; the last bucket has no upper bound. Their sum is the success count."""
+        self.queue_buckets = [0] * (len(DURATION_BOUNDS_NS) + 1)
+
+        self.failures: dict[str, int] = dict.fromkeys(FailureReason, 0)
+        self.fail_ns = 0
+        self.cache_hit_count = 0
+        self.cache_hit_ns = 0
+        self.cache_miss_count = 0
+        self.cache_miss_ns = 0
+
+    def batch_done(
+        self,
+        *,
+        requests: int,
+        rows: int,
+        queue_ns: int,
+        input_ns: int,
+        compute_ns: int,
+        output_ns: int,
+        now_ms: int,
+    ) -> None:
+        """Counts a batch that ran well. `queue_ns` is the sum over its requests, the rest is the batch's own."""
+        self.last_inference_ms = now_ms
+        self.inference_count += rows
+        self.execution_count += 1
+        self.compute_requests += requests
+        self.queue_ns += queue_ns
+        self.compute_input_ns += input_ns * requests
+        self.compute_ns += compute_ns * requests
+        self.compute_output_ns += output_ns * requests
+        of_size = self.batch_sizes.get(rows)
+        if of_size is None:
+            of_size = self._new_batch_size(rows)
+        of_size[0] += 1
+        of_size[1] += input_ns
+        of_size[2] += compute_ns
+        of_size[3] += output_ns
+
+    def request_done(self, duration_ns: int, queue_ns: int) -> None:
+        """Counts a request answered well: `duration_ns` from arrival to answer, `queue_ns` of it waiting.
+
+        This is the per-request cost of statistics, so it is two binary searches and four additions.
+        """
+        self.success_ns += duration_ns
+        self.waited_ns += queue_ns
+        self.request_buckets[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
+        self.queue_buckets[bisect_left(DURATION_BOUNDS_NS, queue_ns)] += 1
+
+    def failed(self, reason: str, count: int = 1, duration_ns: int = 0) -> None:
+        """Counts requests that got an error. `duration_ns` is their sum; an unlisted reason counts as OTHER."""
+        failures = self.failures
+        failures[reason if reason in failures else FailureReason.OTHER] += count
+        self.fail_ns += duration_ns
+
+    def cache_hit(self, duration_ns: int = 0) -> None:
+        """Counts a request answered from the response cache (which is a success too: call `request_done`)."""
+        self.cache_hit_count += 1
+        self.cache_hit_ns += duration_ns
+
+    def cache_miss(self, duration_ns: int = 0) -> None:
+        """Counts a look-up in the response cache that found nothing."""
+        self.cache_miss_count += 1
+        self.cache_miss_ns += duration_ns
+
+    @property
+    def success_count(self) -> int:
+        return sum(self.request_buckets)
+
+    @property
+    def fail_count(self) -> int:
+        return sum(self.failures.values())
+
+    def snapshot(self, name: str, version: str) -> StatisticsSnapshot:
+        """What `GET /v2/models/{name}/versions/{version}/stats` says of this moment."""
+        requests = self.compute_requests
+        return StatisticsSnapshot(
+            name=name,
+            version=version,
+            last_inference=self.last_inference_ms,
+            inference_count=self.inference_count,
+            execution_count=self.execution_count,
+            inference_stats=InferenceStatistics(
+                success=DurationStatistics(self.success_count, self.success_ns),
+                fail=DurationStatistics(self.fail_count, self.fail_ns),
+                queue=DurationStatistics(requests, self.queue_ns),
+                compute_input=DurationStatistics(requests, self.compute_input_ns),
+                compute_infer=DurationStatistics(requests, self.compute_ns),
+                compute_output=DurationStatistics(requests, self.compute_output_ns),
+                cache_hit=DurationStatistics(self.cache_hit_count, self.cache_hit_ns),
+                cache_miss=DurationStatistics(self.cache_miss_count, self.cache_miss_ns),
+            ),
+            response_stats={},
+            batch_stats=tuple(
+                BatchStatistics(
+                    batch_size=size,
+                    compute_input=DurationStatistics(runs, input_ns),
+                    compute_infer=DurationStatistics(runs, compute_ns),
+                    compute_output=DurationStatistics(runs, output_ns),
+                )
+                for size, (runs, input_ns, compute_ns, output_ns) in sorted(self.batch_sizes.items())
+            ),
+            memory_usage=self.memory_usage,
+        )
+
+    def _new_batch_size(self, rows: int) -> list[int]:
+        if len(self.batch_sizes) >= BATCH_SIZES_MAX:
+            rows = 1 << max(rows - 1, 0).bit_length()
+        return self.batch_sizes.setdefault(rows, [0, 0, 0, 0])
