@@ -1,0 +1,1 @@
+"""Which requests run together, and when: queue, pure batcher, measured row times, loop."""

@@ -1,5 +1,6 @@
 """An inference request and its answer, as every room between the wire and the engine sees them."""
 
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
@@ -57,8 +58,8 @@ class InferResponse(msgspec.Struct, kw_only=True):
     model_name: str
     model_version: str
     id: str = ""
-    outputs: dict[str, Tensor]
-    parameters: dict[str, Parameter] = {}
+    outputs: Mapping[str, Tensor]
+    parameters: Mapping[str, Parameter] = {}
     timing: Timing
 
 

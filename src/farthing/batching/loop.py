@@ -1,0 +1,376 @@
+"""The thin loop that carries out what the batcher decides, for one model version.
+
+Lives on the event-loop thread: requests are submitted and answered there. Batches run on one thread an instance, or
+on the event loop itself when a run is shorter than a hand-off to a thread would be. Deciding belongs to
+`batching.batcher`, order and bounds to `batching.queue`, the run itself to `batching.run`.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import Any, Final, Protocol
+
+from farthing.batching.batcher import Limits, Run, Wait, decide
+from farthing.batching.queue import ENDED, Queue, Waiter
+from farthing.batching.row_times import RowTimes
+from farthing.batching.run import Ran, run_batch
+from farthing.engines.contract import Executable
+from farthing.telemetry.clock import Clock, MonotonicClock
+from farthing.telemetry.statistics import FailureReason, ModelStatistics
+from farthing.telemetry.watchdog import Running
+from farthing.types.errors import DeadlineExceeded, FarthingError, InvalidInput, Overloaded, Unavailable
+from farthing.types.models import ModelSpec
+from farthing.types.requests import InferResponse, Timing
+
+LOOP_RUN_NS_MAX: Final = 100_000
+"""A batch expected to take no longer runs on the event loop: handing it to a thread and back costs 40 to 70 us of
+latency and 10 to 20 us of CPU on two cores, and nobody is kept waiting longer than that for the loop."""
+
+WAIT_NS_MAX: Final = 30_000_000_000
+"""A request that would wait longer than this in the queue is answered `Overloaded` at once; few clients wait 30 s."""
+
+GAP_SMOOTHING: Final = 0.1
+"""Weight of the newest gap between arrivals in their mean."""
+
+log = logging.getLogger(__name__)
+
+
+class Scheduler(Protocol):
+    """What the loop needs of an event loop; asyncio's and uvloop's have it."""
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> Any: ...
+
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> Any: ...
+
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Any: ...
+
+
+class Job:
+    """A batch under way on an instance."""
+
+    __slots__ = ("instance", "requests", "rows", "started_ns", "waiters")
+
+    def __init__(self, waiters: list[Waiter], rows: int, instance: int, started_ns: int) -> None:
+        self.waiters = waiters
+        self.requests = len(waiters)
+        self.rows = rows
+        self.instance = instance
+        self.started_ns = started_ns
+
+
+class BatchLoop:
+    """Queue, instances and answers of one loaded model version."""
+
+    def __init__(
+        self,
+        *,
+        spec: ModelSpec,
+        executable: Executable,
+        instances: int,
+        limits: Limits,
+        queue: Queue,
+        statistics: ModelStatistics,
+        scheduler: Scheduler,
+        times: RowTimes | None = None,
+        clock: Clock | None = None,
+        run_inline_ns_max: int = LOOP_RUN_NS_MAX,
+    ) -> None:
+        self.spec = spec
+        self.statistics = statistics
+        self.times = times or RowTimes()
+        self._executable = executable
+        self._limits = limits
+        self._queue = queue
+        self._scheduler = scheduler
+        self._now_ns = (clock or MonotonicClock()).now_ns
+        self._run_inline_ns_max = run_inline_ns_max if executable.can_run_on_event_loop else 0
+        self._has_batch_axis = limits.rows_max > 0
+        self._head_max = limits.rows_max or 1
+        self._version = str(spec.version)
+
+        self._idle = list(range(instances))
+        self._running: dict[int, Job] = {}
+        self._threads: dict[int, tuple[threading.Thread, SimpleQueue[Job | None]]] = {}
+        self._is_pump_due = False
+        self._timer: Any = None
+        self._timer_ns = 0
+        self._last_arrival_ns = 0
+        self._gap_ns = 0.0
+        self._closed = False
+        self._on_empty: list[Callable[[], None]] = []
+
+    # -- requests ------------------------------------------------------------------------------------------------
+
+    def submit(self, waiter: Waiter) -> None:
+        """Queues a request. Raises `Overloaded`, `DeadlineExceeded` or `Unavailable` when that is already clear."""
+        if self._closed:
+            raise Unavailable(f"model `{self.spec.name}` version {self._version} is being unloaded", retry_after_s=1)
+        arrival = waiter.arrival_ns
+        if self._last_arrival_ns:
+            self._gap_ns += GAP_SMOOTHING * (arrival - self._last_arrival_ns - self._gap_ns)
+        self._last_arrival_ns = arrival
+        queue = self._queue
+        if waiter.deadline_ns or waiter.request.timeout_us or queue.requests > self._head_max:
+            self._check_in_time(waiter)
+        try:
+            queue.add(waiter)
+        except Overloaded as full:
+            full.retry_after_s = self.wait_s() or full.retry_after_s
+            self.statistics.failed(FailureReason.REJECTED)
+            raise
+        if not self._is_pump_due:
+            self._is_pump_due = True
+            self._scheduler.call_soon(self._pump)
+
+    def cancel(self, waiter: Waiter) -> None:
+        """The client is gone: a request that waits is dropped, one that runs will not be answered."""
+        if waiter.state == ENDED:
+            return
+        if not self._queue.remove(waiter):
+            waiter.state = ENDED
+        self.statistics.failed(FailureReason.CANCELED)
+        self._gauges()
+
+    def wait_s(self) -> float:
+        """How long a request that came now would wait before it runs, seconds, as far as is known."""
+        if not self.times:
+            return 0.0
+        rows = max(self._queue.rows, self._queue.requests)
+        best = self.times.best_rows(self._limits.rows_max) if self._limits.rows_max else 1
+        per_row_ns = self.times.estimate_ns(best) / best
+        return rows * per_row_ns / (len(self._idle) + len(self._running)) / 1e9
+
+    def running(self) -> Iterable[Running]:
+        """Batches inside the engine now, for the watchdog."""
+        what = f"model `{self.spec.name}` version {self._version}"
+        return [Running(what, job.started_ns) for job in self._running.values()]
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing waits and nothing runs."""
+        return not self._queue.requests and not self._running
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def when_empty(self, callback: Callable[[], None]) -> None:
+        """Calls back once nothing waits and nothing runs; new requests are refused from now on."""
+        self._closed = True
+        if self.is_empty:
+            self._scheduler.call_soon(callback)
+        else:
+            self._on_empty.append(callback)
+
+    def fail_waiting(self, error: FarthingError) -> None:
+        """Answers everyone who waits with an error (a drain that ran out of time)."""
+        for waiter in self._queue.drain():
+            self._answer(waiter, error)
+        self._gauges()
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Ends the instances' threads and the engine. Blocks; call it off the event loop, with nothing running.
+
+        Answers False when a thread is still inside the engine after `timeout_s`: then nothing is freed.
+        """
+        self._closed = True
+        for _, jobs in self._threads.values():
+            jobs.put(None)
+        until = time.monotonic() + timeout_s
+        for thread, _ in self._threads.values():
+            thread.join(max(0.0, until - time.monotonic()))
+            if thread.is_alive():
+                log.warning("model %s: an instance is still running; left behind", self.spec.name)
+                return False
+        self._executable.close()
+        return True
+
+    # -- the loop ------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        self._is_pump_due = False
+        queue = self._queue
+        now = self._now_ns()
+        self._expire(now)
+        due_ns = 0
+        while self._idle and queue.requests:
+            head = queue.head(self._head_max)
+            decision = decide(
+                [waiter.rows for waiter in head],
+                [waiter.arrival_ns for waiter in head],
+                self._limits,
+                self.times,
+                int(self._gap_ns),
+                now,
+            )
+            if isinstance(decision, Run):
+                waiters = head[: decision.requests]
+                queue.take(waiters)
+                self._dispatch(waiters, now)
+            elif isinstance(decision, Wait):
+                due_ns = decision.until_ns
+                break
+            else:
+                break
+        self._set_timer(due_ns, now)
+        self._gauges()
+
+    def _dispatch(self, waiters: list[Waiter], now: int) -> None:
+        rows = 0
+        for waiter in waiters:
+            rows += waiter.rows
+        job = Job(waiters, rows, self._idle.pop(), now)
+        expected_ns = self.times.estimate_ns(rows) if self._run_inline_ns_max else 0
+        if 0 < expected_ns <= self._run_inline_ns_max:
+            self._done(job, self._execute(job))
+            return
+        self._running[job.instance] = job
+        if job.instance not in self._threads:
+            self._start_thread(job.instance)
+        self._threads[job.instance][1].put(job)
+
+    def _execute(self, job: Job) -> Ran:
+        return run_batch(
+            self._executable, self.spec.outputs, job.waiters, job.instance, has_batch_axis=self._has_batch_axis
+        )
+
+    def _done(self, job: Job, ran: Ran) -> None:
+        self._running.pop(job.instance, None)
+        self._idle.append(job.instance)
+        end_ns = self._now_ns()
+        timing_rest = (ran.input_ns, ran.compute_ns, ran.output_ns, job.rows, job.requests)
+        queue_ns = 0
+        answered = 0
+        name, version, statistics = self.spec.name, self._version, self.statistics
+        for waiter, result in zip(job.waiters, ran.results, strict=True):
+            if waiter.state == ENDED:
+                continue  # its client left meanwhile
+            if isinstance(result, FarthingError):
+                statistics.failed(
+                    FailureReason.INVALID if isinstance(result, InvalidInput) else FailureReason.BACKEND,
+                    1,
+                    end_ns - waiter.arrival_ns,
+                )
+                self._answer(waiter, result)
+                continue
+            waited_ns = ran.started_ns - waiter.arrival_ns
+            queue_ns += waited_ns
+            answered += 1
+            statistics.request_done(end_ns - waiter.arrival_ns, waited_ns)
+            self._answer(
+                waiter,
+                InferResponse(
+                    model_name=name,
+                    model_version=version,
+                    id=waiter.request.id,
+                    outputs=result[0],
+                    parameters=result[1],
+                    timing=Timing(waited_ns, *timing_rest),
+                ),
+            )
+        if answered:
+            if job.rows and answered == job.requests:
+                self.times.observe(job.rows, ran.input_ns + ran.compute_ns + ran.output_ns)
+            statistics.batch_done(
+                requests=answered,
+                rows=job.rows if self._has_batch_axis else answered,
+                queue_ns=queue_ns,
+                input_ns=ran.input_ns,
+                compute_ns=ran.compute_ns,
+                output_ns=ran.output_ns,
+                now_ms=time.time_ns() // 1_000_000,
+            )
+        if self._on_empty and self.is_empty:
+            for callback in self._on_empty:
+                self._scheduler.call_soon(callback)
+            self._on_empty.clear()
+
+    def _answer(self, waiter: Waiter, answer: InferResponse | FarthingError) -> None:
+        waiter.state = ENDED
+        try:
+            waiter.done(answer)
+        except Exception:
+            # One client's trouble must not take the answers of those who rode in the same batch.
+            log.exception("model %s: handing over an answer failed", self.spec.name)
+
+    def _expire(self, now: int) -> None:
+        for waiter in self._queue.expired(now):
+            self.statistics.failed(FailureReason.REJECTED, 1, now - waiter.arrival_ns)
+            waited_ms = (now - waiter.arrival_ns) / 1e6
+            self._answer(
+                waiter,
+                DeadlineExceeded(
+                    f"Request timeout expired: waited {waited_ms:.1f} ms for model `{self.spec.name}`",
+                    hint="the model is busy: allow more time, or come back later",
+                    retry_after_s=self.wait_s(),
+                ),
+            )
+
+    def _check_in_time(self, waiter: Waiter) -> None:
+        """Refuses a request that can already be seen to wait too long."""
+        wait_ns = int(self.wait_s() * 1e9)
+        timeout_ns = waiter.request.timeout_us * 1000
+        if timeout_ns and wait_ns > timeout_ns:
+            self.statistics.failed(FailureReason.REJECTED)
+            raise DeadlineExceeded(
+                f"Request timeout expired: model `{self.spec.name}` would start this request in about "
+                f"{wait_ns / 1e6:.0f} ms, and its timeout is {timeout_ns / 1e6:.0f} ms",
+                hint="allow more time, or come back later",
+                retry_after_s=wait_ns / 1e9,
+            )
+        if wait_ns > WAIT_NS_MAX:
+            self.statistics.failed(FailureReason.REJECTED)
+            raise Overloaded(
+                f"Exceeds maximum queue size: {self._queue.requests} requests wait for model `{self.spec.name}`, "
+                f"about {wait_ns / 1e9:.0f} s of work",
+                hint="come back after the time in Retry-After",
+                retry_after_s=wait_ns / 1e9,
+            )
+
+    def _set_timer(self, due_ns: int, now: int) -> None:
+        deadline_ns = self._queue.next_deadline_ns()
+        if deadline_ns and (not due_ns or deadline_ns < due_ns):
+            due_ns = deadline_ns
+        if due_ns == self._timer_ns:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._timer_ns = due_ns
+        if due_ns:
+            self._timer = self._scheduler.call_later(max(0, due_ns - now) / 1e9, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timer_ns = 0
+        self._pump()
+
+    def _gauges(self) -> None:
+        statistics = self.statistics
+        statistics.pending_requests = self._queue.requests
+        statistics.pending_rows = self._queue.rows
+        statistics.running_batches = len(self._running)
+
+    # -- instances -----------------------------------------------------------------------------------------------
+
+    def _start_thread(self, instance: int) -> None:
+        jobs: SimpleQueue[Job | None] = SimpleQueue()
+        name = f"{self.spec.name}/{self._version}#{instance}"
+        thread = threading.Thread(target=self._serve_instance, args=(jobs,), name=name, daemon=True)
+        self._threads[instance] = (thread, jobs)
+        thread.start()
+
+    def _serve_instance(self, jobs: "SimpleQueue[Job | None]") -> None:
+        while (job := jobs.get()) is not None:
+            ran = self._execute(job)
+            try:
+                self._scheduler.call_soon_threadsafe(self._done_in_thread, job, ran)
+            except RuntimeError:  # the event loop is closed: nobody is left to answer
+                return
+
+    def _done_in_thread(self, job: Job, ran: Ran) -> None:
+        self._done(job, ran)
+        if self._queue.requests and not self._is_pump_due:
+            self._pump()
+        else:
+            self._gauges()

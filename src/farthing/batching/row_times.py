@@ -1,0 +1,118 @@
+"""How long does this model take for so many rows, and which number of rows pays best?
+
+Learned from the runs themselves, so nothing is configured and the figures follow the machine as it drifts. Keeping
+time belongs to `batching.loop`; what to do with the answer to `batching.batcher`.
+"""
+
+from bisect import bisect_left
+from typing import Final
+
+GAIN_MIN: Final = 0.03
+"""A larger batch must raise rows per second by this share to be preferred: less is noise, and larger batches cost
+latency. Run-to-run drift of one engine on a quiet machine is about 2 %."""
+
+SMOOTHING: Final = 0.25
+"""Weight of the newest run in a size's mean once the size is known; about the last eight runs count."""
+
+RUNS_KNOWN: Final = 3
+"""Runs after which a size's time is trusted; until then the fastest run stands, since first runs pay for warm-up."""
+
+RETRY_RUNS: Final = 256
+"""After so many runs the next larger size is tried once more: what was slow at night may be fast by day."""
+
+OUTLIER: Final = 4.0
+"""A run so many times slower than the mean tells of the machine, not of the model: it counts as this much slower."""
+
+SIZES_MAX: Final = 64
+"""Sizes remembered. When the table is full only powers of two are added, of which there are few."""
+
+
+class RowTimes:
+    """Mean run time in nanoseconds by batch rows. One owner, one thread."""
+
+    __slots__ = ("_best", "_best_limit", "_means", "_rows", "_runs", "_since_retry")
+
+    def __init__(self) -> None:
+        self._rows: list[int] = []  # ascending; the two lists below run beside it
+        self._means: list[float] = []
+        self._runs: list[int] = []
+        self._best = 0
+        self._best_limit = 0
+        self._since_retry = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._rows)
+
+    def observe(self, rows: int, elapsed_ns: int) -> None:
+        """Takes in one run of `rows` > 0 rows."""
+        self._since_retry += 1
+        elapsed = max(elapsed_ns, 1)
+        at = bisect_left(self._rows, rows)
+        if at == len(self._rows) or self._rows[at] != rows:
+            if len(self._rows) < SIZES_MAX or rows & (rows - 1) == 0:
+                self._rows.insert(at, rows)
+                self._means.insert(at, float(elapsed))
+                self._runs.insert(at, 1)
+                self._best = 0
+            return
+        mean = self._means[at]
+        if self._runs[at] < RUNS_KNOWN:
+            self._runs[at] += 1
+            self._means[at] = min(mean, elapsed)
+            self._best = 0
+        else:
+            self._means[at] = mean + SMOOTHING * (min(elapsed, OUTLIER * mean) - mean)
+
+    def estimate_ns(self, rows: int) -> int:
+        """Expected time of a run of `rows` rows: interpolated, or scaled from the largest known; 0 if nothing is."""
+        known = self._rows
+        if not known:
+            return 0
+        at = bisect_left(known, rows)
+        if at == len(known):
+            return int(self._means[-1] * rows / known[-1])
+        if known[at] == rows or at == 0:
+            return int(self._means[at])
+        low, high = known[at - 1], known[at]
+        share = (rows - low) / (high - low)
+        return int(self._means[at - 1] + share * (self._means[at] - self._means[at - 1]))
+
+    def best_rows(self, limit: int) -> int:
+        """The batch size to aim for, from 1 to `limit`.
+
+        That is the size with the best measured rows per second, or the next power of two above it while that is
+        untried: sizes double for as long as each doubling gains `GAIN_MIN`. A model for which batching does not
+        pay stays at one row after a few tries.
+        """
+        if self._since_retry >= RETRY_RUNS:
+            self._since_retry = 0
+            self._best = 0
+            return min(_power_of_two_above(self._measured_best(limit)), limit)
+        if not self._best or limit != self._best_limit:
+            self._best, self._best_limit = self._choose(limit), limit
+        return self._best
+
+    def table(self) -> dict[int, float]:
+        """Rows -> mean nanoseconds, as learned so far."""
+        return dict(zip(self._rows, self._means, strict=True))
+
+    def _choose(self, limit: int) -> int:
+        best = self._measured_best(limit)
+        larger = min(_power_of_two_above(best), limit)
+        at = bisect_left(self._rows, larger)
+        is_known = at < len(self._rows) and self._rows[at] == larger and self._runs[at] >= RUNS_KNOWN
+        return best if is_known and best else larger
+
+    def _measured_best(self, limit: int) -> int:
+        best, best_rate = 0, 0.0
+        for rows, mean in zip(self._rows, self._means, strict=True):
+            if rows > limit:
+                break
+            if rows / mean > best_rate * (1 + GAIN_MIN):
+                best, best_rate = rows, rows / mean
+        return best
+
+
+def _power_of_two_above(rows: int) -> int:
+    """The smallest power of two larger than `rows`."""
+    return 1 << rows.bit_length()

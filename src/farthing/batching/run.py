@@ -1,0 +1,143 @@
+"""One batch through one engine: gather rows, execute, hand rows back.
+
+Runs wherever it is called, on an instance's thread or on the event loop, and touches nothing but its arguments; who
+runs when belongs to `batching.loop`.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+
+from farthing.batching.queue import Waiter
+from farthing.engines.contract import Answer, Batch, Executable, Member, MemberAnswer
+from farthing.types.errors import EngineFailed, FarthingError
+from farthing.types.requests import Parameter
+from farthing.types.tensors import Tensor, TensorSpec
+
+NO_PARAMETERS: Final[Mapping[str, Parameter]] = {}
+
+MemberResult = tuple[Mapping[str, Tensor], Mapping[str, Parameter]] | FarthingError
+"""One request's outputs and response parameters, or its error."""
+
+
+class Ran:
+    """What came of a batch: a result a request, in order, and where the time went (nanoseconds)."""
+
+    __slots__ = ("compute_ns", "input_ns", "output_ns", "results", "started_ns")
+
+    def __init__(
+        self, results: Sequence[MemberResult], started_ns: int, input_ns: int, compute_ns: int, output_ns: int
+    ) -> None:
+        self.results = results
+        self.started_ns = started_ns
+        self.input_ns = input_ns
+        self.compute_ns = compute_ns
+        self.output_ns = output_ns
+
+
+def run_batch(
+    executable: Executable,
+    outputs: Sequence[TensorSpec],
+    waiters: Sequence[Waiter],
+    instance: int,
+    *,
+    has_batch_axis: bool,
+) -> Ran:
+    """Runs requests together. Never raises: what fails becomes the error of those it concerns.
+
+    When a batch of several fails as a whole and the model may be run again at will, each request is run by itself,
+    so one that poisons its batch fails alone.
+    """
+    started = time.monotonic_ns()
+    ready = done = started
+    try:
+        batch = _gather(outputs, waiters)
+        ready = time.monotonic_ns()
+        answer = executable.execute(batch, instance)
+        done = time.monotonic_ns()
+        results = _hand_back(answer, batch, outputs, waiters, has_batch_axis=has_batch_axis)
+    except Exception as error:
+        done = time.monotonic_ns()
+        if len(waiters) > 1 and executable.is_pure:
+            results = [
+                run_batch(executable, outputs, (one,), instance, has_batch_axis=has_batch_axis).results[0]
+                for one in waiters
+            ]
+        else:
+            results = [as_error(error)] * len(waiters)
+    return Ran(results, started, ready - started, done - ready, time.monotonic_ns() - done)
+
+
+def as_error(error: Exception) -> FarthingError:
+    """Any exception as one that has a status."""
+    if isinstance(error, FarthingError):
+        return error
+    failed = EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
+    failed.__cause__ = error
+    return failed
+
+
+def _gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
+    first = waiters[0]
+    wanted = _wanted(outputs, waiters)
+    if len(waiters) == 1:
+        request = first.request
+        return Batch(first.inputs, wanted, (Member(first.rows, request.id, request.parameters),))
+    inputs = {name: np.concatenate([waiter.inputs[name] for waiter in waiters]) for name in first.inputs}
+    members = tuple([Member(waiter.rows, waiter.request.id, waiter.request.parameters) for waiter in waiters])
+    return Batch(inputs, wanted, members)
+
+
+def _wanted(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> tuple[str, ...]:
+    """Names that at least one request asked for, in the model's order."""
+    names: set[str] = set()
+    for waiter in waiters:
+        if not waiter.request.outputs:
+            return tuple([spec.name for spec in outputs])
+        names.update([asked.name for asked in waiter.request.outputs])
+    return tuple([spec.name for spec in outputs if spec.name in names])
+
+
+def _hand_back(
+    answer: Answer,
+    batch: Batch,
+    outputs: Sequence[TensorSpec],
+    waiters: Sequence[Waiter],
+    *,
+    has_batch_axis: bool,
+) -> list[MemberResult]:
+    if not isinstance(answer, Mapping):
+        return [_member_result(one) for one in answer]
+    for name in batch.outputs:
+        if name not in answer:
+            raise EngineFailed(f"the model gave no output `{name}`; it gave: {', '.join(answer) or 'none'}")
+    if len(waiters) == 1 and (not has_batch_axis or waiters[0].rows == 0):
+        return [(answer, NO_PARAMETERS)]
+    total = sum([waiter.rows for waiter in waiters])
+    for name, tensor in answer.items():
+        if has_batch_axis and (tensor.ndim == 0 or tensor.shape[0] != total):
+            raise EngineFailed(
+                f"output `{name}` has shape {list(tensor.shape)}, but {total} rows went in",
+                hint="a model that batches answers one row for each row; else set max_batch_size to 0",
+            )
+    if len(waiters) == 1:
+        return [(answer, NO_PARAMETERS)]
+    results: list[MemberResult] = []
+    start = 0
+    if len(answer) == 1:
+        [(name, tensor)] = answer.items()
+        for waiter in waiters:
+            results.append(({name: tensor[start : start + waiter.rows]}, NO_PARAMETERS))
+            start += waiter.rows
+        return results
+    for waiter in waiters:
+        end = start + waiter.rows
+        results.append(({name: tensor[start:end] for name, tensor in answer.items()}, NO_PARAMETERS))
+        start = end
+    return results
+
+
+def _member_result(one: MemberAnswer | FarthingError) -> MemberResult:
+    return one if isinstance(one, FarthingError) else (one.outputs, one.parameters)

@@ -1,0 +1,110 @@
+"""What an operator may set for a whole server, with every default, its unit and its reason.
+
+Strict: an unknown name or a wrong type is an error that says where. A room receives its own small struct. What may be
+set for one model belongs to `config.model`; reading the command line to `cli`.
+"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+MIB: Final = 1 << 20
+
+
+class ModelControl(StrEnum):
+    """Who decides which models are loaded (Triton's `--model-control-mode`)."""
+
+    NONE = "none"
+    """All models of the repositories, once, at start."""
+    EXPLICIT = "explicit"
+    """Those named at start, then whatever the load and unload endpoints are asked for."""
+    POLL = "poll"
+    """All, and the repositories are looked at again and again."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where a socket listens. Port 0 lets the system choose."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one HTTP client may cost. Whatever is over a limit is answered, then closed."""
+
+    body_bytes_max: int = 64 * MIB
+    """One request body, decompressed too (Triton's `--http-max-input-size` has the same default)."""
+    head_bytes_max: int = 32 * 1024
+    """Request line and headers together; proxies and browsers stay under 16 KiB."""
+    headers_max: int = 100
+    """Header lines of one request (as Apache's LimitRequestFields)."""
+    connections_max: int = 8192
+    """Open connections; the next one gets 503. About 10 KiB each when idle."""
+    pipeline_max: int = 64
+    """Requests one connection may send ahead of their answers; reading pauses beyond."""
+    head_timeout_s: float = 10.0
+    """From a request's first byte to the end of its headers; a person's slowest link needs under a second."""
+    body_timeout_s: float = 20.0
+    """From the end of the headers to the end of the body, plus the time `body_bytes_per_s_min` allows."""
+    body_bytes_per_s_min: int = 16 * 1024
+    """The slowest upload that is waited for: a 64 MiB body may take 69 minutes, a trickle of bytes may not."""
+    idle_timeout_s: float = 75.0
+    """A connection without a request; load balancers keep theirs for 60 s, and ours must be the longer."""
+    write_timeout_s: float = 30.0
+    """A client that reads none of its answer for so long is cut off."""
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much work may be inside the server at once."""
+
+    inflight_bytes_max: int = 1024 * MIB
+    """Bytes of request bodies accepted and not yet answered; the next one gets 503 with Retry-After."""
+    queue_requests_max: int = 8192
+    """Requests waiting for one model version, when its own configuration says nothing."""
+    tenant_inflight_max: int = 0
+    """Requests one API key may have under way; beyond, 429. 0: no limit but the key's own."""
+
+
+class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server's certificate, PEM files."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+    """When given, clients must show a certificate signed by it."""
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything `farthing serve` can be told."""
+
+    http: Address = Address("127.0.0.1", 8000)
+    """Loopback: a model server without keys must not be found by the network by accident."""
+    metrics: Address | None = None
+    """A second listener for `/metrics` alone (Triton's port 8002); it is on the HTTP port anyway."""
+    limits: HttpLimits = HttpLimits()
+    admission: Admission = Admission()
+    tls: Tls | None = None
+    keys: Path | None = None
+    """API keys file; None: everyone may infer, nobody may control."""
+    model_control: ModelControl = ModelControl.NONE
+    load_models: tuple[str, ...] = ()
+    """Models to load at start in explicit mode; `*` for all."""
+    poll_s: float = 15.0
+    """Seconds between looks at the repositories in poll mode (Triton's `--repository-poll-secs`)."""
+    allow_control: bool = False
+    """Whether clients without a control key may load and unload."""
+    strict_readiness: bool = True
+    """Ready only when every model that should be loaded is (Triton's `--strict-readiness`)."""
+    not_ready_status: int = 503
+    """What `/v2/health/ready` answers when not ready; Triton says 400, load balancers expect 503."""
+    hang_timeout_s: float = 60.0
+    """A batch that runs longer turns liveness red; no model here takes a second."""
+    exit_timeout_s: float = 30.0
+    """How long requests may drain after SIGTERM (Triton's `--exit-timeout-secs`)."""
+    access_log: bool = False
+    """One log line a request: useful to people, 10 us of CPU each."""
