@@ -137,6 +137,7 @@ class ModelStatistics:
         "failures",
         "inference_count",
         "last_inference_ms",
+        "load_ns",
         "memory_usage",
         "pending_requests",
         "pending_rows",
@@ -157,6 +158,8 @@ class ModelStatistics:
         """Gauge: batches inside the engine now."""
         self.memory_usage: tuple[MemoryUsage, ...] = ()
         """Written by whoever loads the model."""
+        self.load_ns = 0
+        """How long loading took; written by whoever loads the model."""
 
         self.last_inference_ms = 0
         self.inference_count = 0
@@ -243,6 +246,17 @@ class ModelStatistics:
     @property
     def fail_count(self) -> int:
         return sum(self.failures.values())
+
+    def copy(self) -> "ModelStatistics":
+        """An independent copy of this moment, which another thread may read."""
+        twin = ModelStatistics.__new__(ModelStatistics)
+        for field in ModelStatistics.__slots__:
+            setattr(twin, field, getattr(self, field))
+        twin.batch_sizes = {size: counts.copy() for size, counts in self.batch_sizes.items()}
+        twin.request_buckets = self.request_buckets.copy()
+        twin.queue_buckets = self.queue_buckets.copy()
+        twin.failures = self.failures.copy()
+        return twin
 
     def snapshot(self, name: str, version: str) -> StatisticsSnapshot:
         """What `GET /v2/models/{name}/versions/{version}/stats` says of this moment."""
