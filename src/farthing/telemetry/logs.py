@@ -16,7 +16,10 @@ from typing import Any, Final, Literal, TextIO
 
 import orjson
 
+from farthing.types.errors import InvalidSetting
+
 LogFormat = Literal["auto", "json", "text"]
+FORMATS: Final[tuple[LogFormat, ...]] = ("auto", "json", "text")
 LEVELS: Final = ("debug", "info", "warning", "error")
 
 QUEUE_RECORDS_MAX: Final = 8192
@@ -42,13 +45,19 @@ class LogOutput:
     """The queue, the thread behind it and the number of records lost. Made by `configure`."""
 
     def __init__(self, write: Callable[[str], object], format_record: Callable[[logging.LogRecord], str]) -> None:
-        self.dropped = 0
-        """Records lost because the queue was full. For `Metrics(log_records_dropped=...)`."""
         self._write = write
         self._format = format_record
         self._queue: queue.Queue[logging.LogRecord | None] = queue.Queue(QUEUE_RECORDS_MAX)
-        self._reported = 0
+        self._overflows = 0
+        self._overflows_lock = threading.Lock()
+        self._overflows_reported = 0
+        self._write_failures = 0
         self._thread = threading.Thread(target=self._run, name="farthing-log", daemon=True)
+
+    @property
+    def dropped(self) -> int:
+        """Records lost, to a full queue or to a stderr that is gone. For `Metrics(log_records_dropped=...)`."""
+        return self._overflows + self._write_failures
 
     def start(self) -> None:
         self._thread.start()
@@ -58,7 +67,8 @@ class LogOutput:
         try:
             self._queue.put_nowait(record)
         except queue.Full:
-            self.dropped += 1
+            with self._overflows_lock:
+                self._overflows += 1
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
         """Writes what is queued and ends; False if that did not happen in time."""
@@ -82,13 +92,13 @@ class LogOutput:
             self._write(self._format(record) + "\n")
         except (OSError, ValueError):
             # stderr is gone (closed pipe, full disk): there is nowhere to complain, but it counts as lost.
-            self.dropped += 1
-            self._reported += 1
+            self._write_failures += 1
 
     def _report_drops(self) -> None:
-        lost = self.dropped - self._reported
+        overflows = self._overflows
+        lost = overflows - self._overflows_reported
         if lost:
-            self._reported = self.dropped
+            self._overflows_reported = overflows
             message = f"{lost} log records were dropped because the log queue of {QUEUE_RECORDS_MAX} was full"
             self._emit(logging.makeLogRecord(_own_record(message, lost)))
 
@@ -99,7 +109,9 @@ class QueueHandler(logging.Handler):
     def __init__(self, output: LogOutput) -> None:
         super().__init__()
         self._output = output
-        # Handling is one append to a thread-safe queue; `logging` need not take a lock around it.
+
+    def createLock(self) -> None:  # noqa: N802 (the name is `logging`'s)
+        # Handling is one append to a thread-safe queue: no lock around it.
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -124,7 +136,9 @@ def configure(
     `level` counts for Farthing; libraries speak from WARNING up, or at `level` where that is higher.
     """
     if level not in LEVELS:
-        raise ValueError(f"log level `{level}` does not exist; levels: {', '.join(LEVELS)}")
+        raise InvalidSetting(f"log level `{level}` does not exist", hint=f"choose one of {', '.join(LEVELS)}")
+    if log_format not in FORMATS:
+        raise InvalidSetting(f"log format `{log_format}` does not exist", hint=f"choose one of {', '.join(FORMATS)}")
     target = sys.stderr if stream is None else stream
     use_json = log_format == "json" or (log_format == "auto" and not target.isatty())
 

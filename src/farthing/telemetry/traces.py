@@ -31,7 +31,8 @@ _REQUEST_ID: Final = re.compile(rf"[A-Za-z0-9._~:/+=@-]{{1,{REQUEST_ID_CHARS_MAX
 
 # Seeded by the operating system; ids need to be unlikely to meet, not hard to guess.
 _random = Random()  # noqa: S311
-os.register_at_fork(after_in_child=_random.seed) if hasattr(os, "register_at_fork") else None
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.seed)
 
 
 class TraceContext(NamedTuple):

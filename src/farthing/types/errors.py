@@ -144,3 +144,7 @@ class LoadFailed(FarthingError):
 
     http_status = 400
     grpc_status = GRPC_INVALID_ARGUMENT
+
+
+class InvalidSetting(FarthingError):
+    """What the operator set, on the command line or in the environment, cannot be understood or cannot be had."""
