@@ -1,0 +1,123 @@
+"""Parameters the protocol gives a meaning: taken out, type-checked, and the rest left for the model."""
+
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from farthing.protocols.kserve.shapes import INT64_MAX
+from farthing.types.errors import InvalidInput, TooLarge, Unsupported
+from farthing.types.requests import Parameter, RequestedOutput
+
+UINT32_MAX: Final = (1 << 32) - 1
+UINT64_MAX: Final = (1 << 64) - 1
+CLASSES_MAX: Final = 1_000_000
+"""Elements of a classification's answer; Triton's bound, kept so that a client cannot ask for a giant reply."""
+
+_SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+
+
+class RequestOptions(msgspec.Struct, frozen=True):
+    """A request's parameters, sorted."""
+
+    parameters: dict[str, Parameter] = {}
+    priority: int = 0
+    timeout_us: int = 0
+    binary_output: bool = False
+
+
+NO_OPTIONS: Final = RequestOptions()
+
+
+def request_options(parameters: Mapping[str, Parameter] | None) -> RequestOptions:
+    """Reserved parameters by their meaning, all others as the model will see them."""
+    if not parameters:
+        return NO_OPTIONS
+    others: dict[str, Parameter] = {}
+    priority = timeout_us = 0
+    binary_output = False
+    for name, value in parameters.items():
+        where = f"parameters.{name[:80]}"
+        match name:
+            case "priority":
+                priority = _uint(value, where, UINT32_MAX)
+            case "timeout":
+                timeout_us = _uint(value, where, INT64_MAX)
+            case "binary_data_output":
+                binary_output = _bool(value, where)
+            case "sequence_id":
+                others[name] = value if isinstance(value, str) else _uint(value, where, UINT64_MAX)
+            case "sequence_start" | "sequence_end":
+                others[name] = _bool(value, where)
+            case _:
+                if name.startswith("triton_") or name == "headers":
+                    raise InvalidInput(
+                        f"{where}: this name is reserved", hint="names starting with `triton_` are the server's own"
+                    )
+                if type(value) is int and not -INT64_MAX <= value <= UINT64_MAX:
+                    raise InvalidInput(f"{where}: an integer parameter must fit 64 bits")
+                others[name] = value
+    return RequestOptions(others, priority, timeout_us, binary_output)
+
+
+def requested_output(name: str, parameters: Mapping[str, Parameter] | None, where: str) -> RequestedOutput:
+    """One entry of `outputs`."""
+    if not parameters:
+        return RequestedOutput(name)
+    classes, is_binary = 0, None
+    if "classification" in parameters:
+        classes = _uint(parameters["classification"], f"{where}.parameters.classification", INT64_MAX)
+        if classes >= CLASSES_MAX:
+            raise TooLarge(
+                f"{where}.parameters.classification: {classes} classes; classification output tensor too large, "
+                f"the limit is {CLASSES_MAX - 1}"
+            )
+    if "binary_data" in parameters:
+        is_binary = _bool(parameters["binary_data"], f"{where}.parameters.binary_data")
+    if has_shared_memory(parameters):
+        if classes:
+            raise InvalidInput(f"{where}: `classification` cannot be written to shared memory; give one of the two")
+        if is_binary:
+            raise InvalidInput(f"{where}: `binary_data` and `shared_memory_region` contradict; give one of the two")
+        raise no_shared_memory(where)
+    return RequestedOutput(name, classes, is_binary)
+
+
+def binary_size(parameters: Mapping[str, Parameter] | None, where: str) -> int | None:
+    """What an input's `binary_data_size` says; None if it is not there."""
+    if not parameters or "binary_data_size" not in parameters:
+        return None
+    return _uint(parameters["binary_data_size"], f"{where}.parameters.binary_data_size", INT64_MAX)
+
+
+def has_shared_memory(parameters: Mapping[str, Parameter] | None) -> bool:
+    return bool(parameters) and any(name in parameters for name in _SHARED_MEMORY)
+
+
+def no_shared_memory(where: str) -> Unsupported:
+    return Unsupported(
+        f"{where}: tensors in shared memory are not supported by this server",
+        hint="send them as binary tensors in the request",
+    )
+
+
+def _uint(value: Parameter, where: str, high: int) -> int:
+    if type(value) is not int or not 0 <= value <= high:
+        raise InvalidInput(f"{where}: expected an unsigned integer up to {high}, got {_kind(value)}")
+    return value
+
+
+def _bool(value: Parameter, where: str) -> bool:
+    if type(value) is not bool:
+        raise InvalidInput(f"{where}: expected true or false, got {_kind(value)}")
+    return value
+
+
+def _kind(value: Parameter) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "a string"
+    if isinstance(value, float):
+        return f"the fraction {value!r}"
+    return str(value) if value.bit_length() <= 128 else f"an integer of {value.bit_length()} bits"
