@@ -1,0 +1,13 @@
+"""A small client for any server of the Open Inference Protocol (KServe v2) over HTTP.
+
+    with Client("http://127.0.0.1:8000") as client:
+        outputs = client.infer("minilm-l6", {"input_ids": ids, "attention_mask": mask})
+        outputs["embedding"], outputs.timing
+
+`client` knows the endpoints, `connection` keeps sockets open, `tensors` turns arrays into bytes and back.
+"""
+
+from farthing.client.client import Client
+from farthing.client.result import InferResult, TimingEntry
+
+__all__ = ["Client", "InferResult", "TimingEntry"]
