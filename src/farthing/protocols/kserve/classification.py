@@ -1,5 +1,6 @@
 """The classification extension: a tensor of scores becomes the few best, as `value:index:label` strings."""
 
+from math import prod
 from typing import Final
 
 import numpy as np
@@ -29,19 +30,19 @@ def classify(scores: Tensor, classes: int, output: TensorSpec, *, is_batched: bo
     others with six decimals.
     """
     check_classification(output)
-    rows = scores.reshape(scores.shape[0] if scores.shape[0] else 1, -1) if is_batched and scores.ndim else None
-    table = scores.reshape(1, -1) if rows is None else rows
-    if is_batched and scores.ndim and scores.shape[0] == 0:
-        return np.empty((0, classes), object)
+    rows = scores.shape[0] if is_batched and scores.ndim else 1
+    table = scores.reshape(rows, scores.size // rows if rows else prod(scores.shape[1:]))
     shown = min(classes, table.shape[1])
-    if table.shape[0] * shown >= CLASSES_MAX:
+    if rows * shown >= CLASSES_MAX:
         raise TooLarge(
-            f"output `{output.name}`: {table.shape[0]} rows of {shown} classes; classification output tensor too "
+            f"output `{output.name}`: {rows} rows of {shown} classes; classification output tensor too "
             f"large, the limit is {CLASSES_MAX - 1} elements",
             hint="ask for fewer classes, or send fewer rows a request",
         )
-    if table.dtype.kind not in "iuf" or table.dtype.itemsize < _SCORE_DTYPE.itemsize and table.dtype.kind == "f":
-        table = table.astype(np.uint8 if table.dtype.kind == "b" else _SCORE_DTYPE)
+    if output.datatype in ("FP16", "BF16"):
+        table = table.astype(_SCORE_DTYPE)
+    elif output.datatype == "BOOL":
+        table = table.astype(np.uint8)
     best = _best_first(table)[:, :shown]
     is_integer = table.dtype.kind in "iu"
     labels = output.labels
@@ -50,7 +51,7 @@ def classify(scores: Tensor, classes: int, output: TensorSpec, *, is_batched: bo
         for row, picks in zip(table, best.tolist(), strict=True)
         for value, index in zip(row[picks].tolist(), picks, strict=True)
     ]
-    return object_tensor(values, (table.shape[0], shown) if rows is not None else (shown,))
+    return object_tensor(values, (rows, shown) if is_batched else (shown,))
 
 
 def _best_first(table: Tensor) -> Tensor:

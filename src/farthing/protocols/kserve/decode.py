@@ -163,11 +163,7 @@ def _inputs(plan: _Plan, body: bytes | memoryview, start: int) -> dict[str, Tens
     """All inputs, the binary ones from what follows the JSON."""
     if len(body) - start != plan.binary_bytes:
         raise _wrong_length(plan, len(body) - start)
-    inputs = plan.json_inputs
-    if inputs:
-        inputs = inputs.copy()
-    else:
-        inputs = {}
+    inputs = plan.json_inputs.copy()
     for name, offset, size, datatype, shape, elements, where in plan.places:
         inputs[name] = tensor_from_bytes(body, start + offset, size, datatype, shape, elements, where)
     return inputs

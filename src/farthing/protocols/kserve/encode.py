@@ -73,20 +73,19 @@ def encode_infer(
     buffers: list[bytes | memoryview] = []
     is_binary = request.binary_output
     for name, tensor in response.outputs.items():
-        if asked_by_name is not None:
-            asked = asked_by_name.get(name)
-            if asked is not None:
-                is_binary = _is_binary(asked, request)
-                if asked.classes:
-                    tensor = classify(tensor, asked.classes, _spec_of(name, spec), is_batched=spec.batch_rows_max > 0)
-            else:
-                is_binary = request.binary_output
-        if is_binary:
-            parts.append(_binary_output(name, tensor, buffers))
+        asked = asked_by_name.get(name) if asked_by_name else None
+        if asked:
+            is_binary = _is_binary(asked, request)
+        if asked and asked.classes:
+            shown = classify(tensor, asked.classes, _spec_of(name, spec), is_batched=spec.batch_rows_max > 0)
         else:
-            key = (name, tensor.dtype, tensor.shape, False)
-            parts.append(_output_heads.get(key) or _output_heads.remember(key, _json_head(name, tensor)))
-            parts.append(json_from_tensor(tensor, name))
+            shown = tensor
+        if is_binary:
+            parts.append(_binary_output(name, shown, buffers))
+        else:
+            key = (name, shown.dtype, shown.shape, False)
+            parts.append(_output_heads.get(key) or _output_heads.remember(key, _json_head(name, shown)))
+            parts.append(json_from_tensor(shown, name))
             parts.append(b"},")
     if not response.outputs:
         parts.append(b"]}")

@@ -7,6 +7,7 @@ by `struct`, which checks its range; for small tensors the pair is twice as fast
 import re
 from collections.abc import Callable
 from itertools import chain
+from math import isfinite, isnan
 from struct import Struct
 from struct import error as StructError  # noqa: N812
 from typing import Any, Final
@@ -95,10 +96,8 @@ def tensor_from_json(
         )
     try:
         text = bytes(data) if type(data) is msgspec.Raw else None
-        if text is None or text[1:2] == b"[":
-            values = _nested(data, reader, where)
-        else:
-            values = reader.decode(text)
+        is_flat = text is not None and text[1:2] != b"["
+        values = reader.decode(text) if is_flat else _nested(data, reader, where)
     except (msgspec.ValidationError, UnicodeDecodeError):
         values = _nested(data, reader, where)  # which says what is wrong, or finds white space and no fault
     if len(values) != elements:
@@ -182,7 +181,7 @@ def _out_of_range(values: list[Any], reader: _Reader, where: str) -> InvalidInpu
     else:
         low, high, hint = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max), ""
     for index, value in enumerate(values):
-        if not low <= value <= high and abs(value) != float("inf") and value == value:
+        if isfinite(value) and not low <= value <= high:
             return InvalidInput(
                 f"{where}.data: element {index} is {_shown(value)}; {reader.datatype} holds {low} to {high}", hint=hint
             )
@@ -214,7 +213,7 @@ def json_from_tensor(tensor: Tensor, name: str) -> bytes:
     if kind == "f" and b"n" in text:
         odd = flat[~np.isfinite(flat)].tolist()
         pieces = text.split(b"null")
-        tokens = [b"NaN" if value != value else b"Infinity" if value > 0 else b"-Infinity" for value in odd]
+        tokens = [b"NaN" if isnan(value) else b"Infinity" if value > 0 else b"-Infinity" for value in odd]
         return b"".join(chain.from_iterable(zip(pieces, [*tokens, b""], strict=True)))
     return text
 

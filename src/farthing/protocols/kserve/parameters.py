@@ -91,7 +91,7 @@ def binary_size(parameters: Mapping[str, Parameter] | None, where: str) -> int |
 
 
 def has_shared_memory(parameters: Mapping[str, Parameter] | None) -> bool:
-    return bool(parameters) and any(name in parameters for name in _SHARED_MEMORY)
+    return parameters is not None and any(name in parameters for name in _SHARED_MEMORY)
 
 
 def no_shared_memory(where: str) -> Unsupported:

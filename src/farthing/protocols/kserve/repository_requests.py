@@ -1,6 +1,23 @@
 """Bodies of the model repository extension: index, load, unload. Whether they are allowed is the runtime's."""
 
+from base64 import b64decode
+from binascii import Error as Base64Error
+from collections.abc import Mapping
+from typing import Final
+
 import msgspec
+
+from farthing.protocols.kserve.messages import BodyParser, malformed
+from farthing.types.errors import InvalidInput
+from farthing.types.requests import Parameter
+
+_FILE: Final = "file:"
+
+PATH_PART_BYTES_MAX: Final = 255
+"""Bytes of one part of a path; what file systems allow."""
+
+FILES_MAX: Final = 1024
+"""Files in one load request."""
 
 
 class IndexRequest(msgspec.Struct, frozen=True, kw_only=True):
@@ -14,24 +31,101 @@ class LoadRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     config: str = ""
     """A model configuration as JSON text (checked to be an object); empty: as in the repository."""
-    files: dict[str, bytes] = {}
+    files: Mapping[str, bytes] = {}
     """Path within the model's folder, such as `1/model.onnx`, to content. Never empty without `config`."""
 
 
 class UnloadRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """`unload_dependents`: also the models an ensemble is made of."""
+
     unload_dependents: bool = False
+
+
+class _IndexBody(msgspec.Struct):
+    ready: bool = False
+
+
+class _ParametersBody(msgspec.Struct):
+    parameters: dict[str, Parameter] | None = None
+
+
+_index: Final = BodyParser(_IndexBody, "repository index")
+_load: Final = BodyParser(_ParametersBody, "model load")
+_unload: Final = BodyParser(_ParametersBody, "model unload")
+_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def parse_index_request(body: bytes | memoryview) -> IndexRequest:
     """The body of `POST /v2/repository/index`; empty means everything."""
-    raise NotImplementedError
+    return IndexRequest(ready=_index.parse(body).ready)
 
 
 def parse_load_request(body: bytes | memoryview) -> LoadRequest:
     """The body of a load. Paths are relative, stay in the model's folder and are not over 255 bytes a part."""
-    raise NotImplementedError
+    config = ""
+    files: dict[str, bytes] = {}
+    for name, value in (_load.parse(body).parameters or {}).items():
+        if name == "config":
+            config = _config(value)
+        elif name.startswith(_FILE):
+            if len(files) == FILES_MAX:
+                raise InvalidInput(f"a load request brings at most {FILES_MAX} files")
+            files[_path(name.removeprefix(_FILE))] = _content(name, value)
+        else:
+            raise InvalidInput(
+                f"parameters.{name[:80]}: a load takes no such parameter",
+                hint="parameters are `config` and `file:<version>/<path>`",
+            )
+    if files and not config:
+        raise InvalidInput(
+            "a load that brings files must bring their configuration",
+            hint="put the model configuration as JSON text into `parameters.config`",
+        )
+    return LoadRequest(config=config, files=files)
 
 
 def parse_unload_request(body: bytes | memoryview) -> UnloadRequest:
     """The body of an unload."""
-    raise NotImplementedError
+    unload_dependents = False
+    for name, value in (_unload.parse(body).parameters or {}).items():
+        if name != "unload_dependents":
+            raise InvalidInput(
+                f"parameters.{name[:80]}: an unload takes no such parameter", hint="it takes `unload_dependents`"
+            )
+        if not isinstance(value, bool):
+            raise InvalidInput("parameters.unload_dependents: expected true or false")
+        unload_dependents = value
+    return UnloadRequest(unload_dependents=unload_dependents)
+
+
+def _config(value: Parameter) -> str:
+    if not isinstance(value, str):
+        raise InvalidInput("parameters.config: expected a model configuration as JSON text in a string")
+    try:
+        _object.decode(value)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise malformed(error, "parameters.config: the text is not a JSON object") from None
+    return value
+
+
+def _path(path: str) -> str:
+    """The path if it is one inside a folder, whatever the system's idea of separators and drives."""
+    parts = path.split("/")
+    is_plain = all(part not in ("", ".", "..") and part.isprintable() for part in parts)
+    if not is_plain or "\\" in path or ":" in path:
+        raise InvalidInput(
+            f"parameters.file:{path[:80]}: not a path inside a model's folder",
+            hint="write `file:<version>/<path>`, for example `file:1/model.onnx`",
+        )
+    if any(len(part.encode()) > PATH_PART_BYTES_MAX for part in parts):
+        raise InvalidInput(f"parameters.file:{path[:80]}...: a part of the path is over {PATH_PART_BYTES_MAX} bytes")
+    return path
+
+
+def _content(name: str, value: Parameter) -> bytes:
+    if not isinstance(value, str):
+        raise InvalidInput(f"parameters.{name[:80]}: expected the file's content as base64 text in a string")
+    try:
+        return b64decode(value, validate=True)
+    except (Base64Error, ValueError) as error:
+        raise InvalidInput(f"parameters.{name[:80]}: not base64 ({error})") from None
