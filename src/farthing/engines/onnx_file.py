@@ -1,0 +1,158 @@
+"""Which files does an ONNX file pull in, and is it whole?
+
+An ONNX file may keep weights in other files and names them in strings deep inside itself. A runtime opens whatever
+they say, so they are found and checked before a runtime sees the file. The file is walked as Protocol Buffers wire
+data, mapped rather than read: weights are stepped over, a gigabyte of them costs nothing, and neither the `onnx`
+package nor a copy of the file is needed. What the graph computes is left to the runtimes.
+"""
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from farthing.engines.safety import companion_file, shown
+from farthing.types.errors import LoadFailed
+
+_LENGTH_DELIMITED: Final = 2
+_VARINT: Final = 0
+
+MESSAGES: Final[dict[str, dict[int, str]]] = {
+    "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
+    "TrainingInfoProto": {1: "GraphProto", 2: "GraphProto"},
+    "GraphProto": {1: "NodeProto", 5: "TensorProto", 15: "SparseTensorProto"},
+    "FunctionProto": {7: "NodeProto", 11: "AttributeProto"},
+    "NodeProto": {5: "AttributeProto"},
+    "AttributeProto": {
+        5: "TensorProto",
+        6: "GraphProto",
+        10: "TensorProto",
+        11: "GraphProto",
+        22: "SparseTensorProto",
+        23: "SparseTensorProto",
+    },
+    "SparseTensorProto": {1: "TensorProto", 2: "TensorProto"},
+    "TensorProto": {13: "StringStringEntryProto"},
+    "StringStringEntryProto": {},
+}
+"""Every way from a model to a tensor's `external_data`: message -> field number -> message.
+A test derives the same table from the `onnx` package's own description."""
+
+DEPTH_MAX: Final = 100
+"""Messages inside messages; Protocol Buffers' own readers stop there, so a deeper file cannot be run anyway."""
+
+FIELDS_MAX: Final = 5_000_000
+"""Fields looked at (about 0.5 us each). The largest models met have some 100,000; a file made of empty fields
+would otherwise keep the loader busy for hours."""
+
+_MARK: Final = b"location"
+"""External data always carries this key. A node or attribute without these bytes has none, and is stepped over whole:
+attributes of tree ensembles hold millions of small fields."""
+
+_SEARCHED: Final = frozenset({"NodeProto", "AttributeProto"})
+"""Messages looked through for the mark before they are walked. Tensors are not: their bytes may be gigabytes, their
+fields are few."""
+
+
+def check_onnx_file(path: Path, folder: Path) -> None:
+    """Raises `LoadFailed` if the file is cut off or malformed, or if a file it names is not inside `folder`."""
+    checked: set[str] = set()
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                raise LoadFailed(f"{path}: the file is empty", hint="copy or export the model again")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                for location in external_locations(data):
+                    if location not in checked:
+                        checked.add(location)
+                        companion_file(location, of=path, folder=folder)
+    except OSError as error:
+        raise LoadFailed(f"{path}: cannot be read: {error.strerror}") from error
+    except MalformedError as error:
+        raise LoadFailed(
+            f"{path}: not a whole ONNX model: {error}",
+            hint="copy or export the model again; compare its size or checksum",
+        ) from error
+
+
+class MalformedError(ValueError):
+    """The bytes are not a Protocol Buffers message of this kind; says where."""
+
+
+def external_locations(data: bytes | mmap.mmap) -> Iterator[str]:
+    """The `location` of every external tensor: initialisers, subgraphs, attributes, functions, sparse tensors."""
+    budget = FIELDS_MAX
+    waiting = [("ModelProto", 0, len(data), 0)]
+    while waiting:
+        message, start, end, depth = waiting.pop()
+        if depth > DEPTH_MAX:
+            raise MalformedError(f"messages are nested deeper than {DEPTH_MAX} at byte {start}")
+        if message == "StringStringEntryProto":
+            yield from _location(data, start, end)
+            continue
+        inner = MESSAGES[message]
+        for field, field_start, field_end in _fields(data, start, end):
+            budget -= 1
+            if budget < 0:
+                raise MalformedError(f"more than {FIELDS_MAX} fields")
+            child = inner.get(field)
+            if child and not (child in _SEARCHED and _MARK not in data[field_start:field_end]):
+                waiting.append((child, field_start, field_end, depth + 1))
+
+
+def _location(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[str]:
+    """The value of a key-value entry whose key is `location`. Later fields win, as in Protocol Buffers' readers."""
+    entry = {field: data[at:stop] for field, at, stop in _fields(data, start, end)}
+    if entry.get(1) != _MARK:
+        return
+    try:
+        location = entry.get(2, b"").decode()
+    except UnicodeDecodeError:
+        name = shown(entry[2].decode(errors="replace"))
+        raise MalformedError(f"the external data file `{name}` is not named in UTF-8") from None
+    # ONNX Runtime's own mark for "this is an address in memory"; in a file it can only be an attack.
+    if location.startswith("*"):
+        raise MalformedError(f"external data at `{shown(location)}` is an address, not a file")
+    yield location
+
+
+def _fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Each field of a message: its number, first byte, byte after the last; number 0 for fields that hold no bytes."""
+    at = start
+    while at < end:
+        tag_at = at
+        tag, at = _varint(data, at, end)
+        kind = tag & 7
+        if not 8 <= tag <= 0xFFFFFFFF:  # readers that keep 32 bits of a longer tag would see another field
+            raise MalformedError(f"byte {tag_at} starts no field that ONNX knows")
+        if kind == _LENGTH_DELIMITED:
+            size, at = _varint(data, at, end)
+            if size > end - at:
+                raise MalformedError(f"the field at byte {tag_at} has {size} bytes, {end - at} are left")
+            yield tag >> 3, at, at + size
+            at += size
+        elif kind == _VARINT:
+            _, at = _varint(data, at, end)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+            if at > end:
+                raise MalformedError(f"the number at byte {tag_at} is cut off")
+        else:
+            raise MalformedError(f"byte {tag_at} starts no field that ONNX knows")
+        if kind != _LENGTH_DELIMITED:
+            yield 0, at, at
+
+
+def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
+    """A number of at most ten bytes, seven bits each, lowest first; and where it ends."""
+    value = shift = 0
+    while at < end:
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+        shift += 7
+        if shift > 63:
+            raise MalformedError(f"the number before byte {at} is longer than ten bytes")
+    raise MalformedError(f"the file ends inside a number at byte {at}")
