@@ -1,0 +1,201 @@
+"""A Python model as Farthing likes it: a class that says what it takes and gives, with `infer`.
+
+    from farthing import Tensor
+
+    class Sum:
+        inputs = [Tensor("x", "FP32", [-1, 4])]
+        outputs = [Tensor("sum", "FP32", [-1, 1])]
+        max_batch_size = 64
+
+        def infer(self, inputs):
+            return {"sum": inputs["x"].sum(axis=1, keepdims=True)}
+
+`Tensor`, `Context` and `Request` are what such a file may import from `farthing`; the rest turns an instance of the
+class into the worker's `UserModel`. Triton's interface is in `triton`.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import msgspec
+
+from farthing.engines.python.interface import MemberResult, ModelMistake, as_tensor, rows_of
+from farthing.engines.python.messages import Ready, Run, Start
+from farthing.types.requests import Parameter
+from farthing.types.tensors import NUMPY_DTYPES, TensorSpec
+from farthing.types.tensors import Tensor as Array
+
+PREFERRED_CLASS_NAME: Final = "Model"
+"""Taken when a file has several classes with `infer`."""
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """Declares one input or output: name, datatype (`FP32`, `BYTES`, …) and shape, -1 for any size.
+
+    The shape is written in full: where requests may share a batch, its first dimension is -1, the rows.
+    """
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    optional: bool = False
+    labels: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.datatype not in NUMPY_DTYPES:
+            raise ValueError(f"`{self.name}`: no datatype is {self.datatype!r}; allowed: {', '.join(NUMPY_DTYPES)}")
+        if any(isinstance(d, bool) or not isinstance(d, int) or d < -1 for d in self.shape):
+            raise ValueError(f"`{self.name}`: shape {list(self.shape)}; allowed: whole numbers, -1 for any size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What `load(self, context)` may know: which model this is, and what its configuration says."""
+
+    name: str
+    version: int
+    folder: Path
+    """The model's folder; its files may be read from here."""
+    file: Path
+    instance: int
+    """Which of the model's processes this is, from 0."""
+    parameters: Mapping[str, str]
+
+
+@dataclass(slots=True)
+class Request:
+    """One request of a batch, for `infer(self, inputs, requests)`."""
+
+    rows: int
+    """How many rows of the batch are its own, in order."""
+    id: str
+    parameters: Mapping[str, Parameter]
+    response_parameters: dict[str, Parameter] = field(default_factory=dict)
+    """Fill in what its client should be told beside the outputs."""
+    rejection: str = ""
+
+    def reject(self, reason: str) -> None:
+        """Answers this request alone with "invalid input" and the reason; its rows of the outputs are ignored."""
+        self.rejection = reason or "the model gave no reason"
+
+
+class NativeModel:
+    """An instance of a user's class, loaded."""
+
+    def __init__(self, model_class: type[Any], start: Start) -> None:
+        self.ready = _declared(model_class, start)
+        self._model = model_class()
+        if callable(load := getattr(self._model, "load", None)):
+            context = Context(
+                name=start.name,
+                version=start.version,
+                folder=Path(start.folder),
+                file=Path(start.path),
+                instance=start.instance,
+                parameters=start.parameters,
+            )
+            load(context) if _takes(load, 1) else load()
+        self._infer: Callable[..., Any] = self._model.infer
+        self._wants_requests = _takes(self._infer, 2)
+
+    def run(self, inputs: dict[str, Array], run: Run) -> Mapping[str, Array] | Sequence[MemberResult]:
+        if not self._wants_requests:
+            return self._outputs(self._infer(inputs), run)
+        requests = [Request(member.rows, member.id, member.parameters) for member in run.members]
+        outputs = self._outputs(self._infer(inputs, requests), run)
+        if not any(request.rejection or request.response_parameters for request in requests):
+            return outputs
+        rows = [request.rows for request in requests]
+        return [
+            MemberResult(error_kind="InvalidInput", error=request.rejection)
+            if request.rejection
+            else MemberResult(own, request.response_parameters)
+            for request, own in zip(requests, rows_of(outputs, rows), strict=True)
+        ]
+
+    def _outputs(self, answer: object, run: Run) -> dict[str, Array]:
+        if not isinstance(answer, Mapping):
+            raise ModelMistake(
+                f"infer returned a {type(answer).__name__}; expected a dict of arrays with {', '.join(run.outputs)}"
+            )
+        return {name: as_tensor(name, answer[name]) for name in run.outputs if name in answer}
+
+    def close(self) -> None:
+        if callable(unload := getattr(self._model, "unload", None)):
+            unload()
+
+
+def find_class(module: ModuleType) -> type[Any]:
+    """The one class with `infer` that this module defines itself. Raises `ModelMistake`."""
+    found = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
+        and callable(getattr(value, "infer", None))
+        and not inspect.isabstract(value)
+    ]
+    named = [value for value in found if value.__name__ == PREFERRED_CLASS_NAME]
+    if len(found) == 1 or len(named) == 1:
+        return (named or found)[0]
+    if not found:
+        raise ModelMistake("no class with a method `infer`, and no `TritonPythonModel`")
+    names = ", ".join(value.__name__ for value in found)
+    raise ModelMistake(f"several classes with `infer`: {names}; name the one to serve `{PREFERRED_CLASS_NAME}`")
+
+
+def _declared(model_class: type[Any], start: Start) -> Ready:
+    inputs = _specs(model_class, "inputs") or start.inputs
+    outputs = _specs(model_class, "outputs") or start.outputs
+    for what, specs in (("inputs", inputs), ("outputs", outputs)):
+        if not specs:
+            raise ModelMistake(f'{model_class.__name__} declares no {what}: {what} = [Tensor("x", "FP32", [-1, 4])]')
+    rows_max = getattr(model_class, "max_batch_size", None)
+    if rows_max is not None and (isinstance(rows_max, bool) or not isinstance(rows_max, int) or rows_max < 0):
+        raise ModelMistake(f"max_batch_size is {rows_max!r}; allowed: a whole number, 0 for no batching")
+    batches = getattr(model_class, "batch", None if rows_max is None else rows_max > 0)
+    if batches is not None and not isinstance(batches, bool):
+        raise ModelMistake(f"batch is {batches!r}; allowed: True, False")
+    if batches and (fixed := [s for s in (*inputs, *outputs) if not s.shape or s.shape[0] != -1]):
+        raise ModelMistake(
+            f"{model_class.__name__} batches, so every shape begins with -1; "
+            f"`{fixed[0].name}` is {list(fixed[0].shape)}"
+        )
+    return Ready(
+        inputs=inputs,
+        outputs=outputs,
+        batch_axis=batches,
+        batch_rows_max=0 if batches is False else rows_max,
+    )
+
+
+def _specs(model_class: type[Any], attribute: str) -> tuple[TensorSpec, ...]:
+    declared = getattr(model_class, attribute, ())
+    if not isinstance(declared, Sequence) or not all(isinstance(entry, Tensor) for entry in declared):
+        raise ModelMistake(f"{model_class.__name__}.{attribute} is no list of farthing.Tensor")
+    names = [entry.name for entry in declared]
+    if len(set(names)) != len(names):
+        raise ModelMistake(f"{model_class.__name__}.{attribute} names a tensor twice: {', '.join(names)}")
+    return tuple(
+        TensorSpec(
+            name=entry.name,
+            datatype=entry.datatype,
+            shape=tuple(entry.shape),
+            is_optional=entry.optional,
+            labels=tuple(entry.labels),
+        )
+        for entry in declared
+    )
+
+
+def _takes(method: Callable[..., Any], count: int) -> bool:
+    """Whether a bound method can be given that many positional arguments."""
+    try:
+        inspect.signature(method).bind(*range(count))
+    except TypeError:
+        return False
+    return True

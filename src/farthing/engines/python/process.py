@@ -1,0 +1,365 @@
+"""One process of a Python model, kept alive: started, loaded, watched, restarted when it dies.
+
+`Life` is one process from its start to its end; `Supervisor` is the succession of them, on a thread of its own that
+starts each, waits for its death and asks `backoff` when to start the next. A batch is answered by the life that is
+there, or refused at once. What the answers mean is for `engine` to judge.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+
+from farthing.engines.contract import Batch
+from farthing.engines.python import backoff, messages
+from farthing.engines.python.channel import Arena, Connection, Place, read_tensor, write_tensors
+from farthing.engines.python.log import Pump
+from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed, Unavailable
+from farthing.types.tensors import Tensor
+
+EXIT_WAIT_S: Final = 2.0
+"""How long a process that hung up, or was told to go, may take to be gone before it is killed."""
+
+LOG_WAIT_S: Final = 0.5
+"""How long a dead process's last words may take to arrive."""
+
+_POLL_S: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long things may take."""
+
+    load_s: float
+    execute_s: float | None
+    """None: as long as it takes; the server's own liveness check then speaks up."""
+    unload_s: float
+
+
+class Life:
+    """One process, from its start to its end."""
+
+    def __init__(self, start: messages.Start, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
+        self._ended = threading.Event()
+        self._ending = ""
+        self._model = start.name
+        self._inputs = Arena.create()
+        self._outputs = Arena.create()
+        self._inputs_are_new = False
+        ours, theirs = socket.socketpair()
+        log_fd, log_end = os.pipe()
+        fds = (theirs.fileno(), self._inputs.fd, self._outputs.fd)
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own program
+                # -P: a file in the server's working folder must not pass for a library.
+                [sys.executable, "-P", "-m", "farthing.engines.python.worker", *map(str, fds), str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=log_end,
+                stderr=log_end,
+                pass_fds=fds,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in the server's terminal is for the server
+            )
+        except OSError:
+            self._inputs.close()
+            self._outputs.close()
+            ours.close()
+            os.close(log_fd)
+            raise
+        finally:
+            theirs.close()
+            os.close(log_end)
+        self._connection = Connection(ours)
+        self._log = Pump(log_fd, model=start.name, clock=clock)
+        self.pid = self._process.pid
+
+    def load(self, start: messages.Start, timeout_s: float, clock: Callable[[], float]) -> messages.Ready:
+        """Waits until the model is loaded. Raises `LoadFailed`. Called by the supervisor only."""
+        deadline_s = clock() + timeout_s
+        with contextlib.suppress(OSError):
+            self._connection.send(messages.encode(start))
+        while not select.select([self._connection.socket], [], [], _POLL_S)[0]:
+            # A child of the model's may hold the socket open after its death, so look at the process too.
+            if self._process.poll() is not None:
+                break
+            if clock() > deadline_s:
+                self.kill()
+                raise LoadFailed(
+                    f"{start.path}: not loaded within {timeout_s:g} s",
+                    hint="set the parameter `load_timeout_seconds` if it needs longer",
+                )
+        answer = None
+        with contextlib.suppress(OSError, ValueError, msgspec.DecodeError):  # an answer that is none: the process is at fault
+            answer = self._receive(_POLL_S)
+        if isinstance(answer, messages.Ready):
+            return answer
+        if isinstance(answer, messages.Broken):
+            raise LoadFailed(answer.error, hint=answer.trace)
+        self.kill()
+        self.wait()
+        raise LoadFailed(f"{start.path}: the process {self.ending()} while loading the model", hint=self.last_words())
+
+    def wait(self) -> None:
+        """Blocks until the process is gone, with all it started. Called by the supervisor only."""
+        status = self._process.wait()
+        if self._ended.is_set():
+            return
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it may have left behind
+        self._ending = how_it_ended(status)
+        self._ended.set()
+        self._connection.hang_up()  # wakes a thread that waits for an answer
+
+    def run(self, batch: Batch, timeout_s: float | None) -> "Answer":
+        """Has a batch run. Raises `EngineFailed` when the process dies of it."""
+        try:
+            places = write_tensors(self._inputs, batch.inputs.items())
+        except ValueError as problem:
+            raise InvalidInput(f"model `{self._model}`: {problem}") from problem
+        try:
+            order = messages.encode(messages.Run(places, batch.outputs, batch.members, self._inputs_are_new))
+        except OverflowError as problem:
+            raise InvalidInput(f"a request parameter is too large a number for a Python model: {problem}") from problem
+        try:
+            self._connection.send(order, self._inputs.fd if self._inputs_are_new else -1)
+            self._inputs_are_new = False
+            answer = self._receive(timeout_s)
+        except TimeoutError:
+            self.kill()
+            raise EngineFailed(
+                f"model `{self._model}` did not answer within {timeout_s:g} s; its process was killed and starts anew",
+                hint="the parameter `execution_timeout_seconds` sets how long a batch may take",
+            ) from None
+        except (OSError, ValueError, msgspec.DecodeError) as problem:
+            self.kill()
+            raise self._death(f" ({problem})") from problem
+        if not isinstance(answer, messages.Outputs | messages.Replies | messages.Raised):
+            raise self._death()
+        if answer.keeps_inputs:
+            self._inputs.close()
+            self._inputs = Arena.create()
+            self._inputs_are_new = True
+        return answer
+
+    def take(self, places: Sequence[Place]) -> dict[str, Tensor]:
+        """Copies tensors out of the worker's arena, which the next batch overwrites. Raises `ValueError`."""
+        if any(place.offset + place.size > self._outputs.size for place in places):
+            self._outputs.refresh()
+        view = memoryview(self._outputs.map)
+        tensors: dict[str, Tensor] = {}
+        for place in places:
+            tensor = read_tensor(view, place)
+            tensors[place.name] = tensor if place.datatype == "BYTES" else tensor.copy()
+        return tensors
+
+    def _receive(self, timeout_s: float | None) -> Any:
+        data = self._connection.receive(timeout_s)
+        return None if data is None else messages.decode_answer(data)
+
+    def _death(self, detail: str = "") -> EngineFailed:
+        if not self._ended.wait(EXIT_WAIT_S):  # it hung up, and lives
+            self.kill()
+            self._ended.wait(EXIT_WAIT_S)
+        return EngineFailed(
+            f"model `{self._model}`: its process {self.ending()} while it ran this batch{detail}",
+            hint=self.last_words(),
+        )
+
+    def ending(self) -> str:
+        return self._ending or "is going"
+
+    def last_words(self) -> str:
+        """The end of what the process printed, as a hint."""
+        lines = self._log.last_lines(LOG_WAIT_S)
+        return "its last lines: " + " | ".join(lines) if lines else "it printed nothing"
+
+    def stop(self) -> None:
+        """Asks the process to unload the model and go. `end` sees to it."""
+        with contextlib.suppress(OSError):
+            self._connection.send(messages.encode(messages.Stop()))
+
+    def end(self, wait_s: float) -> None:
+        """Waits for the end, then asks with SIGTERM, then takes it."""
+        if not self._ended.wait(wait_s):
+            self._signal(signal.SIGTERM)
+            if not self._ended.wait(EXIT_WAIT_S):
+                self.kill()
+                self._ended.wait(EXIT_WAIT_S)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if not self._ended.is_set():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def free(self) -> None:
+        """Gives memory and descriptors back. The process is gone and no batch runs."""
+        self._connection.close()
+        self._inputs.close()
+        self._outputs.close()
+
+
+Answer = messages.Outputs | messages.Replies | messages.Raised
+"""What a worker says to a batch."""
+
+
+class Supervisor:
+    """Keeps one process of a model going, and runs batches in it."""
+
+    def __init__(
+        self,
+        start: messages.Start,
+        environment: Mapping[str, str],
+        limits: Limits,
+        policy: backoff.Policy,
+        clock: Callable[[], float],
+    ) -> None:
+        self._start = start
+        self._environment = environment
+        self._limits = limits
+        self._policy = policy
+        self._clock = clock
+        self._is_closing = threading.Event()
+        self._first_load_done = threading.Event()
+        self._first_failure: FarthingError | None = None
+        self._ready: messages.Ready | None = None
+        self._in_use = threading.Lock()
+        """Held while a batch runs: a life is not taken apart under it."""
+        self._life: Life | None = None
+        """The process that answers; None while there is none."""
+        self._newest: Life | None = None
+        """The process that was started last, loaded or not."""
+        self._trouble = ""
+        self._restart = backoff.Restart(deaths=0, at_s=0.0)
+        self._thread = threading.Thread(
+            target=self._supervise, name=f"python-{start.name}-{start.instance}", daemon=True
+        )
+        self._thread.start()
+
+    def loaded(self) -> messages.Ready:
+        """Waits for the first process to have loaded the model. Raises `LoadFailed`."""
+        self._first_load_done.wait()
+        if self._first_failure is not None:
+            raise self._first_failure
+        assert self._ready is not None
+        return self._ready
+
+    @property
+    def pid(self) -> int | None:
+        """The process that answers now, if there is one."""
+        life = self._life
+        return life.pid if life is not None else None
+
+    def run(self, batch: Batch) -> tuple[Answer, Life]:
+        """A batch's answer, and the life to `take` its tensors from before the next batch.
+
+        Raises `Unavailable` at once while no process is up, `EngineFailed` when it dies of the batch.
+        """
+        with self._in_use:
+            life = self._life
+            if life is None:
+                raise self._unavailable()
+            return life.run(batch, self._limits.execute_s), life
+
+    def health(self) -> str:
+        """Empty while a process is up."""
+        if self._life is not None:
+            return ""
+        wait_s = max(0.0, self._restart.at_s - self._clock())
+        times = f"{self._restart.deaths} times in a row" if self._restart.deaths > 1 else "once"
+        when = f"next start in {wait_s:.1f} s" if wait_s else "it is starting"
+        return (
+            f"process {self._start.instance} of model `{self._start.name}` has died {times}, last: "
+            f"{self._trouble}; {when}"
+        )
+
+    def close_begin(self) -> None:
+        """Asks the process to go, without waiting: several can go at the same time."""
+        self._is_closing.set()
+        if (newest := self._newest) is not None:
+            newest.stop()
+
+    def close_end(self) -> None:
+        """Returns when the process is gone: by itself, or killed after the time it is given."""
+        if (newest := self._newest) is not None:
+            newest.end(self._limits.unload_s)
+        self._thread.join(EXIT_WAIT_S)
+
+    def _unavailable(self) -> Unavailable:
+        wait_s = max(0.0, self._restart.at_s - self._clock())
+        return Unavailable(
+            f"model `{self._start.name}`: its process {self._trouble} and is being started again",
+            hint="try again; the server's log has what the process printed",
+            retry_after_s=wait_s + self._policy.first_delay_s,
+        )
+
+    def _supervise(self) -> None:
+        while not self._is_closing.is_set():
+            started_s = self._clock()
+            trouble = self._one_life()
+            if self._first_failure is not None or self._is_closing.is_set():
+                return
+            self._restart = backoff.after_death(
+                self._restart.deaths, started_s=started_s, died_s=self._clock(), policy=self._policy
+            )
+            self._trouble = trouble
+            _LOG.warning("%s", self.health())
+            self._is_closing.wait(max(0.0, self._restart.at_s - self._clock()))
+
+    def _one_life(self) -> str:
+        """Starts a process and returns when it is gone, with how it went."""
+        try:
+            life = Life(self._start, self._environment, self._clock)
+        except OSError as problem:
+            return self._failed(LoadFailed(f"{self._start.path}: no process can be started: {problem}"))
+        self._newest = life
+        if self._is_closing.is_set():  # close_begin may have looked too early to see it
+            life.kill()
+        try:
+            self._ready = life.load(self._start, self._limits.load_s, self._clock)
+            self._life = life
+            self._first_load_done.set()
+            life.wait()
+            return life.ending()
+        except LoadFailed as problem:
+            return self._failed(problem)
+        finally:
+            life.kill()
+            life.wait()
+            self._trouble = life.ending()
+            with self._in_use:
+                self._life = None
+                life.free()
+
+    def _failed(self, problem: FarthingError) -> str:
+        if not self._first_load_done.is_set():
+            self._first_failure = problem
+            self._first_load_done.set()
+        return f"could not be loaded: {problem.message}"
+
+
+def how_it_ended(status: int) -> str:
+    """An exit status in words, to follow "the process"."""
+    if status >= 0:
+        return f"exited with status {status}"
+    try:
+        name = signal.Signals(-status).name
+    except ValueError:
+        name = "unknown"
+    also = "; the kernel does this when memory runs out" if status == -signal.SIGKILL else ""
+    return f"was killed by signal {-status} ({name}{also})"
+
+
+_LOG: Final = logging.getLogger("farthing.engines.python")

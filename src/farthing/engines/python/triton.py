@@ -1,0 +1,446 @@
+"""The module that Triton's Python models import as `triton_python_backend_utils`.
+
+Names, arguments and return values are Triton's (its documentation, "Python Backend"); the code is ours. What needs
+a server behind it (models calling models, several answers to a request, custom metrics) says that it is not
+offered. `triton_model` drives a `TritonPythonModel` with these.
+"""
+
+import json
+import logging
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from farthing.engines.python.channel import encode_bytes
+from farthing.types.tensors import DATATYPES, NUMPY_DTYPES
+from farthing.types.tensors import Tensor as Array
+
+TRITONSERVER_REQUEST_FLAG_SEQUENCE_START: Final = 1
+TRITONSERVER_REQUEST_FLAG_SEQUENCE_END: Final = 2
+TRITONSERVER_RESPONSE_COMPLETE_FINAL: Final = 1
+TRITONSERVER_REQUEST_RELEASE_ALL: Final = 1
+TRITONSERVER_REQUEST_RELEASE_RESCHEDULE: Final = 2
+TRITONSERVER_MEMORY_CPU: Final = 0
+TRITONSERVER_MEMORY_GPU: Final = 2
+
+# Triton's numbers of its datatypes (TRITONSERVER_DataType); BYTES is called STRING in configurations.
+_NUMBERED: Final = (
+    *("INVALID", "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "BYTES", "BF16"),
+)
+TRITON_STRING_TO_NUMPY: Final[dict[str, Any]] = {
+    f"TYPE_{'STRING' if name == 'BYTES' else name}": bool if name == "BOOL" else dtype.type
+    for name, dtype in NUMPY_DTYPES.items()
+}
+
+
+class TritonModelException(Exception):
+    """What a model raises to fail with a message of its own."""
+
+
+def _not_offered(what: str) -> TritonModelException:
+    return TritonModelException(f"{what} is not offered by this server")
+
+
+class TritonError:
+    """A request's failure: a message and one of Triton's codes."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str = "", code: int = INTERNAL) -> None:
+        self._message = str(message)
+        self._code = int(code)
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+    def __str__(self) -> str:
+        return self._message
+
+
+class Tensor:
+    """A named array on the CPU."""
+
+    __slots__ = ("_array", "_name")
+
+    def __init__(self, name: str, tensor: Array) -> None:
+        if not isinstance(tensor, np.ndarray):
+            raise TritonModelException(f"tensor `{name}` is made of a {type(tensor).__name__}; allowed: numpy array")
+        if tensor.dtype.kind in "US":
+            tensor = tensor.astype(object)
+        if tensor.dtype not in DATATYPES:
+            raise TritonModelException(f"tensor `{name}` has dtype {tensor.dtype}, which Triton does not know")
+        self._name = name
+        self._array = tensor
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> Array:
+        return self._array
+
+    def triton_dtype(self) -> int:
+        return _NUMBERED.index(DATATYPES[self._array.dtype])
+
+    def is_cpu(self) -> bool:
+        return True
+
+    def shape(self) -> list[int]:
+        return list(self._array.shape)
+
+    def to_dlpack(self) -> Any:
+        return self._array.__dlpack__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self._array.__dlpack__(**{k: v for k, v in options.items() if v is not None})
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+    @staticmethod
+    def from_dlpack(name: str, source: Any) -> "Tensor":
+        """A tensor that shares memory with a CPU tensor of another library, given itself or its capsule."""
+        sharer: Any = source if hasattr(source, "__dlpack__") else _Capsule(source)
+        return Tensor(name, np.from_dlpack(sharer))
+
+
+class _Capsule:
+    """A bare DLPack capsule, dressed as numpy wants it."""
+
+    def __init__(self, capsule: object) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: object) -> object:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # kDLCPU
+
+
+class PreferredMemory:
+    """Where answers are best put: here, always the CPU."""
+
+    def __init__(self, preferred_memory_type: int = TRITONSERVER_MEMORY_CPU, preferred_device_id: int = 0) -> None:
+        self._type = preferred_memory_type
+        self._device = preferred_device_id
+
+    def preferred_memory_type(self) -> int:
+        return self._type
+
+    def preferred_device_id(self) -> int:
+        return self._device
+
+
+class InferenceTrace:
+    """A request's trace: none is recorded in here."""
+
+    def get_context(self) -> str | None:
+        return None
+
+
+class InferenceRequest:
+    """One request. Those that `execute` gets are read; making one to call another model is not offered."""
+
+    def __init__(
+        self,
+        request_id: str = "",
+        correlation_id: int | str = 0,
+        requested_output_names: Sequence[str] = (),
+        model_name: str = "",
+        model_version: int = -1,
+        inputs: Sequence[Tensor] = (),
+        flags: int = 0,
+        timeout: int = 0,
+        parameters: Mapping[str, Any] | None = None,
+        preferred_memory: PreferredMemory | None = None,
+        trace: InferenceTrace | None = None,
+    ) -> None:
+        self._id = request_id
+        self._correlation_id = correlation_id
+        self._output_names = list(requested_output_names)
+        self._model_name = model_name
+        self._model_version = model_version
+        self._inputs = list(inputs)
+        self._flags = flags
+        self._timeout = timeout
+        self._parameters = dict(parameters or {})
+        self._memory = preferred_memory or PreferredMemory()
+        self._trace = trace or InferenceTrace()
+
+    def inputs(self) -> list[Tensor]:
+        return self._inputs
+
+    def request_id(self) -> str:
+        return self._id
+
+    def correlation_id(self) -> int | str:
+        return self._correlation_id
+
+    def requested_output_names(self) -> list[str]:
+        return self._output_names
+
+    def model_name(self) -> str:
+        return self._model_name
+
+    def model_version(self) -> int:
+        return self._model_version
+
+    def flags(self) -> int:
+        return self._flags
+
+    def set_flags(self, flags: int) -> None:
+        self._flags = flags
+
+    def timeout(self) -> int:
+        return self._timeout
+
+    def parameters(self) -> str:
+        """The request's parameters as a JSON object."""
+        return json.dumps(self._parameters)
+
+    def preferred_memory(self) -> PreferredMemory:
+        return self._memory
+
+    def trace(self) -> InferenceTrace:
+        return self._trace
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has gone: a batch that runs is run to its end, so never."""
+        return False
+
+    def set_release_flags(self, flags: int) -> None:
+        if flags != TRITONSERVER_REQUEST_RELEASE_ALL:
+            raise _not_offered("rescheduling a request")
+
+    def get_response_sender(self) -> Any:
+        raise _not_offered("answering a request several times (a decoupled model)")
+
+    def exec(self, decoupled: bool = False) -> Any:
+        raise _not_offered("calling a model from a model (InferenceRequest.exec)")
+
+    async def async_exec(self, decoupled: bool = False) -> Any:
+        raise _not_offered("calling a model from a model (InferenceRequest.async_exec)")
+
+
+class InferenceResponse:
+    """A request's answer: output tensors, or an error."""
+
+    def __init__(
+        self,
+        output_tensors: Sequence[Tensor] = (),
+        error: TritonError | None = None,
+        parameters: Mapping[str, Any] | str | None = None,
+    ) -> None:
+        if isinstance(error, str):
+            error = TritonError(error)
+        if any(not isinstance(tensor, Tensor) for tensor in output_tensors):
+            raise TritonModelException("output_tensors holds something that is no pb_utils.Tensor")
+        parsed = json.loads(parameters or "{}") if isinstance(parameters, str) else dict(parameters or {})
+        for key, value in parsed.items():
+            if not isinstance(key, str) or not isinstance(value, str | bool | int | float):
+                raise TritonModelException(
+                    f"response parameter {key!r} is a {type(value).__name__}; allowed: str, bool, int, float by name"
+                )
+        self._tensors = list(output_tensors)
+        self._error = error
+        self._parameters: dict[str, Any] = parsed
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._tensors
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+    def parameters(self) -> str:
+        """The response's parameters as a JSON object."""
+        return json.dumps(self._parameters)
+
+
+class Logger:
+    """Writes to the server's log, by level."""
+
+    @staticmethod
+    def log(message: str, level: int | None = None) -> None:
+        _LOG.log(logging.INFO if level is None else _LEVELS.get(level, logging.INFO), message)
+
+    @staticmethod
+    def log_info(message: str) -> None:
+        _LOG.info(message)
+
+    @staticmethod
+    def log_warn(message: str) -> None:
+        _LOG.warning(message)
+
+    @staticmethod
+    def log_error(message: str) -> None:
+        _LOG.error(message)
+
+    @staticmethod
+    def log_verbose(message: str) -> None:
+        _LOG.debug(message)
+
+    INFO, WARNING, ERROR, VERBOSE = range(4)
+
+
+_LEVELS: Final = {
+    Logger.INFO: logging.INFO,
+    Logger.WARNING: logging.WARNING,
+    Logger.ERROR: logging.ERROR,
+    Logger.VERBOSE: logging.DEBUG,
+}
+_LOG: Final = logging.getLogger("triton_python_backend_utils")
+LogLevel = Logger
+
+
+class ModelConfig:
+    """The configuration that `auto_complete_config` may complete. What is already set must agree."""
+
+    def __init__(self, model_config: str) -> None:
+        self._config: dict[str, Any] = json.loads(model_config)
+        self._config.setdefault("max_batch_size", 0)
+
+    def as_dict(self) -> dict[str, Any]:
+        return self._config
+
+    def set_max_batch_size(self, max_batch_size: int) -> None:
+        configured = self._config["max_batch_size"]
+        if configured > max_batch_size:
+            raise ValueError(
+                f"model `{self._name}`: max_batch_size is configured as {configured}, the model allows {max_batch_size}"
+            )
+        self._config["max_batch_size"] = max_batch_size
+
+    def set_dynamic_batching(self) -> None:
+        for other in ("sequence_batching", "ensemble_scheduling"):
+            if self._config.get(other) is not None:
+                raise ValueError(f"model `{self._name}`: {other} is configured, dynamic_batching cannot be added")
+        self._config.setdefault("dynamic_batching", {})
+
+    def add_input(self, properties: Mapping[str, Any]) -> None:
+        self._add("input", properties, ("name", "data_type", "dims", "optional"))
+
+    def add_output(self, properties: Mapping[str, Any]) -> None:
+        self._add("output", properties, ("name", "data_type", "dims"))
+
+    def set_model_transaction_policy(self, policy: Mapping[str, Any]) -> None:
+        if unknown := [key for key in policy if key != "decoupled"]:
+            raise ValueError(f"model `{self._name}`: no transaction policy is `{unknown[0]}`; allowed: decoupled")
+        if policy.get("decoupled"):
+            raise ValueError(f"model `{self._name}`: decoupled models are not offered by this server")
+        self._config.setdefault("model_transaction_policy", {})["decoupled"] = False
+
+    @property
+    def _name(self) -> str:
+        return str(self._config.get("name", ""))
+
+    def _add(self, kind: str, properties: Mapping[str, Any], allowed: tuple[str, ...]) -> None:
+        name = properties.get("name", "")
+        where = f"model `{self._name}`, {kind} `{name}`"
+        if unknown := [key for key in properties if key not in allowed]:
+            raise ValueError(f"{where}: unknown property `{unknown[0]}`; allowed: {', '.join(allowed)}")
+        if missing := [key for key in ("name", "data_type", "dims") if key not in properties]:
+            raise ValueError(f"{where}: `{missing[0]}` is missing")
+        tensors: list[dict[str, Any]] = self._config.setdefault(kind, [])
+        configured = next((tensor for tensor in tensors if tensor["name"] == name), None)
+        if configured is None:
+            tensors.append(dict(properties))
+            return
+        for key, value in properties.items():
+            known = configured.get(key)
+            if known is None or known in ("TYPE_INVALID", []):
+                continue
+            if (list(known) != list(value)) if key == "dims" else (known != value):
+                raise ValueError(f"{where}: {key} is configured as {known}, the model says {value}")
+        configured.update(properties)
+
+
+def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:
+    """The request's input of that name, or None."""
+    return next((tensor for tensor in inference_request.inputs() if tensor.name() == name), None)
+
+
+def get_output_tensor_by_name(inference_response: InferenceResponse, name: str) -> Tensor | None:
+    """The response's output of that name, or None."""
+    return next((tensor for tensor in inference_response.output_tensors() if tensor.name() == name), None)
+
+
+def get_input_config_by_name(model_config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The configuration of the input of that name, or None."""
+    return next((entry for entry in model_config.get("input", ()) if entry["name"] == name), None)
+
+
+def get_output_config_by_name(model_config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """The configuration of the output of that name, or None."""
+    return next((entry for entry in model_config.get("output", ()) if entry["name"] == name), None)
+
+
+def using_decoupled_model_transaction_policy(model_config: Mapping[str, Any]) -> bool:
+    """Whether the configuration asks for several answers to a request (such a model is refused at loading)."""
+    return bool(model_config.get("model_transaction_policy", {}).get("decoupled", False))
+
+
+def triton_string_to_numpy(triton_type_string: str) -> Any:
+    """`TYPE_FP32` -> `numpy.float32`. Raises `KeyError`."""
+    return TRITON_STRING_TO_NUMPY[triton_type_string]
+
+
+def triton_to_numpy_type(data_type: int) -> Any:
+    """Triton's number of a datatype -> the numpy type; None for no such number."""
+    name = _NUMBERED[data_type] if 0 < data_type < len(_NUMBERED) else ""
+    return np.bool_ if name == "BOOL" else NUMPY_DTYPES[name].type if name else None
+
+
+def numpy_to_triton_type(data_type: Any) -> int | None:
+    """A numpy type -> Triton's number of the datatype; None if Triton has none."""
+    dtype = np.dtype(data_type)
+    name = "BYTES" if dtype.kind == "S" else DATATYPES.get(dtype)
+    return _NUMBERED.index(name) if name else None
+
+
+def serialize_byte_tensor(input_tensor: Array) -> bytes | tuple[()] | None:
+    """The elements of a BYTES tensor, each behind its length; None for an array of anything else."""
+    if input_tensor.size == 0:
+        return ()
+    if input_tensor.dtype.kind not in "OS":
+        return None
+    elements = [e if isinstance(e, bytes) else str(e) for e in input_tensor.ravel().tolist()]
+    array: Array = np.empty(len(elements), object)
+    array[:] = elements
+    return encode_bytes("input_tensor", array)
+
+
+def deserialize_bytes_tensor(encoded_tensor: bytes) -> Array:
+    """The elements of an encoded BYTES tensor, in one dimension."""
+    elements: list[bytes] = []
+    at = 0
+    while at < len(encoded_tensor):
+        start = at + 4
+        at = start + struct.unpack_from("<I", encoded_tensor, at)[0]
+        if at > len(encoded_tensor):
+            raise ValueError(f"element {len(elements)} is cut off")
+        elements.append(bytes(encoded_tensor[start:at]))
+    array: Array = np.empty(len(elements), object)
+    array[:] = elements
+    return array
+
+
+def _refused(what: str) -> Callable[..., Any]:
+    def refuse(*_: object, **__: object) -> Any:
+        raise _not_offered(what)
+
+    return refuse
+
+
+MetricFamily: Final = _refused("a custom metric (MetricFamily)")
+Metric: Final = _refused("a custom metric (Metric)")
+load_model: Final = _refused("loading a model from a model (load_model)")
+unload_model: Final = _refused("unloading a model from a model (unload_model)")
+is_model_ready: Final = _refused("asking for another model (is_model_ready)")
