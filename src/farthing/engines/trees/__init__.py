@@ -1,0 +1,12 @@
+"""Gradient boosted trees and random forests of LightGBM and XGBoost, without their libraries.
+
+    file -> lightgbm_text | lightgbm_json | xgboost (ubjson) -> Forest -> onnx_writer -> ONNX Runtime -> Link
+
+A parser turns a file nobody trusts into a checked `Forest`; the forest is written as one ONNX `TreeEnsemble` node in
+memory, whose sums come out bit for bit as the training library's; the link (sigmoid, softmax, ...) is applied to
+them. Why ONNX Runtime: docs/decisions/0003.
+"""
+
+from farthing.engines.trees.engine import Trees
+
+__all__ = ["Trees"]
