@@ -1,0 +1,172 @@
+"""A run's figures, and how they become one table: medians over rounds with the lowest and the highest.
+
+python benchmarks/report.py benchmarks/results/serve-DATE.json     prints the tables of an earlier run
+"""
+
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+GENERATOR_BUSY: Final = 0.9
+"""Above this share of its core the load generator may be what was measured; such rates are marked `>=`."""
+STRANGERS_CORES: Final = 0.05
+"""CPU, in cores, that may go to others before a cell is marked with `~`: not to be published."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Cell:
+    """One measurement."""
+
+    server: str
+    model: str
+    wire: str
+    connections: int
+    round: int
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us: float
+    """CPU microseconds of the server's whole process tree for each request; also CPU seconds per million."""
+    memory_mb: float
+    """Proportional set size of the tree right after the load."""
+    start_s: float
+    """From the start of the process to its first right answer."""
+    errors: int
+    generator_share: float
+    strangers_cores: float
+    calibration_ms: float
+    engine_rate: float = 0.0
+    """Rows per second of the engine alone at its best batch, around this measurement; 0 where it was not taken."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Everything that one call of `serve` found out."""
+
+    machine: dict[str, Any]
+    peers: dict[str, dict[str, str]]
+    settings: dict[str, Any]
+    engine: dict[str, list[dict[int, float]]]
+    """Model -> for each round, batch size -> rows per second of the engine alone."""
+    cells: list[Cell]
+    failures: list[str]
+
+
+def one_line(cell: Cell) -> str:
+    """A cell for someone who watches."""
+    share = f", {cell.rate / cell.engine_rate:.0%} of the engine" if cell.engine_rate else ""
+    return (
+        f"{cell.wire} c={cell.connections}: {cell.rate:,.0f}/s, p50 {cell.p50_ms:.2f} p99 {cell.p99_ms:.2f} ms, "
+        f"{cell.cpu_us:,.1f} CPU-us, {cell.memory_mb:.0f} MB, start {cell.start_s:.2f} s, {cell.errors} errors"
+        f"{share} (wrk {cell.generator_share:.0%} of its core, others {cell.strangers_cores:.2f} cores, "
+        f"calibration {cell.calibration_ms:.2f} ms)"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _spread(values: list[float], show: Callable[[float], str] = _number) -> str:
+    """Median, and the range where there is one."""
+    middle = show(statistics.median(values))
+    if len(values) < 2:
+        return middle
+    return f"{middle} ({show(min(values))}-{show(max(values))})"
+
+
+def _rate(cells: list[Cell]) -> str:
+    marks = ">= " if max(c.generator_share for c in cells) > GENERATOR_BUSY else ""
+    marks += "~" if max(c.strangers_cores for c in cells) > STRANGERS_CORES else ""
+    errors = sum(c.errors for c in cells)
+    return marks + _spread([c.rate for c in cells]) + (f" **{errors} errors**" if errors else "")
+
+
+def _rows(cells: list[Cell]) -> Iterator[tuple[str, list[Cell]]]:
+    """Cells of one server and wire together, in the order in which they were run."""
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(f"{cell.server}:{cell.wire}", []).append(cell)
+    yield from groups.items()
+
+
+def _small_table(cells: list[Cell]) -> Iterator[str]:
+    counts = sorted({c.connections for c in cells})
+    heads = [f"c={n}: req/s, p50 / p99 ms" for n in counts]
+    shown = "/".join(map(str, counts))
+    yield f"| server | {' | '.join(heads)} | CPU-us per request (c={shown}) | memory MB | start s |"
+    yield "|---" * (len(counts) + 4) + "|"
+    for name, group in _rows(cells):
+        by_count = {n: [c for c in group if c.connections == n] for n in counts}
+        columns = [
+            f"{_rate(some)}, {_spread([c.p50_ms for c in some])} / {_spread([c.p99_ms for c in some])}" if some else "-"
+            for some in by_count.values()
+        ]
+        cpu = " / ".join(_spread([c.cpu_us for c in some]) if some else "-" for some in by_count.values())
+        memory, start = max(c.memory_mb for c in group), _spread([c.start_s for c in group if c is group[0]])
+        yield f"| {name} | {' | '.join(columns)} | {cpu} | {memory:.0f} | {start} |"
+
+
+def _heavy_table(cells: list[Cell]) -> Iterator[str]:
+    heads = "connections | req/s | p50 / p99 ms | CPU-ms per request | share of the engine | memory MB | start s"
+    yield f"| server | {heads} |"
+    yield "|---" * 8 + "|"
+    for name, group in _rows(cells):
+        share = _spread([c.rate / c.engine_rate for c in group if c.engine_rate], lambda v: f"{v:.1%}")
+        yield (
+            f"| {name} | {group[0].connections} | {_rate(group)} "
+            f"| {_spread([c.p50_ms for c in group])} / {_spread([c.p99_ms for c in group])} "
+            f"| {_spread([c.cpu_us / 1e3 for c in group])} | {share} "
+            f"| {max(c.memory_mb for c in group):.0f} | {_spread([c.start_s for c in group])} |"
+        )
+
+
+def _engine_line(name: str, rounds: list[dict[int, float]]) -> str:
+    batches = ", ".join(f"{b}: {_spread([r[b] for r in rounds])}" for b in rounds[0])
+    return f"The engine alone ({name}, onnxruntime, 1 thread, in process), rows/s by batch size: {batches}."
+
+
+def markdown(run: Run) -> str:
+    """The whole run as a page."""
+    about = run.machine
+    changes = " plus changes" if about["uncommitted_changes"] else ""
+    lines = [
+        f"Measured {about['date']} at commit {about['commit']}{changes} "
+        f"on {about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}, "
+        f"Python {about['python']}, onnxruntime {run.settings['onnxruntime']}: server on one core, wrk on another; "
+        f"{run.settings['rounds']} rounds of {run.settings['seconds']} s each, interleaved; median (lowest-highest).",
+    ]
+    if run.settings["is_quick"]:
+        lines.append("A quick run: it shows that everything works; its figures mean nothing.")
+    for model in dict.fromkeys(c.model for c in run.cells):
+        cells = [c for c in run.cells if c.model == model]
+        calibrations = [c.calibration_ms for c in cells]
+        lines += ["", f"#### {model}", ""]
+        if run.engine.get(model):
+            lines += [_engine_line(model, run.engine[model]), ""]
+        lines += _heavy_table(cells) if run.engine.get(model) else _small_table(cells)
+        lines += ["", f"Calibration loop: {_spread(calibrations)} ms."]
+    lines += ["", "`~`: more than a twentieth of a core went to other programs meanwhile; not to be published. "]
+    lines[-1] += "`>=`: wrk was at its own limit."
+    lines += ["", *(f"- {name} {p['version']}: {p['about']}" for name, p in run.peers.items())]
+    lines += [f"- FAILED: {failure}" for failure in run.failures]
+    return "\n".join(lines)
+
+
+def read(file: Path) -> Run:
+    """A run from its JSON."""
+    document = json.loads(file.read_text())
+    document["cells"] = [Cell(**cell) for cell in document["cells"]]
+    document["engine"] = {
+        model: [{int(batch): rate for batch, rate in r.items()} for r in rounds]
+        for model, rounds in document["engine"].items()
+    }
+    return Run(**document)
+
+
+if __name__ == "__main__":
+    print(markdown(read(Path(sys.argv[1]))))
