@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, Final, Literal, TextIO
 
 import orjson
@@ -115,17 +116,19 @@ class QueueHandler(logging.Handler):
         self.lock = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        # A copy, because other handlers may want the arguments and frames that must not stay alive in the queue:
+        # they hold tensors and requests, and may change before the thread looks.
+        queued = copy(record)
         try:
-            record.message = record.getMessage()
+            queued.msg = record.getMessage()
         except (TypeError, ValueError):
             # A log call with wrong arguments is our mistake, but losing the line would hide the one it reports.
-            record.message = f"{record.msg!s} {record.args!r}"
+            queued.msg = f"{record.msg!s} {record.args!r}"
         if record.exc_info and not record.exc_text:
-            record.exc_text = "".join(traceback.format_exception(*record.exc_info)).rstrip()
-        # Arguments and frames may hold tensors and requests alive, and may change before the thread looks.
-        record.args = None
-        record.exc_info = None
-        self._output.put(record)
+            queued.exc_text = "".join(traceback.format_exception(*record.exc_info)).rstrip()
+        queued.args = None
+        queued.exc_info = None
+        self._output.put(queued)
 
 
 def configure(
@@ -166,7 +169,7 @@ def json_line(record: logging.LogRecord) -> str:
         "time": _time(record.created),
         "level": record.levelname.lower(),
         "logger": record.name,
-        "message": _bounded(_message(record)),
+        "message": _bounded(record.getMessage()),
     }
     line.update(_extras(record))
     if record.exc_text:
@@ -182,14 +185,10 @@ def text_line(record: logging.LogRecord) -> str:
     """The record for a person: time of day, level, message, extras; further lines are indented."""
     clock = time.strftime("%H:%M:%S", time.localtime(record.created))
     extras = "".join(f" {key}={_printable(_bounded(str(value)))}" for key, value in _extras(record).items())
-    lines = [*_bounded(_message(record)).split("\n"), *_bounded(record.exc_text or "").split("\n")]
+    lines = [*_bounded(record.getMessage()).split("\n"), *_bounded(record.exc_text or "").split("\n")]
     # Indented, so that no text from a request can pass for a line of its own.
     message = "\n    ".join(_printable(line) for line in lines if line)
     return f"{clock}.{record.msecs:03.0f} {record.levelname:<7} {record.name}: {message}{extras}"
-
-
-def _message(record: logging.LogRecord) -> str:
-    return str(getattr(record, "message", None) or record.getMessage())
 
 
 def _extras(record: logging.LogRecord) -> Mapping[str, Any]:
