@@ -11,15 +11,12 @@ import numpy as np
 import onnxruntime
 
 from farthing.engines.contract import Batch, ModelSource
-from farthing.engines.trees.forest import Forest, Rule
+from farthing.engines.trees.forest import ZERO_AT_MOST, Forest, Rule
 from farthing.engines.trees.interface import Interface, OutputKind
 from farthing.engines.trees.links import Transform, transform_of
 from farthing.engines.trees.onnx_writer import INPUT, OUTPUT, onnx_bytes
 from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed
 from farthing.types.tensors import Tensor, TensorSpec
-
-ZERO_AT_MOST: Final = float(np.float32(1e-35))
-"""What LightGBM takes for zero (`kZeroThreshold`)."""
 
 _SEVERITY_ERROR: Final = 3
 
@@ -139,12 +136,12 @@ def _session(forest: Forest, source: ModelSource) -> Any:
 
 def _finish(forest: Forest, interface: Interface) -> list[Transform]:
     """What is done to the sums, in order; empty for most regressions."""
+    if interface.kind is OutputKind.RAW:
+        return []
     steps: list[Transform] = []
     link = forest.link
     if link.divisor > 1:
         steps.append(lambda sums: sums / link.divisor)
-    if interface.kind is OutputKind.RAW:
-        return steps
     transform = transform_of(link, as_classes=interface.kind is not OutputKind.PREDICTION)
     if transform is not None:
         steps.append(transform)

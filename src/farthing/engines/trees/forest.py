@@ -33,11 +33,15 @@ class BadModel(ValueError):
     """A model file breaks its format or a limit; the message says where. Becomes `LoadFailed` in `engine`."""
 
 
+ZERO_AT_MOST: Final = float(np.float32(1e-35))
+"""Values up to this far from zero are zero to LightGBM (`kZeroThreshold`, a float32 there)."""
+
+
 class Rule(Enum):
     """How a derived column is made of a feature, for decisions that differ from comparing the value itself."""
 
     ZERO_AS_MISSING = "zero as missing"
-    """LightGBM `zero_as_missing`: |x| <= 1e-35 goes where missing values go."""
+    """LightGBM `zero_as_missing`: |x| <= ZERO_AT_MOST goes where missing values go."""
     TRUNCATED = "truncated"
     """LightGBM categories: the value is cut towards zero to an integer."""
     FLOORED = "floored"

@@ -1,13 +1,13 @@
 """LightGBM's JSON dump (`dump_model`): the same trees as the text file's, nested node in node."""
 
+import math
 from typing import Final
 
 import msgspec
 import numpy as np
 
 from farthing.engines.trees.forest import BadModel, Forest, ForestBuilder, Ints, Rule
-from farthing.engines.trees.lightgbm_objectives import link_of
-from farthing.engines.trees.lightgbm_text import VERSIONS
+from farthing.engines.trees.lightgbm_rules import VERSIONS, link_of, thresholds_without_zeros
 
 
 class _Node(msgspec.Struct):
@@ -39,6 +39,8 @@ class LightGBMModel(msgspec.Struct):
 
 
 _CATEGORY_MAX: Final = 1 << 31
+_INFINITE_FROM: Final = 1e300
+"""The dump, being JSON, writes infinite thresholds as this; the text file has `inf`."""
 
 
 def forest_of(model: LightGBMModel) -> Forest:
@@ -89,7 +91,8 @@ def _add_tree(builder: ForestBuilder, root: _Node, target: int) -> None:
             column.append(
                 builder.derive(Rule.ZERO_AS_MISSING, node.split_feature) if is_zero_missing else node.split_feature
             )
-            threshold.append(node.threshold)
+            is_infinite = abs(node.threshold) >= _INFINITE_FROM
+            threshold.append(math.copysign(math.inf, node.threshold) if is_infinite else node.threshold)
             # NaN is 0 where the missing type is none.
             missing_is_yes.append(node.threshold >= 0 if node.missing_type == "None" else node.default_left)
         else:
@@ -100,7 +103,7 @@ def _add_tree(builder: ForestBuilder, root: _Node, target: int) -> None:
         waiting.append((node.left_child, yes, at))
     builder.add_tree(
         column=column,
-        threshold=threshold,
+        threshold=thresholds_without_zeros(np.array(threshold)),
         yes=yes,
         no=no,
         missing_is_yes=missing_is_yes,

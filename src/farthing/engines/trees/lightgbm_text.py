@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from farthing.engines.trees.forest import TREES_MAX, BadModel, Forest, ForestBuilder, Ints, Rule
-from farthing.engines.trees.lightgbm_objectives import link_of
+from farthing.engines.trees.lightgbm_rules import VERSIONS, link_of, thresholds_without_zeros
 
 FIRST_LINE: Final = b"tree"
-VERSIONS: Final = ("v2", "v3", "v4")
 
 CATEGORY_WORDS_MAX: Final = 1_000_000
 """Words of a tree's category sets, 32 categories each; unpacked they take 32 bytes a word."""
@@ -89,7 +88,7 @@ def _add_tree(builder: ForestBuilder, fields: Fields, target: int) -> None:
             column[node] = builder.derive(Rule.TRUNCATED, int(column[node]))
     builder.add_tree(
         column=column,
-        threshold=threshold,
+        threshold=thresholds_without_zeros(threshold),
         yes=_numbers(fields, "left_child", np.int64),
         no=_numbers(fields, "right_child", np.int64),
         # NaN is 0 where the missing type is none; no category is NaN.

@@ -1,9 +1,27 @@
-"""What LightGBM does to a row's sums, by the objective its model files name (`binary sigmoid:1`)."""
+"""What both LightGBM formats mean by what they write: values near zero, and objectives (`binary sigmoid:1`)."""
 
-from typing import Final
+from typing import Any, Final
 
-from farthing.engines.trees.forest import BadModel
+import numpy as np
+from numpy.typing import NDArray
+
+from farthing.engines.trees.forest import ZERO_AT_MOST, BadModel
 from farthing.engines.trees.links import Link, LinkKind
+
+VERSIONS: Final = ("v2", "v3", "v4")
+
+_BELOW_ZERO: Final = float(np.nextafter(-ZERO_AT_MOST, -np.inf))
+
+
+def thresholds_without_zeros(threshold: NDArray[Any]) -> NDArray[Any]:
+    """The same decisions for rows whose tiny values were not replaced by zero first, as LightGBM does.
+
+    LightGBM writes a split at zero as a threshold of 1e-35 or -1e-35; between these two any threshold only tells
+    whether zero itself goes left, so it may move to the end that gives tiny values the same way.
+    """
+    is_tiny = np.abs(threshold) <= ZERO_AT_MOST
+    return np.where(is_tiny, np.where(threshold >= 0, ZERO_AT_MOST, _BELOW_ZERO), threshold)
+
 
 _KINDS: Final = {
     "": LinkKind.IDENTITY,  # custom objectives: LightGBM predicts the sums
