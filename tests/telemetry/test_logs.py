@@ -1,6 +1,5 @@
 import io
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -217,7 +216,20 @@ def test_a_real_process_writes_json_to_stderr_and_nothing_to_stdout() -> None:
         "logging.getLogger('farthing.x').info('up', extra={'model': 'mlp'})\n"
         "output.stop()\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, env=os.environ, text=True)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
     assert done.stdout == ""
     line = parsed(done.stderr)
     assert (line["message"], line["model"], line["logger"]) == ("up", "mlp", "farthing.x")
+
+
+def test_a_process_that_dies_still_writes_its_last_lines() -> None:
+    program = (
+        "import logging\n"
+        "from farthing.telemetry.logs import configure\n"
+        "configure('info', 'json')\n"
+        "for number in range(100): logging.getLogger('farthing.x').info('line %d', number)\n"
+        "raise SystemExit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, text=True)
+    assert done.returncode == 3
+    assert [parsed(line)["message"] for line in done.stderr.splitlines()] == [f"line {n}" for n in range(100)]

@@ -132,7 +132,7 @@ def test_the_server_and_the_model_gauges_show_what_they_were_given(metrics: Metr
     assert value(text, 'farthing_http_requests_total{route="infer",status="503"}') == 1
     assert value(text, 'farthing_http_rejected_total{reason="malformed"}') == 4
     assert value(text, "farthing_log_records_dropped_total") == 11
-    assert value(text, "farthing_trace_spans_dropped_total") == 12
+    assert value(text, "farthing_trace_requests_dropped_total") == 12
     assert value(text, "nv_cpu_utilization") == 0.5
     assert 'farthing_build_info{version="0.1.0",python="3.' in text.decode()
 

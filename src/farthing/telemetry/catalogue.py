@@ -138,8 +138,12 @@ LOOP_LAG = Family(
 LOG_RECORDS_DROPPED = Family(
     "farthing_log_records_dropped_total", "counter", (), "records", "Log records lost because the log queue was full"
 )
-SPANS_DROPPED = Family(
-    "farthing_trace_spans_dropped_total", "counter", (), "spans", "Trace spans lost because the export queue was full"
+TRACES_DROPPED = Family(
+    "farthing_trace_requests_dropped_total",
+    "counter",
+    (),
+    "requests",
+    "Sampled requests whose spans were lost because the export queue was full",
 )
 BUILD_INFO = Family(
     "farthing_build_info",

@@ -5,6 +5,7 @@ a full pipe never holds up a request. A full queue drops records, counts them, a
 again. What is worth logging is up to each room: `logging.getLogger(__name__)` and `extra={"model": ...}`.
 """
 
+import atexit
 import logging
 import queue
 import sys
@@ -72,7 +73,9 @@ class LogOutput:
                 self._overflows += 1
 
     def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> bool:
-        """Writes what is queued and ends; False if that did not happen in time."""
+        """Writes what is queued and ends; False if that did not happen in time. May be called twice."""
+        if not self._thread.is_alive():
+            return True
         deadline = time.monotonic() + timeout_s
         try:
             self._queue.put(None, timeout=timeout_s)
@@ -160,6 +163,8 @@ def configure(
     ACCESS.setLevel(logging.INFO if access else logging.CRITICAL + 1)
     logging.captureWarnings(capture=True)
     output.start()
+    # Whoever dies without `stop` has reasons that somebody will want to read.
+    atexit.register(output.stop)
     return output
 
 

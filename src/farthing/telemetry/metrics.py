@@ -181,7 +181,7 @@ def _server(writer: ExpositionWriter, scrape: Scrape) -> None:
     writer.family(catalogue.LOOP_LAG)
     writer.histogram("", DURATION_BOUNDS_S, scrape.loop_lag.buckets, scrape.loop_lag.total_ns / 1e9)
     _known(writer, catalogue.LOG_RECORDS_DROPPED, scrape.log_records_dropped)
-    _known(writer, catalogue.SPANS_DROPPED, scrape.spans_dropped)
+    _known(writer, catalogue.TRACES_DROPPED, scrape.spans_dropped)
     writer.family(catalogue.BUILD_INFO)
     writer.sample(label_text(catalogue.BUILD_INFO.labels, scrape.build), 1)
 

@@ -135,7 +135,7 @@ class SpanSink(Protocol):
 
     @property
     def dropped(self) -> int:
-        """Spans lost because the export queue was full."""
+        """Requests whose spans were lost because the export queue was full."""
 
     def close(self) -> None:
         """Exports what is left, within a bounded time."""
