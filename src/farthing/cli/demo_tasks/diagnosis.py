@@ -9,6 +9,8 @@ from farthing.repository.samples.recipes.wdbc import split
 from farthing.types.tensors import Tensor
 
 MODEL: Final = "wdbc-gbdt"
+INPUT: Final = "input__0"
+"""As Triton's forest back end calls it."""
 AUC_EXPECTED: Final = 0.985
 ACCURACY_EXPECTED: Final = 0.944
 TOLERANCE: Final = 0.005
@@ -50,5 +52,5 @@ class Diagnosis:
 
 def probability_of_benign(server: Infers, rows: Tensor) -> Tensor:
     """One probability a row."""
-    (output,) = server.infer(MODEL, {"input": rows}).values()
+    (output,) = server.infer(MODEL, {INPUT: rows}).values()
     return output.reshape(len(rows), -1)[:, -1]

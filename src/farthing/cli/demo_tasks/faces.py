@@ -1,6 +1,6 @@
-"""Where are the faces? CenterFace: a heat map of face centres, a quarter of the picture's size, and boxes at its peaks."""
+"""Where are the faces? CenterFace gives a heat map of face centres, a cell for every 4 x 4 pixels; boxes at its peaks."""
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +21,14 @@ BOX_TOLERANCE: Final = 2.0
 SCORE_TOLERANCE: Final = 0.01
 
 
+class Face(NamedTuple):
+    left: float
+    top: float
+    right: float
+    bottom: float
+    score: float
+
+
 class Faces:
     sample = "centerface"
     question = "where are the faces?"
@@ -33,7 +41,7 @@ class Faces:
     def check(self, server: Infers) -> list[Finding]:
         faces = find_faces(server, self._portrait)
         is_right = len(faces) == 1 and (
-            is_near(faces[0][4], SCORE_EXPECTED, SCORE_TOLERANCE)
+            is_near(faces[0].score, SCORE_EXPECTED, SCORE_TOLERANCE)
             and all(is_near(a, b, BOX_TOLERANCE) for a, b in zip(faces[0][:4], BOX_EXPECTED, strict=True))
         )
         nobody = find_faces(server, self._no_face)
@@ -41,7 +49,7 @@ class Faces:
             Finding(
                 input="astronaut.png",
                 answer=_in_words(faces),
-                expected=_in_words([(*BOX_EXPECTED, SCORE_EXPECTED)]),
+                expected=_in_words([Face(*BOX_EXPECTED, SCORE_EXPECTED)]),
                 is_right=is_right,
             ),
             Finding(input="coffee.png", answer=_in_words(nobody), expected=_in_words([]), is_right=not nobody),
@@ -51,8 +59,8 @@ class Faces:
         find_faces(server, self._portrait)
 
 
-def find_faces(server: Infers, picture: Tensor) -> list[tuple[float, float, float, float, float]]:
-    """Left, top, right, bottom and score of every face, most certain first."""
+def find_faces(server: Infers, picture: Tensor) -> list[Face]:
+    """Every face, most certain first, in the picture's pixels."""
     height, width = picture.shape[:2]
     height_in, width_in = (-(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in (height, width))
     resized = np.asarray(cv2.resize(picture[..., ::-1], (width_in, height_in)), np.float32)
@@ -67,7 +75,8 @@ def find_faces(server: Infers, picture: Tensor) -> list[tuple[float, float, floa
     boxes = np.stack([left, top, right, bottom], axis=1)
     kept = _most_certain(boxes, heat[rows, columns])
     to_picture = np.array([width / width_in, height / height_in] * 2)
-    return [(*map(float, boxes[index] * to_picture), float(heat[rows[index], columns[index]])) for index in kept]
+    scores = heat[rows, columns]
+    return [Face(*map(float, boxes[index] * to_picture), float(scores[index])) for index in kept]
 
 
 def _most_certain(boxes: Tensor, scores: Tensor) -> list[int]:
@@ -87,7 +96,7 @@ def _overlap(one: Tensor, other: Tensor) -> float:
     return shared / (total - shared)
 
 
-def _in_words(faces: list[tuple[float, float, float, float, float]]) -> str:
+def _in_words(faces: list[Face]) -> str:
     if not faces:
         return "no face"
     boxes = ", ".join("({:.0f} {:.0f} {:.0f} {:.0f}) {:.2f}".format(*face) for face in faces)

@@ -52,4 +52,4 @@ def chord(notes: tuple[int, ...]) -> Tensor:
         frequency_hz = 440 * 2 ** ((note - 69) / 12)
         for harmonic in range(1, 5):
             sound += np.sin(2 * np.pi * frequency_hz * harmonic * seconds) / harmonic
-    return (sound / (np.abs(sound).max() * 1.2)).astype(np.float32)
+    return np.asarray(sound / (np.abs(sound).max() * 1.2), np.float32)

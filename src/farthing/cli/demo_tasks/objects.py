@@ -29,7 +29,7 @@ LABELS: Final = (
     "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
     "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
     "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-).split(",")
+).split(",")  # noqa: SIM905 (eighty lines otherwise)
 """The classes of the COCO data set, in its order."""
 
 EXPECTED: Final = (
@@ -89,7 +89,11 @@ def find_objects(server: Infers, picture: Tensor) -> list[tuple[str, float, tupl
     )
     to_picture = np.array([width / SIDE, height / SIDE] * 2)
     return [
-        (LABELS[all_labels[index]], float(all_scores[index]), tuple((all_boxes[index] * to_picture).round().astype(int).tolist()))
+        (
+            LABELS[all_labels[index]],
+            float(all_scores[index]),
+            tuple((all_boxes[index] * to_picture).round().astype(int).tolist()),
+        )
         for index in sorted(kept, key=lambda index: -all_scores[index])
     ]
 

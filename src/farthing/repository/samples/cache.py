@@ -107,11 +107,12 @@ def publish(sample: Sample, staged: Path) -> list[Path]:
 def out_of_room(sample: Sample) -> LoadFailed:
     """The error for a disk (or quota, or file size limit) too small for this sample."""
     folder = cache_folder()
+    most = f"{sample.room_bytes / 1e6:,.0f} MB"
     free = ""
     if folder.exists():
         free = f"; {shutil.disk_usage(folder).free / 1e6:,.0f} MB are free there"
     return LoadFailed(
-        f"no room for sample `{sample.name}` in {folder}: making it takes up to {sample.room_bytes / 1e6:,.0f} MB{free}",
+        f"no room for sample `{sample.name}` in {folder}: making it takes up to {most}{free}",
         hint="free some, or set FARTHING_CACHE to a folder on a larger disk",
     )
 

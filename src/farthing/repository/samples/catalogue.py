@@ -310,7 +310,7 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     ),
     Sample(
         name="smollm2-135m",
-        does="chat and completion (SmolLM2 135M Instruct, Q4_1 GGUF); the file only, served in a later release",
+        does="chat (SmolLM2 135M Instruct, GGUF): the file, served in a later release",
         licence="Apache-2.0",
         models=("smollm2-135m",),
         is_served=False,

@@ -140,7 +140,7 @@ def _run(command: list[str], label: str, folder: Path, report: Callable[[int], N
     talk = folder / "client.log"
     with talk.open("wb") as log:
         # Its temporary files go beside ours: on the disk that has the room, and swept up with the rest.
-        child = subprocess.Popen(  # noqa: S603: the words are ours, the interpreter is the one running
+        child = subprocess.Popen(  # noqa: S603 (the words are ours, the interpreter is the one running)
             command,
             cwd=folder,
             env={**os.environ, "TMPDIR": str(folder)},

@@ -9,7 +9,7 @@ from typing import Final
 
 import onnx
 
-SHAPES: Final = {
+SHAPES: Final[dict[str, tuple[str | int, ...]]] = {
     "input.1": ("batch", 3, "height", "width"),
     "537": ("batch", 1, "rows", "columns"),
     "538": ("batch", 2, "rows", "columns"),

@@ -66,7 +66,7 @@ def _in_order(nodes: list[Node], known: set[str]) -> Iterator[Node]:
 
 
 def _source(name: str) -> str:
-    return name.split(":")[0]
+    return name.partition(":")[0]
 
 
 class _Converter:

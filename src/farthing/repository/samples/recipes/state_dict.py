@@ -111,7 +111,7 @@ def _tensor(name: object, view: object, numbers: dict[str, NDArray[Any]]) -> NDA
 def _plain_pickle(file: IO[bytes]) -> Any:
     """The value a pickle stands for, if it is built of plain data and the four known names."""
     stack: list[Any] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count > OPCODES_MAX:
             raise Unreadable(f"more than {OPCODES_MAX} opcodes in one pickle")
@@ -150,9 +150,9 @@ def _plain_pickle(file: IO[bytes]) -> Any:
                 for key, value in zip(items[::2], items[1::2], strict=True):
                     _set(_top(stack, dict), key, value)
             case "BINPUT" | "LONG_BINPUT":
-                memo[int(argument)] = _top(stack, object)
+                memo[argument] = _top(stack, object)
             case "BINGET" | "LONG_BINGET":
-                stack.append(memo[int(argument)])
+                stack.append(memo[argument])
             case "GLOBAL":
                 if argument not in KNOWN_NAMES:
                     raise Unreadable(f"it wants `{str(argument)[:80]}`, which is refused")
