@@ -45,6 +45,9 @@ FIELDS_MAX: Final = 5_000_000
 """Fields looked at (about 0.5 us each). The largest models met have some 100,000; a file made of empty fields
 would otherwise keep the loader busy for hours."""
 
+FILES_MAX: Final = 10_000
+"""External data files of one model. Exporters write one, or one for each of some hundreds of tensors."""
+
 _MARK: Final = b"location"
 """External data always carries this key. A node or attribute without these bytes has none, and is stepped over whole:
 attributes of tree ensembles hold millions of small fields."""
@@ -54,18 +57,22 @@ _SEARCHED: Final = frozenset({"NodeProto", "AttributeProto"})
 fields are few."""
 
 
-def check_onnx_file(path: Path, folder: Path) -> None:
-    """Raises `LoadFailed` if the file is cut off or malformed, or if a file it names is not inside `folder`."""
-    checked: set[str] = set()
+def check_onnx_file(path: Path, folder: Path) -> dict[str, Path]:
+    """The files that hold the model's external data, by the names the model has for them.
+
+    Raises `LoadFailed` if the model is cut off or malformed, or if a file it names is not inside `folder`.
+    """
+    files: dict[str, Path] = {}
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):
                 raise LoadFailed(f"{path}: the file is empty", hint="copy or export the model again")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 for location in external_locations(data):
-                    if location not in checked:
-                        checked.add(location)
-                        companion_file(location, of=path, folder=folder)
+                    if location not in files:
+                        files[location] = companion_file(location, of=path, folder=folder)
+                        if len(files) > FILES_MAX:
+                            raise MalformedError(f"it names more than {FILES_MAX} files")
     except OSError as error:
         raise LoadFailed(f"{path}: cannot be read: {error.strerror}") from error
     except MalformedError as error:
@@ -73,6 +80,7 @@ def check_onnx_file(path: Path, folder: Path) -> None:
             f"{path}: not a whole ONNX model: {error}",
             hint="copy or export the model again; compare its size or checksum",
         ) from error
+    return files
 
 
 class MalformedError(ValueError):

@@ -9,8 +9,10 @@ one operator; default: the cores shared among the instances) and `inter_op_threa
 default 1, which is one after the other).
 """
 
+import mmap
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,8 +55,8 @@ class OnnxRuntime:
     def load(self, source: ModelSource) -> "OnnxExecutable":
         """Checks the file and the files it names, then opens it. Raises `LoadFailed`."""
         path = onnx_path(source.path)
-        check_onnx_file(path, source.folder)
-        return OnnxExecutable(_open_session(source, path), source, path)
+        external = check_onnx_file(path, source.folder)
+        return OnnxExecutable(_open_session(source, path, external), source, path)
 
 
 def onnx_path(path: Path) -> Path:
@@ -62,7 +64,7 @@ def onnx_path(path: Path) -> Path:
     return path / path.name if path.is_dir() else path
 
 
-def _open_session(source: ModelSource, path: Path) -> Any:
+def _open_session(source: ModelSource, path: Path, external: Mapping[str, Path]) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
@@ -80,6 +82,10 @@ def _open_session(source: ModelSource, path: Path) -> Any:
     # Never ONNX Runtime's own flat format, whose reader trusts the file.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     try:
+        # ONNX Runtime would map these files for as long as it lives, and overwriting one in place would then end the
+        # process with SIGBUS. It copies what it is lent for the time of loading.
+        lent = [_lent(file) for file in external.values()]
+        options.add_external_initializers_from_files_in_memory(list(external), lent, [len(data) for data in lent])
         # A fallback would print to stdout and load again; options stored inside a model file are not obeyed.
         return onnxruntime.InferenceSession(
             str(path), options, ["CPUExecutionProvider"], enable_fallback=0, read_config_from_model=0
@@ -89,6 +95,13 @@ def _open_session(source: ModelSource, path: Path) -> Any:
             f"{path}: ONNX Runtime cannot load it: {reason_of(error)}",
             hint="check that the file is whole and that this ONNX Runtime has its operators and opset",
         ) from error
+
+
+def _lent(file: Path) -> bytes | mmap.mmap:
+    with file.open("rb") as opened:
+        if not os.fstat(opened.fileno()).st_size:
+            return b""  # cannot be mapped
+        return mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 class OnnxExecutable:
