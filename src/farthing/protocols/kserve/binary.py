@@ -46,7 +46,8 @@ def tensor_from_bytes(
         return unpack_bytes(bytes(body[start : start + size]), shape, elements, where)
     if datatype == "BOOL":
         # Any non-zero byte is true on the wire; a numpy bool holding anything but 0 and 1 misbehaves later.
-        return np.not_equal(np.ndarray(shape, _UINT8, body, start), 0)
+        is_true: Tensor = np.ndarray(shape, _UINT8, body, start) != 0
+        return is_true
     dtype = NUMPY_DTYPES[datatype]
     if size < VIEW_BYTES_MIN:
         return np.ndarray(shape, dtype, bytes(body[start : start + size]))

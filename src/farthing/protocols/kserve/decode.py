@@ -16,8 +16,9 @@ from farthing.protocols.kserve.binary import raw_binary_request, tensor_from_byt
 from farthing.protocols.kserve.json_tensor import tensor_from_json
 from farthing.protocols.kserve.limits import ID_CHARACTERS_MAX, WireLimits
 from farthing.protocols.kserve.memo import Memo
-from farthing.protocols.kserve.messages import NO_DATA, WireOutput, parse_infer
+from farthing.protocols.kserve.messages import NO_DATA, ParsedInput, WireInput, WireOutput, parse_infer
 from farthing.protocols.kserve.parameters import (
+    NO_OPTIONS,
     RequestOptions,
     binary_size,
     has_shared_memory,
@@ -125,38 +126,48 @@ def _read(text: bytes | memoryview, limits: WireLimits) -> _Plan:
     json_inputs: dict[str, Tensor] = {}
     places: list[_Place] = []
     binary_bytes = 0
-    index = 0
-    for item in wire.inputs:
-        name, shape, datatype = item.name, item.shape, item.datatype
-        where = f"inputs[{index}]"
-        index += 1
-        elements = elements_of(shape, datatype, where, limits)
+    item: WireInput | ParsedInput
+    for index, item in enumerate(wire.inputs):
+        elements = elements_of(item.shape, item.datatype, index, limits)
         if item.parameters:
-            size = binary_size(item.parameters, where)
-            if has_shared_memory(item.parameters):
-                if size is not None or _has_data(item.data):
-                    raise _sources(where, name)
-                raise no_shared_memory(where)
+            size = _binary_size(item, elements, f"inputs[{index}]")
             if size is not None:
-                if _has_data(item.data):
-                    raise _sources(where, name)
-                _check_size(size, datatype, elements, name, where)
-                places.append((name, binary_bytes, size, datatype, shape, elements, where))
+                places.append((item.name, binary_bytes, size, item.datatype, item.shape, elements, f"inputs[{index}]"))
                 binary_bytes += size
                 continue
         if item.data is NO_DATA:
-            raise _sources(where, name)
-        json_inputs[name] = tensor_from_json(item.data, datatype, shape, elements, where)
-    if index > 1:
+            raise _sources(item.name, f"inputs[{index}]")
+        json_inputs[item.name] = tensor_from_json(item.data, item.datatype, item.shape, elements, index)
+    if len(wire.inputs) > 1:
         _check_names([item.name for item in wire.inputs], "input")
     return _Plan(
         wire.id or "",
-        request_options(wire.parameters),
+        request_options(wire.parameters) if wire.parameters else NO_OPTIONS,
         _outputs(wire.outputs) if wire.outputs else (),
         json_inputs,
         tuple(places),
         binary_bytes,
     )
+
+
+def _binary_size(item: WireInput | ParsedInput, elements: int, where: str) -> int | None:
+    """Bytes this input has after the JSON; None if its values are in it."""
+    size = binary_size(item.parameters, where)
+    is_shared = has_shared_memory(item.parameters)
+    if size is None and not is_shared:
+        return None
+    if (size is not None and is_shared) or _has_data(item.data):
+        raise _sources(item.name, where)
+    if size is None:
+        raise no_shared_memory(where)
+    needed = elements * ITEM_BYTES[item.datatype]
+    if size != needed and (item.datatype != "BYTES" or size < needed):
+        raise InvalidInput(
+            f"{where}: input byte size mismatch for input '{item.name}'. Expected {needed}"
+            f"{' or more' if item.datatype == 'BYTES' else ''}, got {size}",
+            hint="`binary_data_size` is the number of elements in `shape` times the bytes of one",
+        )
+    return size
 
 
 def _inputs(plan: _Plan, body: bytes | memoryview, start: int) -> dict[str, Tensor]:
@@ -190,17 +201,7 @@ def _check_names(names: list[str], kind: str) -> None:
             raise AlreadyExists(f"{kind}s[{index}]: {kind} '{name}' already exists in request")
 
 
-def _check_size(size: int, datatype: str, elements: int, name: str, where: str) -> None:
-    needed = elements * ITEM_BYTES[datatype]
-    if size != needed and (datatype != "BYTES" or size < needed):
-        raise InvalidInput(
-            f"{where}: input byte size mismatch for input '{name}'. Expected {needed}"
-            f"{' or more' if datatype == 'BYTES' else ''}, got {size}",
-            hint="`binary_data_size` is the number of elements in `shape` times the bytes of one",
-        )
-
-
-def _sources(where: str, name: str) -> InvalidInput:
+def _sources(name: str, where: str) -> InvalidInput:
     return InvalidInput(
         f"{where}: input '{name}' must have its values in exactly one of `data`, `binary_data_size` and "
         "`shared_memory_region`"

@@ -26,7 +26,7 @@ BINARY_ONLY: Final = frozenset(("FP16", "BF16"))
 
 _json: Final = msgspec.json.Encoder().encode
 
-_openings: Final[Memo[tuple[str, str], bytes]] = Memo(1024)
+_model_heads: Final[Memo[tuple[str, str], bytes]] = Memo(1024)
 """`"model_name":"m","model_version":"1","outputs":[` by name and version."""
 
 _output_heads: Final[Memo[tuple[str, np.dtype[np.generic], tuple[int, ...], bool], bytes]] = Memo(4096)
@@ -63,23 +63,17 @@ def encode_infer(
     `application/octet-stream` and the length goes into `Inference-Header-Content-Length`.
     """
     named = (response.model_name, response.model_version)
-    opening = _openings.get(named) or _openings.remember(named, _opening(*named))
-    parts = [b"{", opening]
-    if response.id:
-        parts[0] = b'{"id":' + _json(response.id) + b","
-    if response.parameters:
-        parts[0] += b'"parameters":' + _json(response.parameters) + b","
-    asked_by_name = {asked.name: asked for asked in request.outputs} if request.outputs else None
+    parts = [_opening(response), _model_heads.get(named) or _model_heads.remember(named, _model_head(*named))]
+    asked_by_name = {asked.name: asked for asked in request.outputs}
     buffers: list[bytes | memoryview] = []
-    is_binary = request.binary_output
     for name, tensor in response.outputs.items():
-        asked = asked_by_name.get(name) if asked_by_name else None
-        if asked:
-            is_binary = _is_binary(asked, request)
-        if asked and asked.classes:
-            shown = classify(tensor, asked.classes, _spec_of(name, spec), is_batched=spec.batch_rows_max > 0)
-        else:
-            shown = tensor
+        shown, is_binary = tensor, request.binary_output
+        if asked_by_name:
+            asked = asked_by_name.get(name)
+            if asked:
+                is_binary = _is_binary(asked, request)
+                if asked.classes:
+                    shown = classify(tensor, asked.classes, _spec_of(name, spec), is_batched=spec.batch_rows_max > 0)
         if is_binary:
             parts.append(_binary_output(name, shown, buffers))
         else:
@@ -96,7 +90,7 @@ def encode_infer(
     if not buffers:
         return text, None
     if sum(map(len, buffers)) <= JOIN_BYTES_MAX:
-        return b"".join((text, *buffers)), len(text)
+        return b"".join([text, *buffers]), len(text)
     return [text, *buffers], len(text)
 
 
@@ -117,7 +111,19 @@ def _binary_output(name: str, tensor: Tensor, buffers: list[bytes | memoryview])
     return _output_heads.get(key) or _output_heads.remember(key, _binary_head(name, tensor, size))
 
 
-def _opening(model_name: str, model_version: str) -> bytes:
+def _opening(response: InferResponse) -> bytes:
+    """What differs from answer to answer of one model."""
+    if not response.id and not response.parameters:
+        return b"{"
+    opening = b"{"
+    if response.id:
+        opening += b'"id":' + _json(response.id) + b","
+    if response.parameters:
+        opening += b'"parameters":' + _json(response.parameters) + b","
+    return opening
+
+
+def _model_head(model_name: str, model_version: str) -> bytes:
     return _json({"model_name": model_name, "model_version": model_version})[1:-1] + b',"outputs":['
 
 

@@ -85,56 +85,59 @@ _READERS: Final = {datatype: _Reader(datatype) for datatype in _ELEMENTS}
 
 
 def tensor_from_json(
-    data: msgspec.Raw | list[Any], datatype: str, shape: tuple[int, ...], elements: int, where: str
+    data: msgspec.Raw | list[Any], datatype: str, shape: tuple[int, ...], elements: int, index: int
 ) -> Tensor:
-    """The array that `data` (JSON text, or what a parser made of it) stands for, flat or nested, row by row."""
+    """The array that `data` (JSON text, or what a parser made of it) stands for, flat or nested, row by row.
+
+    `index` says which of the inputs it is, for errors.
+    """
     reader = _READERS.get(datatype)
     if reader is None:
         raise InvalidInput(
-            f"{where}.data: {datatype} cannot be written in JSON",
+            f"inputs[{index}].data: {datatype} cannot be written in JSON",
             hint="send it as a binary tensor: `binary_data_size` and the header Inference-Header-Content-Length",
         )
     try:
         text = bytes(data) if type(data) is msgspec.Raw else None
         is_flat = text is not None and text[1:2] != b"["
-        values = reader.decode(text) if is_flat else _nested(data, reader, where)
+        values = reader.decode(text) if is_flat else _nested(data, reader, index)
     except (msgspec.ValidationError, UnicodeDecodeError):
-        values = _nested(data, reader, where)  # which says what is wrong, or finds white space and no fault
+        values = _nested(data, reader, index)  # which says what is wrong, or finds white space and no fault
     if len(values) != elements:
         raise InvalidInput(
-            f"{where}.data: {len(values)} elements do not fill shape {list(shape)}, which has {elements}"
+            f"inputs[{index}].data: {len(values)} elements do not fill shape {list(shape)}, which has {elements}"
         )
     if datatype == "BYTES":
         return object_tensor([value.encode() for value in values], shape)
     if datatype == "BOOL":
-        _check_bools(values, where)
+        _check_bools(values, index)
     try:
         if elements <= PACK_ELEMENTS_MAX:
             return np.ndarray(shape, reader.dtype, reader.packer(elements)(*values))
         with np.errstate(over="raise"):
             return np.array(values, reader.dtype).reshape(shape)
     except (StructError, OverflowError, FloatingPointError):
-        raise _out_of_range(values, reader, where) from None
+        raise _out_of_range(values, reader, index) from None
 
 
-def _nested(data: msgspec.Raw | list[Any], reader: _Reader, where: str) -> list[Any]:
+def _nested(data: msgspec.Raw | list[Any], reader: _Reader, index: int) -> list[Any]:
     """The elements of `data` that is no flat list of the right things: nested, or wrong."""
     depth = _depth(data)
     if depth > JSON_DEPTH_MAX:
-        raise InvalidInput(f"{where}.data: arrays are nested {depth} deep; the limit is {JSON_DEPTH_MAX}")
+        raise InvalidInput(f"inputs[{index}].data: arrays are nested {depth} deep; the limit is {JSON_DEPTH_MAX}")
     kind, decoder = reader.of_depth(max(depth, 1))
     try:
         values = decoder.decode(data) if type(data) is msgspec.Raw else msgspec.convert(data, kind)
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         detail = str(error).replace("`$", "`data")
         raise InvalidInput(
-            f"{where}.data: {detail}; {reader.datatype} takes a flat or evenly nested array of "
+            f"inputs[{index}].data: {detail}; {reader.datatype} takes a flat or evenly nested array of "
             f"{_element_name(reader.datatype)}"
         ) from None
     for _ in range(depth - 1):
         if len(set(map(len, values))) > 1:
             raise InvalidInput(
-                f"{where}.data: nested arrays of different lengths are no tensor",
+                f"inputs[{index}].data: nested arrays of different lengths are no tensor",
                 hint="pad the rows to one length, or send one request per row",
             )
         values = list(chain.from_iterable(values))
@@ -162,15 +165,15 @@ def _element_name(datatype: str) -> str:
     return "numbers" if datatype.startswith("FP") else "integers"
 
 
-def _check_bools(values: list[Any], where: str) -> None:
-    for index, value in enumerate(values):
+def _check_bools(values: list[Any], index: int) -> None:
+    for place, value in enumerate(values):
         if value is not True and value is not False and value not in (0, 1):
             raise InvalidInput(
-                f"{where}.data: element {index} is {_shown(value)}; BOOL takes true and false (or 1 and 0)"
+                f"inputs[{index}].data: element {place} is {_shown(value)}; BOOL takes true and false (or 1 and 0)"
             )
 
 
-def _out_of_range(values: list[Any], reader: _Reader, where: str) -> InvalidInput:
+def _out_of_range(values: list[Any], reader: _Reader, index: int) -> InvalidInput:
     """Which element it was: the checks that fail are all of one kind, so the slow search is done only now."""
     dtype = reader.dtype
     low: float
@@ -180,12 +183,13 @@ def _out_of_range(values: list[Any], reader: _Reader, where: str) -> InvalidInpu
         low, hint = -high, "bare Infinity and -Infinity are accepted"
     else:
         low, high, hint = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max), ""
-    for index, value in enumerate(values):
+    for place, value in enumerate(values):
         if isfinite(value) and not low <= value <= high:
             return InvalidInput(
-                f"{where}.data: element {index} is {_shown(value)}; {reader.datatype} holds {low} to {high}", hint=hint
+                f"inputs[{index}].data: element {place} is {_shown(value)}; {reader.datatype} holds {low} to {high}",
+                hint=hint,
             )
-    return InvalidInput(f"{where}.data: an element does not fit {reader.datatype}", hint=hint)
+    return InvalidInput(f"inputs[{index}].data: an element does not fit {reader.datatype}", hint=hint)
 
 
 def _shown(value: object) -> str:
@@ -201,16 +205,13 @@ _AS_NUMPY: Final = orjson.OPT_SERIALIZE_NUMPY
 
 def json_from_tensor(tensor: Tensor, name: str) -> bytes:
     """The flat JSON array of an output's values, with bare NaN, Infinity and -Infinity where there are any."""
-    kind = tensor.dtype.kind
-    if kind == "O":
-        return _json_from_strings(tensor, name)
-    flat = tensor if tensor.ndim == 1 else tensor.reshape(-1)
+    flat = tensor.ravel()
     try:
         text = orjson.dumps(flat, option=_AS_NUMPY)
-    except orjson.JSONEncodeError:  # it reads only memory without gaps
-        text = orjson.dumps(np.ascontiguousarray(flat), option=_AS_NUMPY)
+    except orjson.JSONEncodeError:
+        return _json_from_strings(tensor, name)
     # orjson writes null for what JSON lacks; no other text made of numbers or booleans has an "n" in it.
-    if kind == "f" and b"n" in text:
+    if b"n" in text:
         odd = flat[~np.isfinite(flat)].tolist()
         pieces = text.split(b"null")
         tokens = [b"NaN" if isnan(value) else b"Infinity" if value > 0 else b"-Infinity" for value in odd]

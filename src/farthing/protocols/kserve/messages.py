@@ -46,7 +46,9 @@ class WireRequest(msgspec.Struct, gc=False):
     parameters: dict[str, Parameter] | None = None
 
 
-class _ParsedInput(msgspec.Struct):
+class ParsedInput(msgspec.Struct):
+    """A `WireInput` that the parser of the standard library read."""
+
     name: str
     shape: Shape
     datatype: str
@@ -54,8 +56,10 @@ class _ParsedInput(msgspec.Struct):
     data: Any = NO_DATA
 
 
-class _ParsedRequest(msgspec.Struct):
-    inputs: Annotated[list[_ParsedInput], msgspec.Meta(max_length=TENSORS_MAX)]
+class ParsedRequest(msgspec.Struct):
+    """A `WireRequest` that the parser of the standard library read."""
+
+    inputs: Annotated[list[ParsedInput], msgspec.Meta(max_length=TENSORS_MAX)]
     outputs: Annotated[list[WireOutput], msgspec.Meta(max_length=TENSORS_MAX)] | None = None
     id: Annotated[str, msgspec.Meta(max_length=ID_CHARACTERS_MAX)] | None = None
     parameters: dict[str, Parameter] | None = None
@@ -66,7 +70,7 @@ _decode: Final = msgspec.json.Decoder(WireRequest).decode
 Message = TypeVar("Message")
 
 
-def parse_infer(text: bytes | memoryview) -> "WireRequest | _ParsedRequest":
+def parse_infer(text: bytes | memoryview) -> WireRequest | ParsedRequest:
     """The JSON of an inference request; `data` is left as text, or as values where it holds NaN or Infinity."""
     try:
         return _decode(text)
@@ -110,14 +114,14 @@ def _may_have_nonfinite(text: bytes | memoryview) -> bool:
     return b"NaN" in whole or b"Infinity" in whole
 
 
-def _parse_nonfinite(text: bytes) -> _ParsedRequest:
+def _parse_nonfinite(text: bytes) -> ParsedRequest:
     what = "failed to parse the request JSON buffer"
     try:
         parsed = json.loads(text)
         if b"\\u" in text:
             # This parser lets half a surrogate pair through, which no later encoder would.
             json.dumps(parsed, ensure_ascii=False).encode()
-        return msgspec.convert(parsed, _ParsedRequest)
+        return msgspec.convert(parsed, ParsedRequest)
     except UnicodeEncodeError:
         raise InvalidInput(f"{what}: a string holds half a surrogate pair") from None
     except (msgspec.ValidationError, RecursionError, UnicodeDecodeError) as error:

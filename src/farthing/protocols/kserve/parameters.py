@@ -27,12 +27,11 @@ class RequestOptions(msgspec.Struct, frozen=True):
 
 
 NO_OPTIONS: Final = RequestOptions()
+"""A request without parameters."""
 
 
-def request_options(parameters: Mapping[str, Parameter] | None) -> RequestOptions:
+def request_options(parameters: Mapping[str, Parameter]) -> RequestOptions:
     """Reserved parameters by their meaning, all others as the model will see them."""
-    if not parameters:
-        return NO_OPTIONS
     others: dict[str, Parameter] = {}
     priority = timeout_us = 0
     binary_output = False

@@ -15,12 +15,12 @@ ITEM_BYTES: Final = {
 """Bytes an element takes on the wire; for BYTES the least it can take."""
 
 
-def elements_of(shape: tuple[int, ...], datatype: str, where: str, limits: WireLimits) -> int:
+def elements_of(shape: tuple[int, ...], datatype: str, index: int, limits: WireLimits) -> int:
     """The number of elements, after checking the datatype's name and the bytes they imply."""
     item_bytes = ITEM_BYTES.get(datatype)
     if item_bytes is None:
         raise InvalidInput(
-            f"{where}.datatype: `{datatype}` is not a datatype; datatypes: {', '.join(ITEM_BYTES)}",
+            f"inputs[{index}].datatype: `{datatype}` is not a datatype; datatypes: {', '.join(ITEM_BYTES)}",
             hint="`TYPE_STRING` of a model configuration is BYTES on the wire, `TYPE_FP32` is FP32, and so on",
         )
     elements = prod(shape)
@@ -30,12 +30,12 @@ def elements_of(shape: tuple[int, ...], datatype: str, where: str, limits: WireL
         return elements
     if size > INT64_MAX:
         raise TooLarge(
-            f"{where}.shape: {_short(shape)} of {datatype} would exceed maximum size of {INT64_MAX} bytes "
+            f"inputs[{index}].shape: {_short(shape)} of {datatype} would exceed maximum size of {INT64_MAX} bytes "
             "(byte size overflow)",
             hint="send the shape of the data that is in the request",
         )
     raise TooLarge(
-        f"{where}.shape: {_short(shape)} of {datatype} is {size} bytes, which exceeds the maximum allowed "
+        f"inputs[{index}].shape: {_short(shape)} of {datatype} is {size} bytes, which exceeds the maximum allowed "
         f"input size of {limits.body_bytes_max} bytes",
         hint="send fewer rows a request, or raise the server's limit on request bodies",
     )
