@@ -10,6 +10,7 @@ import platform
 import sys
 import time
 from pathlib import Path
+from threading import Lock
 from typing import Final, NamedTuple
 
 _PROC: Final = Path("/proc")
@@ -44,13 +45,14 @@ class MachineSample(NamedTuple):
 
 
 class ProcessReader:
-    """Reads this process and its machine."""
+    """Reads this process and its machine; any thread may ask."""
 
     def __init__(self, proc: Path = _PROC) -> None:
         self._proc = proc
         self._start_time_s = self._read_start_time()
         self._cpu_ticks = self._read_cpu_ticks()
         self._cpu_utilization: float | None = None
+        self._lock = Lock()
 
     def process(self) -> ProcessSample:
         return ProcessSample(
@@ -74,15 +76,16 @@ class ProcessReader:
         )
 
     def _utilization(self) -> float | None:
-        now = self._read_cpu_ticks()
-        if now is None or self._cpu_ticks is None:
-            return None
-        busy, total = now[0] - self._cpu_ticks[0], now[1] - self._cpu_ticks[1]
-        # The kernel counts in hundredths of a second: two scrapes within one tick share the last answer.
-        if total > 0:
-            self._cpu_ticks = now
-            self._cpu_utilization = min(1.0, max(0.0, busy / total))
-        return self._cpu_utilization
+        with self._lock:
+            now = self._read_cpu_ticks()
+            if now is None or self._cpu_ticks is None:
+                return None
+            busy, total = now[0] - self._cpu_ticks[0], now[1] - self._cpu_ticks[1]
+            # The kernel counts in hundredths of a second: two scrapes within one tick share the last answer.
+            if total > 0:
+                self._cpu_ticks = now
+                self._cpu_utilization = min(1.0, max(0.0, busy / total))
+            return self._cpu_utilization
 
     def _read_cpu_ticks(self) -> tuple[int, int] | None:
         """(busy, all) ticks of all cores together since boot; None where the kernel does not say."""
