@@ -19,7 +19,6 @@ TOLERANCE: Final = 0.005
 class Diagnosis:
     sample = MODEL
     question = "is the tumour benign?"
-    inputs = ()
 
     def __init__(self) -> None:
         _, rows, _, truth = split()

@@ -1,4 +1,4 @@
-"""Where are the faces? CenterFace gives a heat map of face centres, a cell for every 4 x 4 pixels; boxes at its peaks."""
+"""Where are the faces? CenterFace maps face centres, a cell for every 4 x 4 pixels, and box sizes."""
 
 from typing import Final, NamedTuple
 
@@ -32,7 +32,6 @@ class Face(NamedTuple):
 class Faces:
     sample = "centerface"
     question = "where are the faces?"
-    inputs = ("photographs",)
 
     def __init__(self) -> None:
         self._portrait = read_picture("astronaut.png")
@@ -76,7 +75,7 @@ def find_faces(server: Infers, picture: Tensor) -> list[Face]:
     kept = _most_certain(boxes, heat[rows, columns])
     to_picture = np.array([width / width_in, height / height_in] * 2)
     scores = heat[rows, columns]
-    return [Face(*map(float, boxes[index] * to_picture), float(scores[index])) for index in kept]
+    return [Face._make((*(boxes[index] * to_picture).tolist(), float(scores[index]))) for index in kept]
 
 
 def _most_certain(boxes: Tensor, scores: Tensor) -> list[int]:

@@ -24,7 +24,6 @@ SCORE_AT_LEAST: Final = 0.9
 class FileTypes:
     sample = "magika"
     question = "what kind of file is this?"
-    inputs = ("photographs", "telephone-call")
 
     def __init__(self) -> None:
         folder = sample_path(self.sample)

@@ -14,7 +14,6 @@ ROWS_AT_ONCE: Final = 500
 class Films:
     sample = "movielens-dlrm"
     question = "will this person like this film?"
-    inputs = ()
 
     def __init__(self) -> None:
         with np.load(sample_path(self.sample) / "held_out.npz") as held_out:

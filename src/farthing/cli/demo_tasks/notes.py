@@ -20,7 +20,6 @@ EXPECTED: Final = (("C major", (60, 64, 67)), ("A minor", (57, 60, 64)))
 class Notes:
     sample = "basic-pitch"
     question = "which notes sound?"
-    inputs = ()
 
     def __init__(self) -> None:
         self._chords = [chord(notes)[None, :, None] for _, notes in EXPECTED]

@@ -22,14 +22,15 @@ SCORE_FROM: Final = 0.4
 OVERLAP_MAX: Final = 0.6
 TOLERANCE: Final = 0.02
 
-LABELS: Final = (
+_COCO: Final = (
     "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,stop sign,parking meter,"
     "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,tie,suitcase,frisbee,"
     "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,"
     "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
     "potted plant,bed,dining table,toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
     "refrigerator,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-).split(",")  # noqa: SIM905 (eighty lines otherwise)
+)
+LABELS: Final = _COCO.split(",")
 """The classes of the COCO data set, in its order."""
 
 EXPECTED: Final = (
@@ -44,7 +45,6 @@ EXPECTED: Final = (
 class Objects:
     sample = "nanodet-g"
     question = "what is where in the picture?"
-    inputs = ("photographs",)
 
     def __init__(self) -> None:
         self._pictures = [read_picture(name) for name, _, _ in EXPECTED]

@@ -40,7 +40,6 @@ EXPECTED: Final = (
 class Page:
     sample = "ppocr-v4"
     question = "what does the page say?"
-    inputs = ("photographs",)
 
     def __init__(self) -> None:
         recogniser = next(path for path in sample_paths(self.sample) if path.name == "ppocr-rec")

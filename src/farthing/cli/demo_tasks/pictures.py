@@ -29,7 +29,6 @@ EXPECTED: Final = (
 class Pictures:
     sample = "effnet-lite0"
     question = "what is in the picture?"
-    inputs = ("photographs",)
 
     def __init__(self) -> None:
         self._labels = (sample_path(self.sample) / "labels.txt").read_text(encoding="utf-8").splitlines()

@@ -23,7 +23,6 @@ EXPECTED: Final = (
 class Sentences:
     sample = "minilm-l6"
     question = "how alike are two sentences (cosine)?"
-    inputs = ()
 
     def __init__(self) -> None:
         self._tokenizer = Tokenizer.from_file(str(sample_path(self.sample) / "tokenizer.json"))

@@ -33,8 +33,6 @@ class Task(Protocol):
     """The sample model it is for."""
     question: str
     """What the models are asked, in words."""
-    inputs: tuple[str, ...]
-    """Sample inputs it reads (`repository.samples.INPUTS`)."""
 
     def check(self, server: Infers) -> list[Finding]:
         """Every answer, with what it should have been."""

@@ -26,7 +26,6 @@ TOLERANCE: Final = 0.005
 class Voice:
     sample = "silero-vad"
     question = "is somebody speaking?"
-    inputs = ("telephone-call",)
 
     def __init__(self) -> None:
         folder = input_folder("telephone-call")
