@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -53,6 +54,12 @@ def test_a_json_line_has_the_fields_everyone_searches_by() -> None:
         ("version", "1"),
         ("rows", 4),
     ]
+
+
+def test_the_line_in_the_reference_is_what_is_written() -> None:
+    reference = Path(__file__).parents[2] / "docs" / "reference" / "logs-and-traces.md"
+    line = json_line(record("model loaded", name="farthing.runtime", model="mlp", version="1", seconds=0.21))
+    assert f"```json\n{line}\n```" in reference.read_text()
 
 
 def test_a_text_line_is_for_people() -> None:
