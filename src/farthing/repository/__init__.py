@@ -1,0 +1,24 @@
+"""Models on disk: layouts, versions, `config.pbtxt` and `model.toml`, what changed since the last look, samples.
+
+`Repository` is what the rest of the house asks; running what it found belongs to `engines`.
+"""
+
+from farthing.repository.labels import read_labels
+from farthing.repository.names import check_model_name
+from farthing.repository.repository import Repository
+from farthing.repository.snapshot import Changes, FoundModel, FoundVersion, Problem, Snapshot, changes, settled
+from farthing.repository.versions import versions_to_serve
+
+__all__ = [
+    "Changes",
+    "FoundModel",
+    "FoundVersion",
+    "Problem",
+    "Repository",
+    "Snapshot",
+    "changes",
+    "check_model_name",
+    "read_labels",
+    "settled",
+    "versions_to_serve",
+]

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, get_args, get_origin
 
@@ -27,6 +28,8 @@ def canonical(value: Any, kind: Any, path: str) -> Any:
         if issubclass(kind, StrEnum) and isinstance(value, str):
             member = kind.__members__.get(value.upper())
             return value if member is None else member.value
+        if kind is float:
+            return _finite(value, path)
         return value
     inner = get_args(kind)[-1] if get_args(kind) else None
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
@@ -53,6 +56,16 @@ def _block(value: Any, kind: type[Block], path: str) -> Any:
         if item is not None:
             spelt[name] = canonical(item, field, f"{path}.{name}")
     return spelt
+
+
+def _finite(value: Any, path: str) -> Any:
+    try:
+        is_finite = isfinite(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return value
+    if not is_finite:
+        raise LoadFailed(f"{value} is not a finite number - at `{path}`")
+    return value
 
 
 def _version_policy(value: Any) -> Any:

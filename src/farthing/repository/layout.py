@@ -1,0 +1,159 @@
+"""How a folder or a file becomes a model: where its versions are and which file of each is the model.
+
+    NAME/config.pbtxt or NAME/model.toml    optional
+    NAME/1/model.onnx                       a folder a version, as Triton has it
+    NAME/model.onnx                         no version folders: version 1
+    anything.onnx                           a file alone: version 1 of a model named after it
+
+Which names a model file may have is for the engines to say; they are handed in.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from farthing.config.model import ModelConfig, check_model_config
+from farthing.repository.config_files import PBTXT, TOML, read_config
+from farthing.repository.listing import Listing, check_inside, fingerprint, list_folder
+from farthing.repository.names import check_model_name, version_number
+from farthing.repository.snapshot import FoundModel, FoundVersion
+from farthing.repository.versions import versions_to_serve
+from farthing.types.errors import LoadFailed
+
+Filenames = Mapping[str, Sequence[str]]
+"""Engine name, or another name it answers to -> names its model files have by default, best first."""
+
+_COMPANIONS = ("{stem}.bin", "{name}.data", "{name}_data", "{stem}.data")
+"""Files that belong to a model file beside them: OpenVINO's and ONNX's weights."""
+
+
+def is_model_folder(folder: Path, filenames: Filenames) -> bool:
+    """Whether a folder an operator names is one model, not a repository of several. Raises `OSError`."""
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    files = {entry.name for entry in visible if entry.is_file()}
+    folders = {entry.name for entry in visible if entry.is_dir()}
+    if files & {PBTXT, TOML} or any(version_number(name) for name in folders):
+        return True
+    if files & _defaults(filenames):
+        return True
+    return not folders and bool(_by_ending(sorted(files), filenames))
+
+
+def model_in_folder(
+    folder: Path, root: Path, filenames: Filenames, *, name: str, config: ModelConfig | None = None
+) -> FoundModel:
+    """The model in a folder. Raises `InvalidInput`, `LoadFailed`, `OSError`.
+
+    `config` takes the place of the configuration file. Links may lead anywhere in `root` (resolved).
+    """
+    check_model_name(name)
+    listing = list_folder(folder, root)
+    written = read_config(folder) if config is None else config
+    said = written or ModelConfig()
+    check_model_config(said, name)
+    return FoundModel(
+        name=name,
+        folder=folder,
+        config=replace(said, name=name),
+        has_config=written is not None,
+        versions=_versions(listing, said, filenames),
+        fingerprint=listing.fingerprint,
+    )
+
+
+def model_from_file(path: Path, *, name: str, config: ModelConfig | None = None) -> FoundModel:
+    """The model that is one file (with its weights beside it). Raises `LoadFailed`, `OSError`."""
+    check_model_name(name)
+    if config is not None:
+        check_model_config(config, name)
+    companions = (path.with_name(form.format(stem=path.stem, name=path.name)) for form in _COMPANIONS)
+    parts = [path, *(part for part in companions if part.is_file())]
+    for part in parts:
+        if part != path and part.is_symlink():
+            check_inside(part, path.resolve().parent)
+    return FoundModel(
+        name=name,
+        folder=path.parent,
+        config=replace(config or ModelConfig(), name=name),
+        has_config=config is not None,
+        versions=(FoundVersion(1, path),),
+        fingerprint=fingerprint((part.name, part.stat()) for part in parts),
+    )
+
+
+def _versions(listing: Listing, config: ModelConfig, filenames: Filenames) -> tuple[FoundVersion, ...]:
+    """All versions that have a model file; each one that is to be served must."""
+    places = {version_number(name): name for name in listing.folders if version_number(name)}
+    if not places:
+        places = {1: ""}
+    wanted = versions_to_serve(config.version_policy, places)
+    if not wanted:
+        raise LoadFailed(
+            f"{listing.folder}: version_policy picks none of the versions found: {_joined(sorted(places))}",
+            hint="add a version it names, or change version_policy",
+        )
+    versions = []
+    for number, place in sorted(places.items()):
+        try:
+            file = _model_file(listing, place, config, filenames)
+        except LoadFailed:
+            if number in wanted:
+                raise
+            continue
+        versions.append(FoundVersion(number, listing.folder / place / file))
+    return tuple(versions)
+
+
+def _model_file(listing: Listing, place: str, config: ModelConfig, filenames: Filenames) -> str:
+    """The name of the model file in a version's folder; "" where the folder itself is the model."""
+    where = listing.folder / place
+    if config.ensemble_scheduling is not None:
+        return ""
+    if said := config.default_model_filename:
+        path = f"{place}/{said}" if place else said
+        if path in listing.files or path in listing.folders:
+            return said
+        raise LoadFailed(f"{where} holds no `{said}`, the default_model_filename of its configuration")
+    labels = {output.label_filename for output in config.output}
+    files = [name for name in listing.files_in(place) if name not in {PBTXT, TOML, *labels}]
+    expected = _expected(config, filenames)
+    named = [name for name in expected if name in files]
+    found = named[:1] if config.backend or config.platform else named
+    found = found or _by_ending(files, filenames) or files
+    if len(found) == 1:
+        return found[0]
+    if not found and not place:
+        raise LoadFailed(
+            f"{where} holds no version folder and no model file",
+            hint=f"put the model at {listing.folder.name}/1/{expected[0] if expected else 'model.onnx'}",
+        )
+    looked_for = f"; looked for {_joined(expected)}" if expected else ""
+    raise LoadFailed(
+        f"{where}: {_joined(found)} could each be the model" if found else f"{where} holds no model file{looked_for}",
+        hint="say which with default_model_filename or backend",
+    )
+
+
+def _expected(config: ModelConfig, filenames: Filenames) -> list[str]:
+    """Default names to look for: the named engine's, or everybody's."""
+    for engine in (config.backend, config.platform):
+        if engine in filenames:
+            return list(filenames[engine])
+    return list(dict.fromkeys(name for names in filenames.values() for name in names))
+
+
+def _by_ending(files: Sequence[str], filenames: Filenames) -> list[str]:
+    endings = {Path(name).suffix for name in _defaults(filenames)}
+    return [name for name in files if Path(name).suffix in endings]
+
+
+def _defaults(filenames: Filenames) -> set[str]:
+    return {name for names in filenames.values() for name in names}
+
+
+def _joined(things: Sequence[object]) -> str:
+    shown = ", ".join(str(thing) for thing in things[:10])
+    return shown if len(things) <= 10 else f"{shown} and {len(things) - 10} more"

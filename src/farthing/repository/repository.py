@@ -1,0 +1,158 @@
+"""Where models are looked for: the folders and files an operator named.
+
+Looking changes nothing and holds nothing: two scans of the same files are equal, and `snapshot.changes` says what
+is different between two that are not. When to look, and what to do then, belongs to `runtime`.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from farthing.config.model import ModelConfig
+from farthing.repository.config_files import read_config
+from farthing.repository.layout import Filenames, is_model_folder, model_from_file, model_in_folder
+from farthing.repository.listing import check_inside
+from farthing.repository.names import check_model_name, name_from_file
+from farthing.repository.snapshot import FoundModel, Problem, Snapshot
+from farthing.types.errors import FarthingError, LoadFailed, NotFound
+
+MODELS_MAX: Final = 10_000
+"""Models one repository folder may hold."""
+
+DEFAULT_FILENAMES: Final[Filenames] = {
+    "onnxruntime": ("model.onnx",),
+    "openvino": ("model.xml",),
+    "trees": ("model.txt", "model.json", "model.ubj", "xgboost.json", "xgboost.ubj"),
+    "python": ("model.py",),
+}
+"""For callers who do not ask the engines."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A place where a model should be. `root` (resolved) is what its links may not leave."""
+
+    name: str
+    path: Path
+    root: Path
+
+
+class Repository:
+    """The models under some paths: repository folders, single model folders and model files, in any mix.
+
+    `default_filenames` maps engine names (and the other names they answer to) to the names of their model files.
+    """
+
+    def __init__(self, paths: Sequence[Path], *, default_filenames: Filenames = DEFAULT_FILENAMES) -> None:
+        # Not resolved: a link `net.onnx` to a blob with a number for a name is still the model `net`.
+        self._paths = tuple(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))  # noqa: PTH100
+        self._filenames = default_filenames
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where it looks; absolute."""
+        return self._paths
+
+    def scan(self, *, overrides: Mapping[str, ModelConfig] | None = None) -> Snapshot:
+        """Everything there is now. What is wrong with a model is a `Problem` of that model alone.
+
+        `overrides` take the place of configuration files, by model name.
+        """
+        candidates, problems, unread = self._candidates()
+        found: dict[str, list[FoundModel]] = {}
+        for candidate in candidates:
+            try:
+                model = self._look(candidate, (overrides or {}).get(candidate.name))
+            except (FarthingError, OSError) as error:
+                problems.append(Problem(candidate.name, _reason(error), candidate.path))
+            else:
+                found.setdefault(model.name, []).append(model)
+        return _snapshot(found, problems, unread)
+
+    def find(self, name: str, *, config: ModelConfig | None = None) -> FoundModel:
+        """The model of that name as it is now, with `config` in place of its configuration file if given.
+
+        Raises `InvalidInput` for a name no model can have, `NotFound`, or `LoadFailed` with the problem.
+        """
+        check_model_name(name)
+        snapshot = self.scan(overrides={} if config is None else {name: config})
+        if name in snapshot.problems:
+            raise LoadFailed(snapshot.problems[name].reason)
+        if name not in snapshot.models:
+            raise NotFound(
+                f"no model `{name}` in the repository; looked in {', '.join(map(str, self._paths))}",
+                hint=f"found there: {', '.join(sorted(snapshot.models)[:20]) or 'nothing'}",
+            )
+        return snapshot.models[name]
+
+    def _candidates(self) -> tuple[list[_Candidate], list[Problem], list[Path]]:
+        candidates: list[_Candidate] = []
+        problems: list[Problem] = []
+        unread: list[Path] = []
+        for path in self._paths:
+            try:
+                candidates += self._candidates_at(path)
+            except (FarthingError, OSError) as error:
+                problems.append(Problem(str(path), _reason(error), path))
+                unread.append(path)
+        return candidates, problems, unread
+
+    def _candidates_at(self, path: Path) -> list[_Candidate]:
+        if path.is_file():
+            return [_Candidate(name_from_file(path), path, path.parent)]
+        root = path.resolve()
+        if is_model_folder(path, self._filenames):
+            return [_Candidate(_said_name(path) or path.name, path, root)]
+        with os.scandir(path) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+        if len(names) > MODELS_MAX:
+            raise LoadFailed(f"{path}: {len(names)} folders; a repository may have {MODELS_MAX}")
+        return [_Candidate(name, path / name, root) for name in names]
+
+    def _look(self, candidate: _Candidate, config: ModelConfig | None) -> FoundModel:
+        if candidate.path.is_file():
+            return model_from_file(candidate.path, name=candidate.name, config=config)
+        if candidate.path.is_symlink():
+            check_inside(candidate.path, candidate.root)
+        return model_in_folder(candidate.path, candidate.root, self._filenames, name=candidate.name, config=config)
+
+
+def _said_name(folder: Path) -> str:
+    """The name in a folder's configuration; empty if there is none, or none that can be read."""
+    try:
+        config = read_config(folder)
+    except FarthingError:
+        return ""  # looking at the model finds the fault again, and tells it
+    return config.name if config is not None else ""
+
+
+def _reason(error: FarthingError | OSError) -> str:
+    return str(error) if isinstance(error, FarthingError) else f"{error.filename}: {error.strerror}"
+
+
+def _snapshot(found: Mapping[str, list[FoundModel]], problems: Sequence[Problem], unread: Sequence[Path]) -> Snapshot:
+    """Puts every name in one place: two models of one name are a problem of both."""
+    places: dict[str, list[Path]] = {}
+    for problem in problems:
+        places.setdefault(problem.name, []).append(problem.path)
+    for name, models in found.items():
+        places.setdefault(name, []).extend(_place(model) for model in models)
+    wrong = {problem.name: problem for problem in problems}
+    for name, paths in places.items():
+        if len(paths) > 1:
+            listed = " and ".join(map(str, sorted(paths)))
+            reason = f"two models are called `{name}`: {listed}\nhint: rename one of them"
+            wrong[name] = Problem(name, reason, paths[0])
+    return Snapshot(
+        models={name: models[0] for name, models in found.items() if name not in wrong},
+        problems=wrong,
+        unread=tuple(unread),
+    )
+
+
+def _place(model: FoundModel) -> Path:
+    """What the operator would have to rename."""
+    file = model.versions[0].path
+    return file if file.parent == model.folder else model.folder
