@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from farthing.cli.progress import PullProgress
+from farthing.cli.progress import progress_shown
 from farthing.repository.samples import Sample, catalogue, is_cached, pull, sample_named
 from farthing.types.errors import FarthingError
 
@@ -47,7 +47,7 @@ def command(names: tuple[str, ...], is_list: bool, is_json: bool) -> None:
 def _pull_all(samples: list[Sample]) -> dict[Sample, list[Path]]:
     """What could be pulled; what could not is said on stderr and does not stop the others."""
     pulled, failed = {}, []
-    with PullProgress() as progress:
+    with progress_shown() as progress:
         for sample in samples:
             try:
                 pulled[sample] = pull(sample, progress=progress)
