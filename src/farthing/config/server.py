@@ -59,15 +59,13 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A client that reads none of its answer for so long is cut off."""
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much work may be inside the server at once."""
 
     inflight_bytes_max: int = 1024 * MIB
     """Bytes of request bodies accepted and not yet answered; the next one gets 503 with Retry-After."""
     queue_requests_max: int = 8192
     """Requests waiting for one model version, when its own configuration says nothing."""
-    tenant_inflight_max: int = 0
-    """Requests one API key may have under way; beyond, 429. 0: no limit but the key's own."""
 
 
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,7 +85,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     metrics: Address | None = None
     """A second listener for `/metrics` alone (Triton's port 8002); it is on the HTTP port anyway."""
     limits: HttpLimits = HttpLimits()
-    admission: Admission = Admission()
+    admission: AdmissionLimits = AdmissionLimits()
     tls: Tls | None = None
     keys: Path | None = None
     """API keys file; None: everyone may infer, nobody may control."""
@@ -96,8 +94,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Models to load at start in explicit mode; `*` for all."""
     poll_s: float = 15.0
     """Seconds between looks at the repositories in poll mode (Triton's `--repository-poll-secs`)."""
-    allow_control: bool = False
-    """Whether clients without a control key may load and unload."""
     strict_readiness: bool = True
     """Ready only when every model that should be loaded is (Triton's `--strict-readiness`)."""
     not_ready_status: int = 503
@@ -106,5 +102,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A batch that runs longer turns liveness red; no model here takes a second."""
     exit_timeout_s: float = 30.0
     """How long requests may drain after SIGTERM (Triton's `--exit-timeout-secs`)."""
+    drain_notice_s: float = 0.5
+    """How long after SIGTERM new requests are still served, while readiness is red already."""
     access_log: bool = False
     """One log line a request: useful to people, 10 us of CPU each."""

@@ -42,6 +42,11 @@ def engine_for(path: "Path") -> "Engine":
     )
 
 
+def default_filenames() -> "dict[str, tuple[str, ...]]":
+    """Every name an engine answers to -> the model file names it looks for."""
+    return {name: engine.default_filenames for engine in all_engines() for name in (engine.name, *engine.aliases)}
+
+
 def all_engines() -> "list[Engine]":
     """One of each, in the order they are asked."""
     return [_engine(place) for place in ENGINES.values()]

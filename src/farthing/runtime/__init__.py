@@ -1,0 +1,1 @@
+"""The whole server without a socket: models and their states, inference, loading, status."""

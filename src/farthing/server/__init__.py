@@ -1,0 +1,1 @@
+"""Sockets, routes, auth, admission, health and drain: the runtime behind a port."""

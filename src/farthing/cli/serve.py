@@ -1,0 +1,262 @@
+"""`farthing serve`: models to an endpoint. Reads the command line, runs the server, and says how to call it.
+
+What the options mean is in `config.server`; serving is `server`'s business.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+
+from farthing import __version__
+from farthing.cli.curl import curl_line
+from farthing.config.server import Address, AdmissionLimits, HttpLimits, ModelControl, ServerConfig, Tls
+from farthing.types.errors import LoadFailed
+
+if TYPE_CHECKING:
+    from farthing.server.server import Server
+    from farthing.types.models import ModelSpec
+    from farthing.types.tensors import TensorSpec
+
+HTTP_DEFAULT = "127.0.0.1:8000"
+
+
+class AddressType(click.ParamType[Address]):
+    """HOST:PORT, :PORT or PORT."""
+
+    name = "HOST:PORT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
+        if isinstance(value, Address):
+            return value
+        host, _, port = str(value).rpartition(":")
+        if not port.isdigit() or int(port) > 65535:
+            self.fail(f"`{value}` is not HOST:PORT, such as 127.0.0.1:8000 (port 0 takes a free one)", param, ctx)
+        return Address(host.strip("[]") or "127.0.0.1", int(port))
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument("models", nargs=-1, metavar="MODEL...")
+@click.option(
+    "--repository", "repositories", multiple=True, type=click.Path(path_type=Path), help="A folder of models."
+)
+@click.option("--http", type=AddressType(), default=HTTP_DEFAULT, help="Where to listen; port 0 takes a free one.")
+@click.option("--metrics", type=AddressType(), help="A second port for /metrics (which is on the HTTP port too).")
+@click.option(
+    "--model-control-mode",
+    type=click.Choice([mode.value for mode in ModelControl]),
+    default=ModelControl.NONE.value,
+    help="Who loads models: all at start, clients, or whatever appears in the repositories.",
+)
+@click.option("--load-model", "load_models", multiple=True, help="In explicit mode: load this at start (`*`: all).")
+@click.option("--repository-poll-secs", type=click.FloatRange(min=0.1), default=15.0, help="In poll mode.")
+@click.option("--keys", type=click.Path(path_type=Path), help="API keys file; without one everyone may infer.")
+@click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate, PEM.")
+@click.option("--tls-key", type=click.Path(path_type=Path), help="Its private key, PEM.")
+@click.option("--tls-client-ca", type=click.Path(path_type=Path), help="Clients must show a certificate of this CA.")
+@click.option("--http-max-input-size", type=click.IntRange(min=1), default=64 << 20, help="Bytes of a request body.")
+@click.option("--inflight-bytes-max", type=click.IntRange(min=1), default=1 << 30, help="Bytes of all under way.")
+@click.option("--connections-max", type=click.IntRange(min=1), default=8192, help="Open connections.")
+@click.option("--queue-max", type=click.IntRange(min=1), default=8192, help="Requests waiting for one model.")
+@click.option("--exit-timeout-secs", type=click.FloatRange(min=0), default=30.0, help="Draining after SIGTERM.")
+@click.option("--hang-timeout-secs", type=click.FloatRange(min=0), default=60.0, help="A longer batch: not live.")
+@click.option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only if every model is.")
+@click.option("--not-ready-status", type=click.Choice(["503", "400"]), default="503", help="Triton answers 400.")
+@click.option("--access-log", is_flag=True, help="One log line a request.")
+@click.option("--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", help="auto: by terminal.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+@click.option("--otlp-endpoint", default="", help="Send traces there (needs `farthing[otel]`).")
+@click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address there, as JSON, once settled.")
+def command(**options: object) -> None:
+    """Serve models over KServe v2.
+
+    MODEL is a model file (.onnx, OpenVINO .xml, LightGBM .txt or .json, XGBoost .json or .ubj, a Python model .py),
+    a model's folder, a repository of such folders, or sample:NAME. Names, versions, inputs, outputs and batching are
+    read from the model; nothing needs configuring.
+
+    \b
+    farthing serve model.onnx
+    farthing serve sample:effnet-lite0 sample:minilm-l6
+    farthing serve --repository models/ --model-control-mode poll
+
+    SIGTERM or Ctrl-C drains: readiness turns red, requests under way are answered, then it ends. A second signal
+    stops at once.
+    """
+    run(Options(options))
+
+
+class Options(dict[str, object]):
+    """The command line as click read it."""
+
+    def config(self) -> ServerConfig:
+        """As the server wants it. Raises `click.UsageError` for options that do not go together."""
+        cert, key = self["tls_cert"], self["tls_key"]
+        if bool(cert) != bool(key):
+            raise click.UsageError("--tls-cert and --tls-key go together")
+        values = self
+        tls = None
+        if isinstance(cert, Path) and isinstance(key, Path):
+            client_ca = values["tls_client_ca"]
+            tls = Tls(certificate=cert, key=key, client_ca=client_ca if isinstance(client_ca, Path) else None)
+        limits = msgspec.convert(
+            {"body_bytes_max": values["http_max_input_size"], "connections_max": values["connections_max"]}, HttpLimits
+        )
+        admission = msgspec.convert(
+            {"inflight_bytes_max": values["inflight_bytes_max"], "queue_requests_max": values["queue_max"]},
+            AdmissionLimits,
+        )
+        simple = msgspec.convert(
+            {
+                "model_control": values["model_control_mode"],
+                "load_models": values["load_models"],
+                "poll_s": values["repository_poll_secs"],
+                "strict_readiness": values["strict_readiness"],
+                "not_ready_status": int(str(values["not_ready_status"])),
+                "hang_timeout_s": values["hang_timeout_secs"],
+                "exit_timeout_s": values["exit_timeout_secs"],
+                "access_log": values["access_log"],
+            },
+            ServerConfig,
+        )
+        http, metrics, keys = values["http"], values["metrics"], values["keys"]
+        assert isinstance(http, Address)
+        return msgspec.structs.replace(
+            simple,
+            http=http,
+            metrics=metrics if isinstance(metrics, Address) else None,
+            limits=limits,
+            admission=admission,
+            tls=tls,
+            keys=keys if isinstance(keys, Path) else None,
+        )
+
+
+def run(options: Options) -> None:
+    """Runs the server until a signal ends it; exits with 1 if a request had to be given up."""
+    from farthing.telemetry.logs import configure
+
+    output = configure(str(options["log_level"]), options["log_format"], access=bool(options["access_log"]))  # type: ignore[arg-type]
+    # A thread coming back from an engine must not wait 5 ms for the interpreter while the loop is busy.
+    sys.setswitchinterval(0.0005)
+    try:
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            is_clean = runner.run(_serve(options))
+    finally:
+        output.stop()
+    sys.exit(0 if is_clean else 1)
+
+
+async def _serve(options: Options) -> bool:
+    from farthing.engines.registry import default_filenames
+    from farthing.repository import Repository
+    from farthing.server.server import Server
+    from farthing.telemetry.otel import open_span_sink
+
+    config = options.config()
+    spans = open_span_sink(setting=str(options["otlp_endpoint"]), environ=os.environ, version=__version__)
+    paths = await asyncio.get_running_loop().run_in_executor(None, _paths, options)
+    server = Server(config, Repository(paths, default_filenames=default_filenames()), spans)
+    await server.listen()
+    assert server.http is not None
+    scheme = "https" if config.tls else "http"
+    click.echo(f"farthing {__version__} listens on {scheme}://{server.http}", err=True)
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loading = loop.create_task(server.load())
+
+    def on_signal() -> None:
+        if stop.is_set():
+            click.echo("stopped at once", err=True)
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    stopping = loop.create_task(stop.wait())
+    await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done():
+        loading.result()
+        _say_what_is_served(server, f"{scheme}://{server.http}")
+        ready_file = options["ready_file"]
+        if isinstance(ready_file, Path):
+            _write_ready_file(ready_file, str(server.http))
+        await stopping
+    else:
+        loading.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await loading
+    click.echo("draining: answering what is under way (a second signal stops now)", err=True)
+    is_clean = await server.drain()
+    await server.close()
+    if spans is not None:
+        spans.close()
+    return is_clean
+
+
+def _paths(options: Options) -> list[Path]:
+    """Everything to serve as paths; samples are fetched if they are not here yet. Blocks."""
+    paths: list[Path] = []
+    repositories, models = options["repositories"], options["models"]
+    assert isinstance(repositories, tuple)
+    assert isinstance(models, tuple)
+    for repository in repositories:
+        if not repository.is_dir():
+            raise LoadFailed(f"{repository}: no such folder", hint="--repository wants a folder of models")
+        paths.append(repository)
+    for model in models:
+        if model.startswith("sample:"):
+            from farthing.cli.progress import progress_shown
+            from farthing.repository.samples import sample_paths
+
+            with progress_shown() as progress:
+                paths += sample_paths(model.removeprefix("sample:"), progress=progress)
+        elif not Path(model).exists():
+            raise LoadFailed(
+                f"{model}: no such file or folder", hint="sample:NAME fetches one; see farthing pull --list"
+            )
+        else:
+            paths.append(Path(model))
+    return paths
+
+
+def _say_what_is_served(server: "Server", url: str) -> None:
+    """A line a model and one that calls the first, for the person who started it."""
+    lines = server.runtime.index()
+    if not lines:
+        click.echo("no models: name some, or load them with --model-control-mode explicit", err=True)
+    first = None
+    for line in lines:
+        if line.state == "READY":
+            spec = server.runtime.resolve(line.name, line.version).spec
+            first = first or spec
+            batching = f"up to {spec.batch_rows_max} rows" if spec.batch_rows_max else "no batching"
+            click.echo(f"  {spec.name} v{spec.version}  {spec.platform}  {_tensors(spec)}  {batching}", err=True)
+        elif line.state:
+            click.echo(click.style(f"  {line.name} v{line.version}  {line.state}: {line.reason}", fg="red"), err=True)
+    if first is not None:
+        click.echo(f"try it:\n  {curl_line(url, first)}", err=True)
+
+
+def _tensors(spec: "ModelSpec") -> str:
+    def side(tensors: "tuple[TensorSpec, ...]") -> str:
+        shown = [f"{t.name}:{t.datatype}[{','.join(map(str, t.shape))}]" for t in tensors[:3]]
+        return ", ".join(shown) + (", ..." if len(tensors) > 3 else "")
+
+    return f"{side(spec.inputs)} -> {side(spec.outputs)}"
+
+
+def _write_ready_file(path: Path, http: str) -> None:
+    """Written beside and renamed, so that whoever waits for it never reads half of it."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps({"http": http}) + "\n")
+    beside.replace(path)

@@ -1,0 +1,311 @@
+"""Which models and versions there are, in which state, and how they come and go.
+
+Owns the table of models; everything here runs on the event loop, and only reading and closing models happens on
+threads. A version being replaced serves until its successor is ready, and a failed load changes nothing for requests.
+Files are found by `repository`; when to look at them is up to `runtime.runtime`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from farthing.repository import FoundModel, FoundVersion, versions_to_serve
+from farthing.runtime.load import LoadedVersion, load_version
+from farthing.runtime.served import ServedVersion
+from farthing.telemetry.metrics import ModelSample
+from farthing.telemetry.statistics import ModelStatistics
+from farthing.telemetry.watchdog import Running
+from farthing.types.errors import FarthingError, InvalidInput, LoadFailed, NotFound, Unavailable
+from farthing.types.models import ModelState, ModelStatus
+
+CLOSE_S_MAX: Final = 10.0
+"""How long the closing of a model that has nothing left to do may take before it is left behind."""
+
+log = logging.getLogger(__name__)
+
+
+class Version:
+    """One version of one model: its state, and what serves it while there is something."""
+
+    __slots__ = ("number", "reason", "served", "state", "statistics")
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.state = ModelState.LOADING
+        self.reason = ""
+        self.served: ServedVersion | None = None
+        self.statistics = ModelStatistics()
+
+
+class Model:
+    """One model by name: its versions, and the lock that makes loads and unloads of it take turns."""
+
+    __slots__ = ("found", "is_wanted", "latest", "lock", "name", "versions")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.found: FoundModel | None = None
+        self.versions: dict[int, Version] = {}
+        self.latest: ServedVersion | None = None
+        self.is_wanted = False
+        """Whether readiness waits for it: it should be loaded."""
+        self.lock = asyncio.Lock()
+
+
+class Catalog:
+    """The table of models."""
+
+    def __init__(self, *, loader: ThreadPoolExecutor, queue_requests_max: int, drain_s: float) -> None:
+        self._loader = loader
+        self._queue_requests_max = queue_requests_max
+        self._drain_s = drain_s
+        self._models: dict[str, Model] = {}
+        self._endings: set[asyncio.Task[None]] = set()
+        self._resolved: dict[tuple[str, str], ServedVersion] = {}
+
+    # -- looking up ----------------------------------------------------------------------------------------------
+
+    def resolve(self, name: str, version: str = "") -> ServedVersion:
+        """The version that answers requests for this name and version (empty: the highest one that is ready).
+
+        Raises `NotFound` or, for a version that is only not ready, `Unavailable`.
+        """
+        served = self._resolved.get((name, version))
+        if served is None:
+            served = self._resolve(name, version)
+            self._resolved[(name, version)] = served
+        return served
+
+    def _resolve(self, name: str, version: str) -> ServedVersion:
+        model = self._models.get(name)
+        if model is None:
+            raise NotFound(
+                f"Request for unknown model: '{name}' is not found",
+                hint=f"models here: {', '.join(self._models) or 'none'}",
+            )
+        if not version:
+            if model.latest is not None:
+                return model.latest
+            raise self._no_version(model)
+        if not (version.isascii() and version.isdigit()):
+            raise InvalidInput(f"model version `{version}` is not a whole number", hint="leave it out for the latest")
+        one = model.versions.get(int(version))
+        if one is None:
+            found = ", ".join(map(str, sorted(model.versions))) or "none"
+            raise NotFound(
+                f"Request for unknown model: '{name}' version {version} is not found; versions found: {found}",
+                hint=f"add {name}/{version}/ to the repository, or ask for one of those",
+            )
+        if one.served is None:
+            raise _not_ready(name, one)
+        return one.served
+
+    @staticmethod
+    def _no_version(model: Model) -> FarthingError:
+        if model.versions:
+            newest = model.versions[max(model.versions)]
+            if newest.state in (ModelState.LOADING, ModelState.UNLOADING) or newest.reason != "unloaded":
+                return _not_ready(model.name, newest)
+        return NotFound(
+            f"Request for unknown model: '{model.name}' has no available versions",
+            hint="load it first, or ask the repository index for the reason",
+        )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
+
+    def ready_versions(self, name: str) -> list[int]:
+        """Numbers of the versions that answer requests, ascending."""
+        model = self._models.get(name)
+        return sorted(v.number for v in model.versions.values() if v.served is not None) if model else []
+
+    def served(self) -> Iterable[tuple[Version, ServedVersion]]:
+        """Every version that answers requests."""
+        for model in self._models.values():
+            for version in model.versions.values():
+                if version.served is not None:
+                    yield version, version.served
+
+    def status(self) -> list[ModelStatus]:
+        """The repository index."""
+        lines: list[ModelStatus] = []
+        for model in sorted(self._models.values(), key=lambda model: model.name):
+            if not model.versions:
+                lines.append(ModelStatus(name=model.name))
+            lines += [
+                ModelStatus(name=model.name, version=str(v.number), state=v.state, reason=v.reason)
+                for _, v in sorted(model.versions.items())
+            ]
+        return lines
+
+    def not_ready(self) -> str:
+        """The first model that should be ready and is not, with the reason; empty when all are."""
+        for model in self._models.values():
+            if not model.is_wanted:
+                continue
+            if not model.versions:
+                return f"model `{model.name}` is not loaded"
+            for version in model.versions.values():
+                if version.state is ModelState.LOADING or (version.served is None and version.reason != "unloaded"):
+                    return f"model `{model.name}` version {version.number} is {version.state}: {version.reason}"
+                if version.served is not None and (trouble := version.served.executable.health()):
+                    return f"model `{model.name}` version {version.number}: {trouble}"
+        return ""
+
+    def samples(self) -> Iterable[ModelSample]:
+        """Every version that was ever loaded, for the metrics."""
+        for model in self._models.values():
+            for version in model.versions.values():
+                yield ModelSample(model.name, str(version.number), version.served is not None, version.statistics)
+
+    def running(self) -> Iterable[Running]:
+        """Batches inside engines now."""
+        for _, served in self.served():
+            yield from served.loop.running()
+
+    # -- coming and going ----------------------------------------------------------------------------------------
+
+    def announce(self, name: str, *, is_wanted: bool) -> None:
+        """A model exists; it is not (or not yet) loaded."""
+        model = self._models.setdefault(name, Model(name))
+        model.is_wanted = model.is_wanted or is_wanted
+        self._resolved.clear()
+
+    def problem(self, name: str, reason: str) -> None:
+        """A model that should be loaded cannot even be read."""
+        model = self._models.setdefault(name, Model(name))
+        model.is_wanted = True
+        if not any(version.served for version in model.versions.values()):
+            broken = model.versions.setdefault(1, Version(1))
+            broken.state, broken.reason = ModelState.UNAVAILABLE, reason
+        self._resolved.clear()
+
+    async def load(self, found: FoundModel) -> None:
+        """Loads or reloads a model: each version it should serve, then lets go of the others.
+
+        Raises `LoadFailed` with the first reason if any version cannot be loaded; the old ones then go on serving.
+        """
+        model = self._models.setdefault(found.name, Model(found.name))
+        model.is_wanted = True
+        async with model.lock:
+            model.found = found
+            numbers = versions_to_serve(found.config.version_policy, [version.number for version in found.versions])
+            by_number = {version.number: version for version in found.versions}
+            if not numbers:
+                raise self._failed(model, f"model `{found.name}` has no version to serve in {found.folder}")
+            failures = [await self._load_version(model, found, by_number[number]) for number in numbers]
+            first = next((failure for failure in failures if failure is not None), None)
+            if first is not None:
+                raise first
+            for number in [number for number in model.versions if number not in numbers]:
+                self._let_go(model, model.versions[number], reason="unloaded")
+            self._point(model)
+
+    async def unload(self, name: str) -> None:
+        """Stops serving a model; requests under way are still answered, behind the caller's back."""
+        model = self._models.get(name)
+        if model is None:
+            return
+        async with model.lock:
+            model.is_wanted = False
+            for version in model.versions.values():
+                if version.served is not None or version.state is not ModelState.UNAVAILABLE:
+                    self._let_go(model, version, reason="unloaded")
+                version.reason = "unloaded"
+            self._point(model)
+
+    def forget(self, name: str) -> None:
+        """The model's files are gone: it leaves the index once nothing of it serves."""
+        model = self._models.get(name)
+        if model is not None and not any(version.served for version in model.versions.values()):
+            del self._models[name]
+            self._resolved.clear()
+
+    async def close(self) -> None:
+        """Unloads everything and waits until it is gone."""
+        for name in list(self._models):
+            await self.unload(name)
+        while self._endings:
+            await asyncio.gather(*self._endings, return_exceptions=True)
+
+    async def _load_version(self, model: Model, found: FoundModel, source: FoundVersion) -> FarthingError | None:
+        version = model.versions.setdefault(source.number, Version(source.number))
+        if version.served is None:
+            version.state, version.reason = ModelState.LOADING, ""
+            self._resolved.clear()
+        loop = asyncio.get_running_loop()
+        try:
+            loaded = await loop.run_in_executor(self._loader, load_version, found, source)
+        except Exception as error:
+            failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
+            if not isinstance(error, FarthingError):
+                log.exception("loading %s failed", source.path)
+            log.error("model %s version %d is unavailable: %s", model.name, source.number, failure)
+            if version.served is None:
+                version.state, version.reason = ModelState.UNAVAILABLE, str(failure)
+                self._resolved.clear()
+            return failure
+        self._replace(model, version, loaded)
+        return None
+
+    def _replace(self, model: Model, version: Version, loaded: LoadedVersion) -> None:
+        old = version.served
+        version.served = ServedVersion(
+            loaded,
+            queue_requests_max=self._queue_requests_max,
+            scheduler=asyncio.get_running_loop(),
+            statistics=version.statistics,
+        )
+        version.state, version.reason = ModelState.READY, ""
+        self._point(model)
+        log.info("model %s version %d is ready (%.2f s)", model.name, version.number, loaded.load_s)
+        if old is not None:
+            self._end(old)
+
+    def _let_go(self, model: Model, version: Version, reason: str) -> None:
+        served, version.served = version.served, None
+        version.reason = reason
+        if served is None:
+            version.state = ModelState.UNAVAILABLE
+            return
+        version.state = ModelState.UNLOADING
+        self._end(served, version)
+        log.info("model %s version %d is unloading", model.name, version.number)
+
+    def _end(self, served: ServedVersion, version: Version | None = None) -> None:
+        task = asyncio.get_running_loop().create_task(self._drain_and_close(served, version))
+        self._endings.add(task)
+        task.add_done_callback(self._endings.discard)
+
+    async def _drain_and_close(self, served: ServedVersion, version: Version | None) -> None:
+        empty = asyncio.Event()
+        served.loop.when_empty(empty.set)
+        try:
+            await asyncio.wait_for(empty.wait(), self._drain_s)
+        except TimeoutError:
+            served.loop.fail_waiting(Unavailable(f"model `{served.spec.name}` was unloaded", retry_after_s=1))
+        await asyncio.get_running_loop().run_in_executor(None, served.loop.close, CLOSE_S_MAX)
+        if version is not None and version.served is None and version.state is ModelState.UNLOADING:
+            version.state = ModelState.UNAVAILABLE
+
+    def _failed(self, model: Model, reason: str) -> LoadFailed:
+        self.problem(model.name, reason)
+        return LoadFailed(reason)
+
+    def _point(self, model: Model) -> None:
+        """Lets the empty version mean the highest one that is ready."""
+        ready = [number for number, version in model.versions.items() if version.served is not None]
+        model.latest = model.versions[max(ready)].served if ready else None
+        self._resolved.clear()
+
+
+def _not_ready(name: str, version: Version) -> Unavailable:
+    why = f": {version.reason}" if version.reason else ""
+    is_passing = version.state in (ModelState.LOADING, ModelState.UNLOADING)
+    return Unavailable(
+        f"Request for unknown model: '{name}' version {version.number} is not at ready state ({version.state}{why})",
+        hint="" if is_passing else "the repository index tells the reason; load it again once that is mended",
+        retry_after_s=1 if is_passing else None,
+    )

@@ -1,0 +1,201 @@
+"""From a model version on disk to one that can be served: engine, shapes, batching, measured speed.
+
+Blocks (files are read, graphs compiled, the model tried), so it runs on a loader thread; `runtime.catalog` says when.
+What the operator configured stands; the file fills the gaps; what neither says is measured.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from farthing.batching.batcher import Limits
+from farthing.batching.row_times import RowTimes
+from farthing.config.model import ModelConfig, ModelInput, ModelOutput, complete_config, tensor_specs
+from farthing.engines.contract import Engine, Executable, ModelSource
+from farthing.engines.registry import engine_for, engine_named
+from farthing.repository import FoundModel, FoundVersion, read_labels
+from farthing.runtime.probe import has_independent_rows, measure
+from farthing.types.errors import LoadFailed
+from farthing.types.models import ModelSpec
+from farthing.types.tensors import TensorSpec
+
+AUTO_ROWS_MAX: Final = 1024
+"""Rows one request may bring when nobody configured `max_batch_size`. How many rows are run together is measured;
+this only bounds what a single client can make the server hold at once."""
+
+
+class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
+    """A model version ready to be served."""
+
+    spec: ModelSpec
+    config: ModelConfig
+    """Complete, as the `/config` endpoint shows it."""
+    executable: Executable
+    instances: int
+    limits: Limits
+    times: RowTimes
+    reshapes_in: Mapping[str, tuple[int, ...]]
+    """Inputs whose row shape differs between client and model."""
+    reshapes_out: Mapping[str, tuple[int, ...]]
+    load_s: float
+
+
+def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
+    """Loads, checks and tries one version. Raises `LoadFailed` naming the model or file and the reason."""
+    started = time.monotonic()
+    config = found.config
+    _refuse_what_is_not_served(found.name, config)
+    engine = _engine(config, version)
+    instances = sum(group.count or 1 for group in config.instance_group) or 1
+    has_batch_said = bool(config.max_batch_size)
+    inputs, outputs = tensor_specs(config, has_batch_dimension=has_batch_said, labels=read_labels(found))
+    executable = engine.load(
+        ModelSource(
+            name=found.name,
+            version=version.number,
+            path=version.path,
+            folder=found.folder,
+            instances=instances,
+            inputs=inputs,
+            outputs=outputs,
+            batch_rows_max=config.max_batch_size,
+            parameters={key: value.string_value for key, value in config.parameters.items()},
+            config=msgspec.to_builtins(config),
+        )
+    )
+    try:
+        rows_max = _batch_rows_max(config, executable)
+        spec = ModelSpec(
+            name=found.name,
+            version=version.number,
+            platform=config.platform or executable.platform,
+            inputs=_specs(found.name, "input", inputs, executable.inputs, rows_max, _reshapes(config.input, rows_max)),
+            outputs=_specs(
+                found.name, "output", outputs, executable.outputs, rows_max, _reshapes(config.output, rows_max)
+            ),
+            batch_rows_max=rows_max,
+        )
+        times = RowTimes()
+        if executable.is_pure:
+            measure(executable, rows_max, times)
+        dynamic = config.dynamic_batching
+        is_delay_said = dynamic is not None and (
+            dynamic.max_queue_delay_microseconds > 0 or bool(dynamic.preferred_batch_size)
+        )
+        return LoadedVersion(
+            spec=spec,
+            config=complete_config(
+                config, spec, backend=engine.name, instances=instances, default_model_filename=version.path.name
+            ),
+            executable=executable,
+            instances=instances,
+            limits=Limits(
+                rows_max=rows_max,
+                preferred_rows=tuple(sorted(dynamic.preferred_batch_size)) if dynamic else (),
+                delay_ns_max=dynamic.max_queue_delay_microseconds * 1000 if dynamic and is_delay_said else None,
+            ),
+            times=times,
+            reshapes_in=_reshapes(config.input, rows_max),
+            reshapes_out=_reshapes(config.output, rows_max),
+            load_s=time.monotonic() - started,
+        )
+    except BaseException:
+        executable.close()
+        raise
+
+
+def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
+    for what, is_asked in (
+        ("ensemble_scheduling", config.ensemble_scheduling is not None or config.platform == "ensemble"),
+        ("sequence_batching", config.sequence_batching is not None),
+        ("model_transaction_policy.decoupled", config.model_transaction_policy.decoupled),
+    ):
+        if is_asked:
+            raise LoadFailed(
+                f"model `{name}` asks for {what}, which this version of farthing does not serve",
+                hint="docs/reference/model-config.md lists what is honoured",
+            )
+
+
+def _engine(config: ModelConfig, version: FoundVersion) -> Engine:
+    said = config.backend or config.platform
+    return engine_named(said) if said else engine_for(version.path)
+
+
+def _batch_rows_max(config: ModelConfig, executable: Executable) -> int:
+    """Rows that may run together: as configured, else found out.
+
+    A configuration that lists tensors and says nothing of `max_batch_size` means 0, as it does to Triton.
+    """
+    if config.max_batch_size is not None:
+        return config.max_batch_size
+    if config.input and config.output:
+        return 0
+    if executable.batch_axis is False:
+        return 0
+    if not executable.is_pure:
+        return AUTO_ROWS_MAX if executable.batch_axis else 0
+    is_independent = has_independent_rows(executable)
+    if is_independent is None:
+        is_independent = executable.batch_axis is True
+    return AUTO_ROWS_MAX if is_independent else 0
+
+
+def _specs(
+    model: str,
+    kind: str,
+    configured: tuple[TensorSpec, ...],
+    loaded: tuple[TensorSpec, ...],
+    rows_max: int,
+    reshapes: Mapping[str, tuple[int, ...]],
+) -> tuple[TensorSpec, ...]:
+    """The tensors clients see: the configuration's where it has any, checked against the file's."""
+    by_name = {tensor.name: tensor for tensor in loaded}
+    if rows_max:
+        for tensor in loaded:
+            if not tensor.shape or tensor.shape[0] != -1:
+                raise LoadFailed(
+                    f"model `{model}`: {kind} `{tensor.name}` has shape {list(tensor.shape)} in the model file, so "
+                    f"rows cannot be added to it, but max_batch_size is {rows_max}",
+                    hint="set max_batch_size to 0, or export the model with a free first dimension",
+                )
+    if not configured:
+        return loaded
+    if not by_name:
+        return configured  # the engine leaves it to the configuration
+    for tensor in configured:
+        known = by_name.get(tensor.name)
+        if known is None:
+            raise LoadFailed(
+                f"model `{model}`: the configuration has {kind} `{tensor.name}`, "
+                f"the model file has: {', '.join(by_name)}"
+            )
+        inner = reshapes.get(tensor.name, tensor.shape)
+        if known.datatype != tensor.datatype or not _may_fit(inner, known.shape):
+            raise LoadFailed(
+                f"model `{model}`: {kind} `{tensor.name}` is configured as {tensor.datatype} {list(inner)}, the model "
+                f"file says {known.datatype} {list(known.shape)}"
+            )
+    if kind == "input":
+        missing = [t.name for t in loaded if not t.is_optional and t.name not in {c.name for c in configured}]
+        if missing:
+            raise LoadFailed(f"model `{model}`: the configuration leaves out input {', '.join(missing)}")
+    return configured
+
+
+def _may_fit(configured: tuple[int, ...], known: tuple[int, ...]) -> bool:
+    return len(configured) == len(known) and all(
+        k == -1 or c in (-1, k) for c, k in zip(configured, known, strict=True)
+    )
+
+
+def _reshapes(tensors: Sequence[ModelInput | ModelOutput], rows_max: int) -> dict[str, tuple[int, ...]]:
+    """Whole shapes the model sees for tensors that clients see in another one."""
+    front = (-1,) if rows_max else ()
+    return {
+        tensor.name: (*front, *tensor.reshape.shape)
+        for tensor in tensors
+        if tensor.reshape is not None and tensor.reshape.shape != tensor.dims
+    }

@@ -1,0 +1,201 @@
+"""The whole server without a socket: start it, ask it, change it, stop it.
+
+Joins the repository (what is on disk), the catalog (what is loaded) and the operator's wish (model control). It lives
+on an event loop and never blocks it. Bytes, ports, keys and admission belong to `protocols` and `server`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Final
+
+from farthing.config.model import ModelConfig
+from farthing.config.server import ModelControl, ServerConfig
+from farthing.repository import FoundModel, Repository, Snapshot, changes
+from farthing.runtime.catalog import Catalog
+from farthing.runtime.served import ServedVersion
+from farthing.telemetry.clock import Clock, MonotonicClock
+from farthing.telemetry.metrics import ModelSample
+from farthing.telemetry.statistics import StatisticsSnapshot
+from farthing.telemetry.watchdog import Hung, progress
+from farthing.types.errors import FarthingError, Unavailable
+from farthing.types.models import ModelStatus
+from farthing.types.requests import InferRequest, InferResponse
+
+LOADERS: Final = 2
+"""Models loaded at the same time: graph compilation uses all cores by itself, reading files does not."""
+
+log = logging.getLogger(__name__)
+
+
+class Runtime:
+    """Models behind one door. All methods belong to the event loop that `start` ran on."""
+
+    def __init__(self, repository: Repository, config: ServerConfig, clock: Clock | None = None) -> None:
+        self._repository = repository
+        self._config = config
+        self._clock = clock or MonotonicClock()
+        self._loader = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
+        self.catalog = Catalog(
+            loader=self._loader,
+            queue_requests_max=config.admission.queue_requests_max,
+            drain_s=config.exit_timeout_s,
+        )
+        self._seen = Snapshot(models={}, problems={})
+        self._poller: asyncio.Task[None] | None = None
+        self._is_started = False
+        self._is_stopping = False
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Loads what should be loaded. What cannot be is UNAVAILABLE with its reason; the others serve."""
+        self._seen = await self._scan()
+        control = self._config.model_control
+        wanted = set(self._config.load_models)
+        is_all = control is not ModelControl.EXPLICIT or "*" in wanted
+        for name in self._seen.models:
+            self.catalog.announce(name, is_wanted=is_all or name in wanted)
+        for problem in self._seen.problems.values():
+            if is_all or problem.name in wanted:
+                log.error("model %s is unavailable: %s", problem.name, problem.reason)
+                self.catalog.problem(problem.name, problem.reason)
+        for name in wanted - {"*"} - self._seen.models.keys() - self._seen.problems.keys():
+            self.catalog.problem(name, f"no model `{name}` in the repositories")
+        await self._load_all(found for name, found in self._seen.models.items() if is_all or name in wanted)
+        self._is_started = True
+        if control is ModelControl.POLL:
+            self._poller = asyncio.get_running_loop().create_task(self._poll())
+
+    def begin_stop(self) -> None:
+        """Turns readiness red; requests are still answered."""
+        self._is_stopping = True
+        if self._poller is not None:
+            self._poller.cancel()
+
+    async def close(self) -> None:
+        """Answers what is under way and unloads everything."""
+        self.begin_stop()
+        await self.catalog.close()
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    # -- inference -----------------------------------------------------------------------------------------------
+
+    def resolve(self, name: str, version: str = "") -> ServedVersion:
+        """The model version that answers; its `submit` takes requests. Raises `NotFound` or `Unavailable`."""
+        return self.catalog.resolve(name, version)
+
+    async def infer(self, request: InferRequest) -> InferResponse:
+        """One request, awaited. Raises the `FarthingError` it was answered with; cancelling withdraws it."""
+        served = self.resolve(request.model_name, request.model_version)
+        future: asyncio.Future[InferResponse] = asyncio.get_running_loop().create_future()
+
+        def done(answer: InferResponse | FarthingError) -> None:
+            if future.done():
+                return
+            if isinstance(answer, FarthingError):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        withdraw = served.submit(request, *served.check(request), self._clock.now_ns(), done)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            withdraw()
+            raise
+
+    # -- what there is -------------------------------------------------------------------------------------------
+
+    def index(self, *, only_ready: bool = False) -> list[ModelStatus]:
+        """The repository index: every model known, a line a version."""
+        return [line for line in self.catalog.status() if not only_ready or line.state == "READY"]
+
+    def statistics(self, name: str = "", version: str = "") -> list[StatisticsSnapshot]:
+        """Of one version, of all ready versions of a model, or of all models."""
+        if version:
+            served = self.resolve(name, version)
+            return [served.statistics.snapshot(name, served.version)]
+        if name:
+            self.resolve(name)
+        return [
+            served.statistics.snapshot(served.spec.name, served.version)
+            for _, served in self.catalog.served()
+            if not name or served.spec.name == name
+        ]
+
+    def model_samples(self) -> Iterable[ModelSample]:
+        """For the metrics."""
+        return self.catalog.samples()
+
+    def not_ready(self) -> str:
+        """Why the server is not ready; empty when it is."""
+        if self._is_stopping:
+            return "the server is stopping"
+        if not self._is_started and self._config.strict_readiness:
+            return "models are being loaded"
+        return self.catalog.not_ready() if self._config.strict_readiness else ""
+
+    def hung(self) -> Hung | None:
+        """A batch that has been inside its engine for too long."""
+        return progress(self._clock.now_ns(), self.catalog.running(), int(self._config.hang_timeout_s * 1e9))
+
+    # -- control -------------------------------------------------------------------------------------------------
+
+    async def load(self, name: str, config: ModelConfig | None = None) -> None:
+        """Loads or reloads a model from its repository, with another configuration if one is given.
+
+        Raises `Unavailable` unless models are controlled explicitly, `NotFound` or `LoadFailed` with the reason.
+        """
+        self._require_explicit_control()
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._loader, partial(self._repository.find, name, config=config))
+        await self.catalog.load(found)
+
+    async def unload(self, name: str) -> None:
+        """Stops serving a model; returns at once, while requests under way are answered."""
+        self._require_explicit_control()
+        await self.catalog.unload(name)
+
+    def _require_explicit_control(self) -> None:
+        if self._is_stopping:
+            raise Unavailable("Server is stopping")
+        if self._config.model_control is not ModelControl.EXPLICIT:
+            raise Unavailable(
+                "explicit model load / unload is not allowed if polling is enabled",
+                hint="start with --model-control-mode explicit",
+            )
+
+    # -- the repository ------------------------------------------------------------------------------------------
+
+    async def _scan(self) -> Snapshot:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, self._repository.scan)
+
+    async def _load_all(self, models: Iterable[FoundModel]) -> None:
+        results = await asyncio.gather(*(self.catalog.load(found) for found in models), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException) and not isinstance(result, FarthingError):
+                raise result
+
+    async def _poll(self) -> None:
+        """Follows the repositories: what came is loaded, what changed reloaded, what went unloaded."""
+        while True:
+            await asyncio.sleep(self._config.poll_s)
+            try:
+                await self.look_again()
+            except Exception:
+                log.exception("looking at the model repositories failed; trying again in %g s", self._config.poll_s)
+
+    async def look_again(self) -> None:
+        """One look at the repositories, in poll mode every `poll_s` seconds."""
+        seen = await self._scan()
+        difference = changes(self._seen, seen)
+        self._seen = seen
+        for problem in seen.problems.values():
+            self.catalog.problem(problem.name, problem.reason)
+        for name in difference.removed:
+            await self.catalog.unload(name)
+            self.catalog.forget(name)
+        await self._load_all(seen.models[name] for name in (*difference.added, *difference.changed))

@@ -1,0 +1,130 @@
+"""One model version that answers requests: the check at its door, its batch loop, its counters.
+
+Made by `runtime.catalog` from a `LoadedVersion`. Queueing and running belong to `batching`.
+"""
+
+from collections.abc import Callable, Hashable, Mapping
+from functools import partial
+
+from farthing.batching.loop import BatchLoop, Scheduler
+from farthing.batching.queue import Policy, Queue, Waiter
+from farthing.config.model import QueuePolicy, TimeoutAction
+from farthing.runtime.check import RequestCheck
+from farthing.runtime.load import LoadedVersion
+from farthing.telemetry.statistics import FailureReason, ModelStatistics
+from farthing.types.errors import FarthingError, InvalidInput
+from farthing.types.models import ModelSpec
+from farthing.types.requests import InferRequest, InferResponse
+from farthing.types.tensors import Tensor
+
+Done = Callable[[InferResponse | FarthingError], None]
+
+
+class ServedVersion:
+    """A loaded version and everything it needs to answer; lives on the event-loop thread."""
+
+    def __init__(
+        self,
+        loaded: LoadedVersion,
+        *,
+        queue_requests_max: int,
+        scheduler: Scheduler,
+        statistics: ModelStatistics,
+    ) -> None:
+        self.spec = loaded.spec
+        self.config = loaded.config
+        self.statistics = statistics
+        self.executable = loaded.executable
+        self.version = str(loaded.spec.version)
+        self._check = RequestCheck(loaded.spec)
+        self._reshapes_in = loaded.reshapes_in
+        self._reshapes_out = loaded.reshapes_out
+        self.loop = BatchLoop(
+            spec=loaded.spec,
+            executable=loaded.executable,
+            instances=loaded.instances,
+            limits=loaded.limits,
+            queue=_queue(loaded, queue_requests_max),
+            statistics=statistics,
+            scheduler=scheduler,
+            times=loaded.times,
+        )
+
+    def spec_now(self) -> ModelSpec:
+        """The spec, for those who ask later."""
+        return self.spec
+
+    def check(self, request: InferRequest) -> tuple[int, Hashable]:
+        """Rows of a request and its batching signature. Raises `InvalidInput` if it does not fit the model."""
+        try:
+            return self._check(request)
+        except InvalidInput:
+            self.statistics.failed(FailureReason.INVALID)
+            raise
+
+    def submit(
+        self, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, done: Done
+    ) -> Callable[[], None]:
+        """Queues a checked request; `done` gets its answer, later and exactly once, on the event loop.
+
+        Answers a function that withdraws the request (its client left); then `done` is never called. Raises that
+        there is no room or no time for it.
+        """
+        inputs: Mapping[str, Tensor] = request.inputs
+        if self._reshapes_in:
+            inputs = self._reshaped(inputs)
+        if self._reshapes_out:
+            done = partial(self._reshape_back, done)
+        waiter = Waiter(request, inputs, rows, signature, arrival_ns, done)
+        self.loop.submit(waiter)
+        return partial(self.loop.cancel, waiter)
+
+    def _reshaped(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        reshapes = self._reshapes_in
+        return {
+            name: tensor.reshape(_whole(tensor.shape, reshapes[name], self.spec.batch_rows_max > 0))
+            if name in reshapes
+            else tensor
+            for name, tensor in inputs.items()
+        }
+
+    def _reshape_back(self, done: Done, answer: InferResponse | FarthingError) -> None:
+        if isinstance(answer, InferResponse):
+            outer = {tensor.name: tensor.shape for tensor in self.spec.outputs}
+            answer.outputs = {
+                name: tensor.reshape(_whole(tensor.shape, outer[name], self.spec.batch_rows_max > 0))
+                if name in self._reshapes_out
+                else tensor
+                for name, tensor in answer.outputs.items()
+            }
+        done(answer)
+
+
+def _whole(found: tuple[int, ...], wanted: tuple[int, ...], has_batch_axis: bool) -> tuple[int, ...]:
+    """The wanted shape with the batch dimension as it is, so that numpy can solve for one other -1."""
+    return (found[0], *wanted[1:]) if has_batch_axis else wanted
+
+
+def _queue(loaded: LoadedVersion, queue_requests_max: int) -> Queue:
+    dynamic = loaded.config.dynamic_batching
+    if dynamic is None:
+        return Queue(model=loaded.spec.name, requests_max=queue_requests_max)
+    return Queue(
+        model=loaded.spec.name,
+        requests_max=queue_requests_max,
+        levels=dynamic.priority_levels,
+        level_default=dynamic.default_priority_level,
+        policy=_policy(dynamic.default_queue_policy),
+        level_policies={level: _policy(policy) for level, policy in dynamic.priority_queue_policy.items()},
+    )
+
+
+def _policy(configured: QueuePolicy | None) -> Policy:
+    if configured is None:
+        return Policy()
+    return Policy(
+        requests_max=configured.max_queue_size,
+        timeout_ns=configured.default_timeout_microseconds * 1000,
+        may_override=configured.allow_timeout_override,
+        is_delayed=configured.timeout_action is TimeoutAction.DELAY,
+    )

@@ -1,0 +1,583 @@
+"""HTTP/1.1 on a socket: bytes to exchanges and back, for clients of every temper.
+
+httptools (llhttp) parses; this file keeps order, limits and time: pipelined requests are answered in order, every
+head, body, wait and backlog is bounded, and whatever is over its bound is told so before the connection ends.
+What a request means belongs to `server.app`.
+
+We own this loop because frameworks cost two to fifty times the request itself (docs/decisions/0001).
+"""
+
+import asyncio
+import logging
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, Final, Protocol, cast
+
+import httptools
+
+from farthing.config.server import HttpLimits
+from farthing.protocols.kserve import encode_error
+from farthing.server.admission import Admission
+from farthing.telemetry.counters import HttpCounters, RejectReason, RouteClass
+from farthing.types.errors import (
+    FarthingError,
+    HeadersTooLarge,
+    InvalidInput,
+    Overloaded,
+    RequestTimeout,
+    TooLarge,
+)
+from farthing.types.requests import Timing
+
+JSON: Final = b"application/json"
+STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
+}
+LINGER_S: Final = 2.0
+"""How long an errant client may go on sending after we said goodbye, so that it can read why (a closed socket with
+unread bytes sends a reset, and the answer is lost)."""
+LINGER_BYTES_MAX: Final = 16 << 20
+STATE_CLOSED: Final = 7
+"""`TCP_CLOSE` in the first byte of Linux's tcp_info: the peer answered with a reset."""
+GONE_CHECKS_S: Final = (0.005, 0.05, 0.25, 1.0)
+"""When to look whether a client that closed its sending side has gone: a reset takes one round trip."""
+
+log = logging.getLogger(__name__)
+
+
+class App(Protocol):
+    """What a server does with requests."""
+
+    def handle(self, exchange: "Exchange") -> None:
+        """Answers the exchange, now or later, by one call of `respond` or `fail`."""
+
+
+class Exchange:
+    """One request and the place for its answer."""
+
+    __slots__ = (
+        "body",
+        "body_bytes",
+        "connection",
+        "headers",
+        "is_done",
+        "keep_alive",
+        "method",
+        "on_end",
+        "on_gone",
+        "path",
+        "query",
+        "received_ns",
+        "refusal",
+        "reply_headers",
+        "request_id",
+        "route",
+        "tenant",
+        "timing",
+    )
+
+    def __init__(self, connection: "Connection", method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
+        self.connection = connection
+        self.method = method
+        self.path = path
+        self.query = b""
+        self.headers = headers
+        """Names in lower case; repeated ones joined by a comma."""
+        self.body: bytes | memoryview = b""
+        self.body_bytes = 0
+        """Bytes of the body as it came; they count against admission until the answer is out."""
+        self.keep_alive = True
+        self.received_ns = 0
+        self.on_gone: Callable[[], None] | None = None
+        """Called once if the client leaves before it was answered."""
+        self.reply_headers = b""
+        """Complete header lines every answer to this request carries."""
+        self.on_end: Callable[[int], None] | None = None
+        """Called once with the status answered, or 0 if the client left."""
+        self.request_id = ""
+        self.route = RouteClass.OTHER
+        self.tenant = ""
+        self.timing: Timing | None = None
+        """Where an inference request's time went."""
+        self.refusal: FarthingError | None = None
+        """Why this was never a request at all."""
+        self.is_done = False
+
+    def respond(
+        self,
+        status: int,
+        body: bytes | list[Any] = b"",
+        *,
+        content_type: bytes = JSON,
+        headers: bytes = b"",
+    ) -> None:
+        """Sends the answer. `headers` are complete lines ending in CRLF; a list of buffers is sent as it is."""
+        if self.is_done:
+            return
+        self.is_done = True
+        self.on_gone = None
+        self.connection.send(self, status, body, content_type, headers)
+
+    def fail(self, error: FarthingError) -> None:
+        """Sends an error with its status."""
+        headers = b""
+        if error.retry_after_s is not None:
+            headers = b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
+        if error.http_status == HTTPStatus.UNAUTHORIZED:
+            headers += b"WWW-Authenticate: Bearer\r\n"
+        self.respond(error.http_status, encode_error(error), headers=headers)
+
+    def gone(self) -> None:
+        """The client left."""
+        if not self.is_done:
+            self.is_done = True
+            if self.on_gone is not None:
+                self.on_gone()
+                self.on_gone = None
+            if self.on_end is not None:
+                self.on_end(0)
+
+
+class Listener:
+    """All connections of one server: their shared limits, counters and the once-a-second sweep of timeouts."""
+
+    def __init__(self, app: App, limits: HttpLimits, admission: Admission, counters: HttpCounters) -> None:
+        self.app = app
+        self.limits = limits
+        self.admission = admission
+        self.counters = counters
+        self.connections: set[Connection] = set()
+        self.now_s = time.monotonic()
+        """Coarse time, moved by `sweep`; exact enough for timeouts of seconds and free to read."""
+        self.date = b""
+        self.is_draining = False
+        """Answers now say that the connection ends."""
+        self.empty = asyncio.Event()
+        """Set while there is no connection."""
+        self.empty.set()
+        self.sweep()
+
+    def __call__(self) -> "Connection":
+        return Connection(self)
+
+    def sweep(self) -> None:
+        """Ends connections that are out of time; call it about once a second."""
+        self.now_s = time.monotonic()
+        self.date = b"Date: " + formatdate(usegmt=True).encode() + b"\r\nServer: farthing\r\n"
+        for connection in list(self.connections):
+            connection.check_time(self.now_s)
+
+    def end_idle(self) -> None:
+        """Ends connections without a request under way; the others end after their answers."""
+        for connection in list(self.connections):
+            connection.end_if_idle()
+
+    def abort(self) -> None:
+        """Ends every connection now."""
+        for connection in list(self.connections):
+            connection.abort()
+
+
+IDLE, HEAD, BODY, LINGERING = range(4)
+
+
+class Connection(asyncio.Protocol):
+    """One client. Parses its bytes, keeps its requests in order and its answers flowing."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self._limits = listener.limits
+        self._counters = listener.counters
+        self._admission = listener.admission
+        self._app = listener.app
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._phase = IDLE
+        self._deadline_s = 0.0
+        # the request being read
+        self._url = b""
+        self._headers: dict[bytes, bytes] = {}
+        self._header_count = 0
+        self._head_bytes = 0
+        self._body: bytes | bytearray = b""
+        self._body_bytes = 0
+        # requests being answered
+        self._current: Exchange | None = None
+        self._pending: deque[Exchange] = deque()
+        self._is_advancing = False
+        self._is_last = False  # no further request will be read
+        self._is_reading_paused = False
+        self._is_writing_paused = False
+        self._has_sent_eof = False
+
+    # -- asyncio -------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        listener = self._listener
+        self._counters.connections_total += 1
+        self._counters.connections_open += 1
+        listener.connections.add(self)
+        listener.empty.clear()
+        self._deadline_s = listener.now_s + self._limits.idle_timeout_s
+        if len(listener.connections) > self._limits.connections_max:
+            self._refuse(
+                Overloaded(
+                    f"the server has {self._limits.connections_max} connections open, its limit",
+                    hint="reuse connections (keep-alive), or come back later",
+                    retry_after_s=1,
+                )
+            )
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._counters.connections_open -= 1
+        self._listener.connections.discard(self)
+        if not self._listener.connections:
+            self._listener.empty.set()
+        self._transport = None
+        self._forget_requests()
+
+    def eof_received(self) -> bool:
+        """The client sends no more. It may still read (half-closed), or be gone: both look alike from here."""
+        transport = self._transport
+        if transport is None or (self._current is None and not self._pending):
+            return False
+        if transport.get_extra_info("sslcontext") is not None or self._phase == LINGERING:
+            return False
+        self._has_sent_eof = True
+        self._is_last = True
+        # An interim answer (RFC 9110, 15.2) draws a reset from a client that has gone; one that still listens
+        # skips it. The reset shows in the socket's state a round trip later.
+        if self._current is not None:
+            transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+        self._look_for_reset(0)
+        return True
+
+    def pause_writing(self) -> None:
+        self._is_writing_paused = True
+        self._deadline_s = self._listener.now_s + self._limits.write_timeout_s
+        self._pause_reading()
+
+    def resume_writing(self) -> None:
+        self._is_writing_paused = False
+        self._deadline_s = 0.0 if self._current else self._listener.now_s + self._limits.idle_timeout_s
+        self._advance()
+
+    def data_received(self, data: bytes) -> None:
+        self._counters.bytes_received += len(data)
+        if self._phase == LINGERING:
+            self._head_bytes += len(data)
+            if self._head_bytes > LINGER_BYTES_MAX:
+                self.abort()
+            return
+        if self._is_last:
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._is_last = True  # we stay with HTTP/1.1; the request itself has been taken
+        except httptools.HttpParserCallbackError as wrapped:
+            cause = wrapped.__context__
+            if not isinstance(cause, FarthingError):
+                log.error("handling a request failed", exc_info=cause)
+                self.abort()
+                return
+            self._refuse(cause)
+        except httptools.HttpParserError as wrong:
+            self._refuse(
+                InvalidInput(f"this is not HTTP/1.1: {wrong}", hint="check the scheme (http or https) and the port")
+            )
+        else:
+            if self._phase == HEAD and len(data) > 256:
+                # Inside one enormous header line no callback has run yet.
+                self._head_bytes += len(data)
+                if self._head_bytes > 2 * self._limits.head_bytes_max:
+                    self._refuse(self._head_error())
+
+    # -- httptools -----------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        self._phase = HEAD
+        self._deadline_s = self._listener.now_s + self._limits.head_timeout_s
+        self._url = b""
+        self._headers = {}
+        self._header_count = 0
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._url = self._url + url if self._url else url
+        self._head_bytes += len(url)
+        if self._head_bytes > self._limits.head_bytes_max:
+            raise self._head_error()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._phase != HEAD:
+            return  # a trailer: allowed by RFC 9112, and of no use here
+        name = name.lower()
+        headers = self._headers
+        headers[name] = value if name not in headers else headers[name] + b", " + value
+        self._header_count += 1
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self._limits.head_bytes_max or self._header_count > self._limits.headers_max:
+            raise self._head_error()
+
+    def on_headers_complete(self) -> None:
+        self._phase = BODY
+        self._deadline_s = self._listener.now_s + self._limits.body_timeout_s
+        headers = self._headers
+        length = headers.get(b"content-length")
+        if length is not None and int(length) > self._limits.body_bytes_max:
+            raise self._body_error(int(length))
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self._transport is not None:
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def on_body(self, body: bytes) -> None:
+        self._admission.take_bytes(len(body))
+        self._body_bytes += len(body)
+        if self._body_bytes > self._limits.body_bytes_max:
+            raise self._body_error(self._body_bytes)
+        if not self._body:
+            self._body = body
+        else:
+            if type(self._body) is bytes:
+                self._body = bytearray(self._body)
+            self._body += body
+
+    def on_message_complete(self) -> None:
+        self._phase = IDLE
+        self._deadline_s = 0.0
+        parser = self._parser
+        path, query = self._url, b""
+        if b"?" in path:
+            path, _, query = path.partition(b"?")
+        exchange = Exchange(self, parser.get_method(), path, self._headers)
+        exchange.query = query
+        exchange.received_ns = time.monotonic_ns()
+        body = self._body
+        exchange.body = body if isinstance(body, bytes) else memoryview(body)
+        exchange.body_bytes = self._body_bytes
+        self._body = b""
+        self._body_bytes = 0
+        if not parser.should_keep_alive():
+            exchange.keep_alive = False
+            self._is_last = True
+        if self._current is None and not self._is_writing_paused:
+            self._start(exchange)
+        else:
+            self._pending.append(exchange)
+            if len(self._pending) >= self._limits.pipeline_max:
+                self._pause_reading()
+
+    # -- answers -------------------------------------------------------------------------------------------------
+
+    def send(
+        self, exchange: Exchange, status: int, body: bytes | list[Any], content_type: bytes, headers: bytes
+    ) -> None:
+        """Writes one answer and goes on to the next request; called by `Exchange.respond` alone."""
+        transport = self._transport
+        if transport is None:
+            return
+        counters = self._counters
+        counters.answered(exchange.route, status)
+        counters.requests_in_flight -= 1
+        self._admission.give_bytes(exchange.body_bytes)
+        buffers: list[Any] = []
+        whole = b""
+        if isinstance(body, bytes):
+            size = len(body)
+            whole = body
+        else:
+            size = sum([memoryview(part).nbytes for part in body])
+            buffers = body
+        if exchange.method == b"HEAD":
+            whole, buffers = b"", []
+        keep_alive = exchange.keep_alive and (bool(self._pending) or not self._listener.is_draining)
+        head = b"".join(
+            (
+                STATUS_LINES[status],
+                self._listener.date,
+                exchange.reply_headers,
+                headers,
+                b"" if keep_alive and b"connection" not in exchange.headers else _connection_line(keep_alive),
+                b"Content-Type: " + content_type + b"\r\n" if size else b"",
+                b"Content-Length: %d\r\n\r\n" % size,
+                whole,
+            )
+        )
+        counters.bytes_sent += len(head)
+        if buffers:
+            counters.bytes_sent += size
+            transport.writelines([head, *buffers])
+        else:
+            transport.write(head)
+        if exchange.on_end is not None:
+            exchange.on_end(status)
+        self._current = None
+        if not keep_alive or (self._has_sent_eof and not self._pending):
+            self._finish()
+            return
+        self._deadline_s = self._listener.now_s + self._limits.idle_timeout_s
+        self._advance()
+
+    def _start(self, exchange: Exchange) -> None:
+        self._current = exchange
+        self._counters.requests_in_flight += 1
+        if exchange.refusal is not None:
+            exchange.fail(exchange.refusal)
+            return
+        try:
+            self._app.handle(exchange)
+        except FarthingError as error:
+            exchange.fail(error)
+        except Exception:
+            log.exception("answering %s %s failed", exchange.method.decode(), exchange.path.decode("latin-1"))
+            exchange.fail(FarthingError("the server failed to answer this request", hint="its log says why"))
+
+    def _advance(self) -> None:
+        """Starts requests that wait behind the one just answered; a loop, since answers may come at once."""
+        if self._is_advancing:
+            return
+        self._is_advancing = True
+        try:
+            while self._current is None and self._pending and not self._is_writing_paused:
+                self._start(self._pending.popleft())
+        finally:
+            self._is_advancing = False
+        if self._is_reading_paused and not self._is_writing_paused and len(self._pending) < self._limits.pipeline_max:
+            self._is_reading_paused = False
+            if self._transport is not None and not self._has_sent_eof:
+                self._transport.resume_reading()
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def check_time(self, now_s: float) -> None:
+        """Ends the connection if the client is out of time."""
+        limits = self._limits
+        deadline_s = self._deadline_s
+        if self._phase == BODY:
+            deadline_s += self._body_bytes / limits.body_bytes_per_s_min
+        if not deadline_s or now_s < deadline_s:
+            return
+        if self._is_writing_paused or self._phase == LINGERING:
+            self.abort()
+        elif self._phase == IDLE:
+            if self._current is None and self._transport is not None:
+                self._transport.close()
+        else:
+            part, limit = ("headers", limits.head_timeout_s) if self._phase == HEAD else ("body", limits.body_timeout_s)
+            self._refuse(
+                RequestTimeout(f"the request's {part} did not arrive within {limit:g} s", hint="send it in one go")
+            )
+
+    @property
+    def is_busy(self) -> bool:
+        """A request was accepted here and is not answered yet."""
+        return self._current is not None or bool(self._pending)
+
+    def end_if_idle(self) -> None:
+        """Ends the connection unless a request is under way or arriving."""
+        if self._current is None and self._phase == IDLE and self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Ends the connection without a word."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _refuse(self, error: FarthingError) -> None:
+        """Answers what is not (yet) a request, after everything before it, and ends the connection."""
+        self._is_last = True
+        self._counters.rejected[_reject_reason(error)] += 1
+        exchange = Exchange(self, b"GET", b"", {})
+        exchange.keep_alive = False
+        exchange.refusal = error
+        if self._current is None and not self._pending:
+            self._start(exchange)
+        else:
+            self._pending.append(exchange)  # requests before the broken one still get their answers
+
+    def _finish(self) -> None:
+        """Says goodbye: closes once the answer is written, and reads on for a while if the client still sends."""
+        transport = self._transport
+        self._forget_requests()
+        if transport is None:
+            return
+        is_client_sending = self._phase in (HEAD, BODY)
+        if not is_client_sending or not transport.can_write_eof() or self._has_sent_eof:
+            transport.close()
+            return
+        self._phase = LINGERING
+        self._head_bytes = 0
+        self._deadline_s = self._listener.now_s + LINGER_S
+        transport.write_eof()
+        if self._is_reading_paused:
+            self._is_reading_paused = False
+            transport.resume_reading()
+
+    def _forget_requests(self) -> None:
+        taken = self._body_bytes  # of a request that never became one
+        self._body, self._body_bytes = b"", 0
+        if self._current is not None:
+            self._counters.requests_in_flight -= 1
+            taken += self._current.body_bytes
+            self._current.gone()
+            self._current = None
+        while self._pending:
+            exchange = self._pending.popleft()
+            taken += exchange.body_bytes
+            exchange.gone()
+        self._admission.give_bytes(taken)
+
+    def _look_for_reset(self, attempt: int) -> None:
+        transport = self._transport
+        if transport is None or (self._current is None and not self._pending):
+            return
+        if attempt and _is_reset(transport):
+            transport.abort()
+            return
+        if attempt < len(GONE_CHECKS_S):
+            asyncio.get_running_loop().call_later(GONE_CHECKS_S[attempt], self._look_for_reset, attempt + 1)
+
+    def _pause_reading(self) -> None:
+        if not self._is_reading_paused and self._transport is not None and not self._has_sent_eof:
+            self._is_reading_paused = True
+            self._transport.pause_reading()
+
+    def _head_error(self) -> FarthingError:
+        limits = self._limits
+        return HeadersTooLarge(
+            f"request line and headers exceed {limits.head_bytes_max} bytes or {limits.headers_max} headers"
+        )
+
+    def _body_error(self, size: int) -> FarthingError:
+        return TooLarge(
+            f"request body of {size} bytes or more exceeds the maximum allowed {self._limits.body_bytes_max} bytes",
+            hint="send fewer rows a request, or raise --http-max-input-size",
+        )
+
+
+def _connection_line(keep_alive: bool) -> bytes:
+    """Said when the connection ends, or to a client that spoke of it (HTTP/1.0 must be told to stay)."""
+    return b"Connection: keep-alive\r\n" if keep_alive else b"Connection: close\r\n"
+
+
+def _reject_reason(error: FarthingError) -> RejectReason:
+    if isinstance(error, RequestTimeout):
+        return RejectReason.SLOW
+    if isinstance(error, HeadersTooLarge | TooLarge):
+        return RejectReason.TOO_LARGE
+    return RejectReason.OVERLOADED if isinstance(error, Overloaded) else RejectReason.MALFORMED
+
+
+def _is_reset(transport: asyncio.Transport) -> bool:
+    sock = transport.get_extra_info("socket")
+    if sock is None or not hasattr(socket, "TCP_INFO"):
+        return False
+    try:
+        return bool(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == STATE_CLOSED)
+    except OSError:
+        return True

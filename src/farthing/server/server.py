@@ -1,0 +1,151 @@
+"""The server's life: listen, load, serve, drain, end.
+
+`Server` puts the rooms together and owns the sockets. Ready turns green when the models are there and red first when
+the end begins; then requests under way are answered, connections closed, models unloaded. Signals belong to
+whoever runs the process (`cli.serve`).
+"""
+
+import asyncio
+import gc
+import logging
+import socket
+from typing import Final
+
+from farthing import __version__
+from farthing.config.server import Address, ServerConfig
+from farthing.repository import Repository
+from farthing.runtime.runtime import Runtime
+from farthing.server.admission import Admission
+from farthing.server.app import App
+from farthing.server.auth import Keys
+from farthing.server.http1 import Listener
+from farthing.server.kserve import KServe
+from farthing.server.operations import Operations
+from farthing.server.routes import Routes
+from farthing.server.tls import tls_context
+from farthing.telemetry.counters import HttpCounters
+from farthing.telemetry.looplag import LoopLag
+from farthing.telemetry.metrics import Metrics
+from farthing.telemetry.traces import SpanSink
+from farthing.types.errors import FarthingError
+
+SWEEP_S: Final = 1.0
+"""Seconds between looks at connections that are out of time."""
+
+BACKLOG: Final = 4096
+"""Connections the system holds until we accept them; a burst of clients must not meet a reset."""
+
+log = logging.getLogger(__name__)
+
+
+class CannotListen(FarthingError):
+    """The address is taken, or not ours."""
+
+
+class Server:
+    """One running server on one event loop."""
+
+    def __init__(self, config: ServerConfig, repository: Repository, spans: SpanSink | None = None) -> None:
+        self._config = config
+        self.runtime = Runtime(repository, config)
+        self._counters = HttpCounters()
+        self._lag = LoopLag()
+        self._metrics = Metrics(
+            version=__version__,
+            models=self.runtime,
+            http=self._counters,
+            loop_lag=self._lag.histogram,
+            spans_dropped=lambda: spans.dropped if spans is not None else 0,
+        )
+        admission = Admission(config.admission)
+        operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
+        kserve = KServe(self.runtime, config.limits.body_bytes_max)
+        keys = Keys.read(config.keys) if config.keys is not None else None
+        app = App(
+            runtime=self.runtime,
+            routes=Routes(operations.routes() + kserve.routes()),
+            keys=keys,
+            admission=admission,
+            counters=self._counters,
+            spans=spans,
+            has_access_log=config.access_log,
+        )
+        self._tls = tls_context(config.tls) if config.tls is not None else None
+        self._listener = Listener(app, config.limits, admission, self._counters)
+        self._sockets: list[asyncio.Server] = []
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self.http: Address | None = None
+        """Where it listens, once it does."""
+
+    async def listen(self) -> None:
+        """Opens the port; `http` then says which. Raises `CannotListen`."""
+        loop = asyncio.get_running_loop()
+        self.http = await self._open(self._config.http, self._listener, is_tls=True)
+        if self._config.metrics is not None:
+            await self._open(self._config.metrics, self._listener, is_tls=False)
+        self._lag.start(loop)
+        self._sweep(loop)
+
+    async def load(self) -> None:
+        """Loads the models; requests for those that are ready are answered meanwhile."""
+        await self.runtime.start()
+        # What lives from here on dies young: the collector need not look at the models again and again.
+        gc.collect()
+        gc.freeze()
+
+    async def drain(self) -> bool:
+        """Ready turns red, then everything accepted is answered. Answers whether all were, in time.
+
+        For a moment everyone is still served, with word that the connection ends: load balancers see red, and
+        clients that keep connections come back elsewhere instead of meeting a closed one.
+        """
+        self.runtime.begin_stop()
+        self._listener.is_draining = True
+        await asyncio.sleep(self._config.drain_notice_s)
+        for server in self._sockets:
+            server.close()
+        self._listener.end_idle()
+        try:
+            await asyncio.wait_for(self._listener.empty.wait(), self._config.exit_timeout_s)
+        except TimeoutError:
+            log.warning("not every request could be answered within %g s", self._config.exit_timeout_s)
+        is_clean = not any(connection.is_busy for connection in self._listener.connections)
+        self._listener.abort()
+        return is_clean
+
+    async def close(self) -> None:
+        """Unloads the models and lets go of everything."""
+        for server in self._sockets:
+            server.close()
+        self._listener.abort()
+        self._lag.stop()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        await self.runtime.close()
+
+    async def _open(self, address: Address, listener: Listener, *, is_tls: bool) -> Address:
+        loop = asyncio.get_running_loop()
+        try:
+            server = await loop.create_server(
+                listener,
+                address.host,
+                address.port,
+                ssl=self._tls if is_tls else None,
+                backlog=BACKLOG,
+                reuse_address=True,
+            )
+        except OSError as error:
+            raise CannotListen(
+                f"cannot listen on {address}: {error.strerror or error}",
+                hint="another program may have the port; --http HOST:0 takes a free one",
+            ) from None
+        self._sockets.append(server)
+        for sock in server.sockets:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return Address(address.host, server.sockets[0].getsockname()[1])
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._listener.sweep()
+        self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)

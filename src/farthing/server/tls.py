@@ -1,0 +1,28 @@
+"""The server's certificate, read into an `ssl.SSLContext`."""
+
+import ssl
+
+from farthing.config.server import Tls
+from farthing.types.errors import LoadFailed
+
+
+def tls_context(tls: Tls) -> ssl.SSLContext:
+    """TLS 1.2 and up, with the certificate given. Raises `LoadFailed` naming the file that cannot be used."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    for path in (tls.certificate, tls.key, tls.client_ca):
+        if path is not None and not path.is_file():
+            raise LoadFailed(
+                f"{path}: no such file", hint="give PEM files to --tls-cert, --tls-key and --tls-client-ca"
+            )
+    try:
+        context.load_cert_chain(tls.certificate, tls.key)
+        if tls.client_ca is not None:
+            context.load_verify_locations(tls.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except ssl.SSLError as error:
+        raise LoadFailed(
+            f"{tls.certificate}, {tls.key}: {error}", hint="both must be PEM, and belong together"
+        ) from None
+    return context
