@@ -7,7 +7,7 @@ A client that sends binary tensors repeats the JSON before them byte for byte, b
 says is therefore kept as a `_Plan`, and most requests are a look-up and one array per input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -126,8 +126,8 @@ def _read(text: bytes | memoryview, limits: WireLimits) -> _Plan:
     json_inputs: dict[str, Tensor] = {}
     places: list[_Place] = []
     binary_bytes = 0
-    item: WireInput | ParsedInput
-    for index, item in enumerate(wire.inputs):
+    items: Sequence[WireInput | ParsedInput] = wire.inputs
+    for index, item in enumerate(items):
         elements = elements_of(item.shape, item.datatype, index, limits)
         if item.parameters:
             size = _binary_size(item, elements, f"inputs[{index}]")
@@ -138,8 +138,8 @@ def _read(text: bytes | memoryview, limits: WireLimits) -> _Plan:
         if item.data is NO_DATA:
             raise _sources(item.name, f"inputs[{index}]")
         json_inputs[item.name] = tensor_from_json(item.data, item.datatype, item.shape, elements, index)
-    if len(wire.inputs) > 1:
-        _check_names([item.name for item in wire.inputs], "input")
+    if len(items) > 1:
+        _check_names([item.name for item in items], "input")
     return _Plan(
         wire.id or "",
         request_options(wire.parameters) if wire.parameters else NO_OPTIONS,
