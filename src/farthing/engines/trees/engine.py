@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from farthing.engines.trees.executable import ForestExecutable
 
 MODEL_BYTES_MAX: Final = 512 << 20
-"""Bytes of a model file: some five million leaves as text. Parsing takes a few times as much memory."""
+"""Bytes of a model file: some five million leaves as text. Parsing may take ten times as much memory for a moment."""
 
 HEAD_BYTES: Final = 64 << 10
 """How much of a `.json` file is looked at to tell whose it is: its names come before its trees."""

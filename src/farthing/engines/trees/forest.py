@@ -20,9 +20,9 @@ NODES_MAX: Final = 10_000_000
 """Nodes, leaves, and members of category sets, each, of one model. ONNX Runtime takes a model of at most 2 GiB and
 a node is some 40 bytes of it; the largest boosted models in use have about a million nodes."""
 
-DEPTH_MAX: Final = 8_000
-"""Decisions between root and leaf, a category set counting once for each member. ONNX Runtime builds trees by
-recursion and overflows an 8 MiB stack near 30,000; trained trees are a few dozen deep."""
+DEPTH_MAX: Final = 1_000
+"""Decisions between root and leaf. ONNX Runtime builds trees by recursion, nearly 1 KiB a level: this fits the
+smallest stacks threads are given (1 MiB), and trained trees are a few dozen deep."""
 
 TREES_MAX: Final = 1_000_000
 FEATURES_MAX: Final = 1_000_000
@@ -191,20 +191,15 @@ class ForestBuilder:
 
 def _check_trees(forest: Forest) -> None:
     """Walks all trees at once, level by level. A node met twice would be a cycle, or a graph that is no tree."""
-    cost = np.ones(len(forest.yes), np.int64)
-    for node, categories in forest.members.items():
-        cost[node] = max(1, len(categories))
     is_met = np.zeros(len(forest.yes), np.bool_)
     level = forest.roots
-    depth = cost[level]
+    depth = 0
     while len(level):
-        if depth.max() > DEPTH_MAX:
-            raise BadModel(f"a tree deeper than {DEPTH_MAX} decisions (each category of a set counts)")
+        depth += 1
+        if depth > DEPTH_MAX:
+            raise BadModel(f"a tree deeper than {DEPTH_MAX} decisions")
         if is_met[level].any() or len(np.unique(level)) != len(level):
             raise BadModel("a node that is the child of two nodes")
         is_met[level] = True
         children = np.concatenate((forest.yes[level], forest.no[level]))
-        depth = np.concatenate((depth, depth))
-        is_node = children >= 0
-        level, depth = children[is_node], depth[is_node]
-        depth = depth + cost[level]
+        level = children[children >= 0]

@@ -33,8 +33,8 @@ class _Tree(msgspec.Struct):
 
 
 class _Trees(msgspec.Struct):
-    trees: list[_Tree]
-    tree_info: list[int]
+    trees: list[_Tree] = []  # gblinear has none, and is refused by its name
+    tree_info: list[int] = []
 
 
 class _Booster(msgspec.Struct):
@@ -108,7 +108,7 @@ def forest_of(model: XGBoostModel) -> Forest:
     if len(booster.tree_info) != len(booster.trees):
         raise BadModel(f"{len(booster.trees)} trees and {len(booster.tree_info)} entries in tree_info")
     for target, score in enumerate(_base_scores(param.base_score, targets)):
-        builder.add_constant(_margin(score, kind, objective), target)
+        builder.add_constant(_margin(score, kind), target)
     for number, (tree, target) in enumerate(zip(booster.trees, booster.tree_info, strict=True)):
         try:
             _add_tree(builder, tree, target, weights[number] if weights else None)
@@ -121,6 +121,8 @@ def _trees_of(booster: _Booster) -> tuple[_Trees, list[float]]:
     inner = booster.gbtree if booster.name == "dart" and booster.gbtree else booster
     if booster.name not in ("gbtree", "dart") or inner.model is None:
         raise BadModel(f"booster `{booster.name[:40]}`; gbtree and dart can be served")
+    if not inner.model.trees:
+        raise BadModel("no trees")
     if booster.name == "dart" and len(booster.weight_drop) != len(inner.model.trees):
         raise BadModel(f"{len(inner.model.trees)} trees and {len(booster.weight_drop)} weights in weight_drop")
     return inner.model, booster.weight_drop if booster.name == "dart" else []
@@ -208,10 +210,10 @@ def _base_scores(text: str, targets: int) -> list[float]:
     return scores if len(scores) == targets else scores * targets
 
 
-def _margin(score: float, kind: LinkKind | None, objective: str) -> float:
-    """The base score before the link: XGBoost stores it as a prediction."""
+def _margin(score: float, kind: LinkKind | None) -> float:
+    """The base score before the link: XGBoost stores it as a prediction (`binary:logitraw` has no link)."""
     value = np.float32(score)
-    if kind is LinkKind.SIGMOID or objective == "binary:logitraw":
+    if kind is LinkKind.SIGMOID:
         if not 0 < value < 1:
             raise BadModel(f"base_score {score:g} is no probability")
         return -float(np.log(float(np.float32(1) / value - np.float32(1))))
