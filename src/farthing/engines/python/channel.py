@@ -91,6 +91,10 @@ class Arena:
             self.map = mmap.mmap(self.fd, size)
             self.size = size
 
+    def memory(self) -> Tensor:
+        """All of it as an array of bytes. A tensor that is read from this array keeps it alive."""
+        return np.frombuffer(self.map, np.uint8)
+
     def close(self) -> None:
         """Gives the memory back, once no view is left."""
         if self.fd >= 0:
@@ -128,22 +132,26 @@ def write_tensors(arena: Arena, tensors: Iterable[tuple[str, Tensor]]) -> tuple[
     return tuple(places)
 
 
-def read_tensor(view: memoryview, place: Place) -> Tensor:
-    """The tensor at a place, as a view (BYTES: decoded). Raises `ValueError` if the place cannot be true."""
+def read_tensor(memory: Tensor, place: Place) -> Tensor:
+    """The tensor at a place of an arena's `memory()`: a view of it (BYTES: decoded).
+
+    Raises `ValueError` if the place cannot be true.
+    """
     dtype = NUMPY_DTYPES.get(place.datatype)
     shape = place.shape
     if dtype is None or any(d < 0 for d in shape) or place.size < 0 or place.offset < 0:
         raise ValueError(f"`{place.name}`: no tensor is {place.datatype} of shape {list(shape)}")
     count = prod(shape)
-    if place.offset + place.size > len(view):
-        raise ValueError(f"`{place.name}` ends at byte {place.offset + place.size} of {len(view)}")
+    end = place.offset + place.size
+    if end > len(memory):
+        raise ValueError(f"`{place.name}` ends at byte {end} of {len(memory)}")
     if place.datatype == "BYTES":
-        return decode_bytes(place.name, view[place.offset : place.offset + place.size], shape)
+        return decode_bytes(place.name, memory.data[place.offset : end], shape)
     if count * dtype.itemsize != place.size:
         raise ValueError(f"`{place.name}`: {place.size} bytes are not {place.datatype} of shape {list(shape)}")
     if not place.size:
         return np.empty(shape, dtype)
-    return np.ndarray(shape, dtype, view, place.offset)
+    return memory[place.offset : end].view(dtype).reshape(shape)
 
 
 def encode_bytes(name: str, tensor: Tensor) -> bytes:

@@ -18,8 +18,8 @@ LINE_BYTES_MAX: Final = 4096
 LINES_PER_SECOND_MAX: Final = 500
 """More are counted and dropped: about what a person's terminal can show."""
 
-LAST_LINES: Final = 8
-"""Kept for the message when the process dies: enough for a traceback's end."""
+LAST_LINES: Final = 20
+"""Kept for the message when the process dies: a traceback's end, or what faulthandler says of a segfault."""
 
 _MARK: Final = "\x1e"
 _LEVELS: Final = {

@@ -119,6 +119,6 @@ ERRORS: Final[dict[str, type[FarthingError]]] = {
 
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_order: Final = msgspec.msgpack.Decoder(Start | Run | Stop).decode
-"""What a worker reads. Raises `msgspec.DecodeError`."""
+"""What a worker reads. Raises `msgspec.DecodeError`, and `ValueError` for text that is not UTF-8."""
 decode_answer: Final = msgspec.msgpack.Decoder(Ready | Broken | Outputs | Replies | Raised).decode
-"""What the server reads. Raises `msgspec.DecodeError`."""
+"""What the server reads. Raises as `decode_order` does."""

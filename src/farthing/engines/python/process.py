@@ -82,6 +82,8 @@ class Life:
         self._connection = Connection(ours)
         self._log = Pump(log_fd, model=start.name, clock=clock)
         self.pid = self._process.pid
+        self.is_over = False
+        """It has ended, or is about to: it takes no more batches."""
 
     def load(self, start: messages.Start, timeout_s: float, clock: Callable[[], float]) -> messages.Ready:
         """Waits until the model is loaded. Raises `LoadFailed`. Called by the supervisor only."""
@@ -99,12 +101,16 @@ class Life:
                     hint="set the parameter `load_timeout_seconds` if it needs longer",
                 )
         answer = None
-        with contextlib.suppress(OSError, ValueError, msgspec.DecodeError):  # an answer that is none: the process is at fault
+        with contextlib.suppress(
+            OSError, ValueError, msgspec.DecodeError
+        ):  # an answer that is none: the process is at fault
             answer = self._receive(_POLL_S)
         if isinstance(answer, messages.Ready):
             return answer
         if isinstance(answer, messages.Broken):
             raise LoadFailed(answer.error, hint=answer.trace)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(EXIT_WAIT_S)  # it hung up: let it end by itself, to learn how
         self.kill()
         self.wait()
         raise LoadFailed(f"{start.path}: the process {self.ending()} while loading the model", hint=self.last_words())
@@ -117,6 +123,7 @@ class Life:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # what it may have left behind
         self._ending = how_it_ended(status)
+        self.is_over = True
         self._ended.set()
         self._connection.hang_up()  # wakes a thread that waits for an answer
 
@@ -155,10 +162,10 @@ class Life:
         """Copies tensors out of the worker's arena, which the next batch overwrites. Raises `ValueError`."""
         if any(place.offset + place.size > self._outputs.size for place in places):
             self._outputs.refresh()
-        view = memoryview(self._outputs.map)
+        memory = self._outputs.memory()
         tensors: dict[str, Tensor] = {}
         for place in places:
-            tensor = read_tensor(view, place)
+            tensor = read_tensor(memory, place)
             tensors[place.name] = tensor if place.datatype == "BYTES" else tensor.copy()
         return tensors
 
@@ -167,6 +174,7 @@ class Life:
         return None if data is None else messages.decode_answer(data)
 
     def _death(self, detail: str = "") -> EngineFailed:
+        self.is_over = True
         if not self._ended.wait(EXIT_WAIT_S):  # it hung up, and lives
             self.kill()
             self._ended.wait(EXIT_WAIT_S)
@@ -197,6 +205,7 @@ class Life:
                 self._ended.wait(EXIT_WAIT_S)
 
     def kill(self) -> None:
+        self.is_over = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -259,7 +268,7 @@ class Supervisor:
     @property
     def pid(self) -> int | None:
         """The process that answers now, if there is one."""
-        life = self._life
+        life = self._answering()
         return life.pid if life is not None else None
 
     def run(self, batch: Batch) -> tuple[Answer, Life]:
@@ -268,21 +277,21 @@ class Supervisor:
         Raises `Unavailable` at once while no process is up, `EngineFailed` when it dies of the batch.
         """
         with self._in_use:
-            life = self._life
+            life = self._answering()
             if life is None:
                 raise self._unavailable()
             return life.run(batch, self._limits.execute_s), life
 
     def health(self) -> str:
         """Empty while a process is up."""
-        if self._life is not None:
+        if self._answering() is not None:
             return ""
         wait_s = max(0.0, self._restart.at_s - self._clock())
         times = f"{self._restart.deaths} times in a row" if self._restart.deaths > 1 else "once"
         when = f"next start in {wait_s:.1f} s" if wait_s else "it is starting"
         return (
             f"process {self._start.instance} of model `{self._start.name}` has died {times}, last: "
-            f"{self._trouble}; {when}"
+            f"{self._why()}; {when}"
         )
 
     def close_begin(self) -> None:
@@ -297,10 +306,19 @@ class Supervisor:
             newest.end(self._limits.unload_s)
         self._thread.join(EXIT_WAIT_S)
 
+    def _answering(self) -> Life | None:
+        """The process that can take a batch, if there is one. The supervisor may not have seen its end yet."""
+        life = self._life
+        return None if life is None or life.is_over else life
+
+    def _why(self) -> str:
+        life = self._life
+        return self._trouble if life is None else life.ending()
+
     def _unavailable(self) -> Unavailable:
         wait_s = max(0.0, self._restart.at_s - self._clock())
         return Unavailable(
-            f"model `{self._start.name}`: its process {self._trouble} and is being started again",
+            f"model `{self._start.name}`: its process {self._why()} and is being started again",
             hint="try again; the server's log has what the process printed",
             retry_after_s=wait_s + self._policy.first_delay_s,
         )

@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import traceback
+import weakref
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -26,6 +27,7 @@ from farthing.engines.python.channel import Arena, Connection, read_tensor, writ
 from farthing.engines.python.interface import MemberResult, ModelMistake, UserModel, short_text
 from farthing.engines.python.log import MarkingHandler
 from farthing.types.errors import FarthingError
+from farthing.types.tensors import Tensor
 
 MODULE_NAME: Final = "farthing_user_model"
 """What the user's file is imported as: a name that no library has."""
@@ -56,9 +58,8 @@ class Worker:
         try:
             model = load(start)
         except Exception as problem:
-            trace = "".join(traceback.format_exception(problem)).splitlines()[-TRACE_LINES:]
             error = f"{_place(problem, start, or_file=True)}: {_text(problem)}"
-            self._send(messages.Broken(error, short_text("\n".join(trace))))
+            self._send(messages.Broken(error, _trace(problem, start)))
             return
         self._send(model.ready)
         while isinstance(order := self._next_order(), messages.Run):
@@ -80,25 +81,25 @@ class Worker:
 
     def _answer(self, model: UserModel, run: messages.Run) -> None:
         self._inputs.refresh()
-        view = memoryview(self._inputs.map)
+        memory = self._inputs.memory()
+        is_kept = weakref.ref(memory)
         answer: messages.Outputs | messages.Replies | messages.Raised
         try:
-            answer = self._run(model, run, view)
+            answer = self._run(model, run, memory)
             data = messages.encode(answer)
         except Exception as problem:
             traceback.print_exc()
             answer = self._raised(problem)
             data = messages.encode(answer)
-        try:
-            view.release()
-        except BufferError:
+        del memory
+        if is_kept() is not None:
             # Somebody still looks at the inputs: that memory is theirs, the next batch goes elsewhere.
             self._keeps_inputs = True
             data = messages.encode(msgspec.structs.replace(answer, keeps_inputs=True))
         self._connection.send(data)
 
-    def _run(self, model: UserModel, run: messages.Run, view: memoryview) -> messages.Outputs | messages.Replies:
-        results = model.run({place.name: read_tensor(view, place) for place in run.inputs}, run)
+    def _run(self, model: UserModel, run: messages.Run, memory: Tensor) -> messages.Outputs | messages.Replies:
+        results = model.run({place.name: read_tensor(memory, place) for place in run.inputs}, run)
         if isinstance(results, dict):
             return messages.Outputs(write_tensors(self._outputs, results.items()))
         # All members' outputs go into the arena one after the other, and are told apart again by their number.
@@ -158,6 +159,16 @@ def _place(problem: BaseException, start: messages.Start, *, or_file: bool) -> s
     return start.path if or_file else ""
 
 
+def _trace(problem: BaseException, start: messages.Start) -> str:
+    """The end of the traceback, without our own frames before the user's."""
+    told = traceback.TracebackException.from_exception(problem)
+    frames = list(told.stack)
+    while frames and not Path(frames[0].filename).is_relative_to(start.folder):
+        del frames[0]
+    told.stack = traceback.StackSummary.from_list(frames)
+    return short_text("\n".join("".join(told.format()).splitlines()[-TRACE_LINES:]))
+
+
 def _die_with_server(parent_pid: int) -> None:
     """Asks the kernel to end this process when the server ends, even in the middle of the user's code."""
     if sys.platform == "linux":
@@ -172,7 +183,7 @@ def main(arguments: list[str]) -> None:
     for fd in (socket_fd, inputs_fd, outputs_fd):
         os.set_inheritable(fd, False)  # not for what the model may start in turn
     _die_with_server(parent_pid)
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="replace")
