@@ -33,7 +33,7 @@ class FileTypes:
             ("retina.jpg", (photographs / "retina.jpg").read_bytes(), "jpeg"),
             ("coffee.png", (photographs / "coffee.png").read_bytes(), "png"),
             ("sample.wav", (input_folder("telephone-call") / "sample.wav").read_bytes(), "wav"),
-            ("a wheel", _wheel(), "zip"),
+            ("photographs.zip", _archive(photographs), "zip"),
             (Path(__file__).name, Path(__file__).read_bytes(), "python"),
             ("model.onnx", (folder / "1" / "model.onnx").read_bytes(), "onnx"),
         ]
@@ -68,11 +68,10 @@ def features(content: bytes) -> Tensor:
     return row
 
 
-def _wheel() -> bytes:
-    """A wheel as pip would meet it, of this package's own commands; the same bytes every time."""
+def _archive(folder: Path) -> bytes:
+    """Two photographs in a ZIP archive; the same bytes every time."""
     packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as wheel:
-        for path in sorted(Path(__file__).parent.glob("*.py")):
-            wheel.writestr(zipfile.ZipInfo(f"farthing/cli/demo_tasks/{path.name}"), path.read_bytes())
-        wheel.writestr(zipfile.ZipInfo("farthing.dist-info/WHEEL"), "Wheel-Version: 1.0\nTag: py3-none-any\n")
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("retina.jpg", "rocket.jpg"):
+            archive.writestr(zipfile.ZipInfo(f"photographs/{name}"), (folder / name).read_bytes())
     return packed.getvalue()

@@ -14,6 +14,7 @@ SIDE: Final = 224
 KEPT: Final = 0.875
 """Share of the shorter side that the centre crop keeps, as in the network's training."""
 TOLERANCE: Final = 0.02
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 
 EXPECTED: Final = (
     # file, class, probability
@@ -61,9 +62,24 @@ def read_picture(name: str) -> Tensor:
         path = Path(sklearn.datasets.__file__).parent / "images" / name
     else:
         path = input_folder("photographs") / name
-    picture: Any = cv2.imread(str(path))
+    content = np.frombuffer(_without_profile(path.read_bytes()), np.uint8)
+    picture: Any = cv2.imdecode(content, cv2.IMREAD_COLOR)
     assert picture is not None, path
     return np.asarray(picture)
+
+
+def _without_profile(content: bytes) -> bytes:
+    """A PNG less its colour profile, which OpenCV does not use but complains about on stderr (page.png's is bad)."""
+    start = len(PNG_SIGNATURE)
+    if not content.startswith(PNG_SIGNATURE):
+        return content
+    kept = [PNG_SIGNATURE]
+    while start < len(content):  # chunks: length, four letters, data, checksum
+        end = start + 12 + int.from_bytes(content[start : start + 4], "big")
+        if content[start + 4 : start + 8] != b"iCCP":
+            kept.append(content[start:end])
+        start = end
+    return b"".join(kept)
 
 
 def prepare(picture: Tensor) -> Tensor:
