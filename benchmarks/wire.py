@@ -39,15 +39,15 @@ def _numbers(array: NDArray[Any]) -> list[Any]:
 def encode(model: Model, wire: str) -> Request:
     """The model's row as a request; `wire` is "json" or "binary"."""
     path = f"/v2/models/{model.name}/infer"
-    tensors = [
+    tensors: list[dict[str, Any]] = [
         {"name": name, "datatype": DATATYPES[array.dtype.name], "shape": list(array.shape)}
         for name, array in model.row.items()
     ]
     if wire == "json":
-        inputs = [{**t, "data": _numbers(model.row[str(t["name"])])} for t in tensors]
+        inputs = [{**t, "data": _numbers(model.row[t["name"]])} for t in tensors]
         body = json.dumps({"inputs": inputs}, separators=(",", ":")).encode()
         return Request(path=path, body=body, headers={"Content-Type": "application/json"})
-    inputs = [{**t, "parameters": {"binary_data_size": model.row[str(t["name"])].nbytes}} for t in tensors]
+    inputs = [{**t, "parameters": {"binary_data_size": model.row[t["name"]].nbytes}} for t in tensors]
     document = {"parameters": {"binary_data_output": True}, "inputs": inputs}
     head = json.dumps(document, separators=(",", ":")).encode()
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}

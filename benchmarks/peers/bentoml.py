@@ -36,6 +36,7 @@ PEERS = (
         environment="bentoml",
         main_package="bentoml",
         wires=("json",),
+        models=("mlp", "minilm"),
         ready_path="/readyz",
         encode=encode,
     ),

@@ -86,9 +86,10 @@ def python(environment: str) -> str:
 
 
 def version(interpreter: str, package: str) -> str:
-    """The version of a package as another interpreter sees it."""
+    """The version of a package as another interpreter sees it; empty if it is not an installed package."""
     code = "import sys; from importlib.metadata import version; print(version(sys.argv[1]))"
-    return subprocess.run([interpreter, "-c", code, package], capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run([interpreter, "-c", code, package], capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 def install(environment: str) -> Path:

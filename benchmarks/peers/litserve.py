@@ -19,6 +19,7 @@ PEERS = (
         environment="litserve",
         main_package="litserve",
         wires=("json",),
+        models=("mlp", "minilm"),
         ready_path="/health",
     ),
     Peer(
@@ -28,7 +29,7 @@ PEERS = (
         environment="litserve",
         main_package="litserve",
         wires=("json",),
-        models=("effnet", "minilm"),
+        models=("minilm",),
         ready_path="/health",
     ),
 )

@@ -40,6 +40,7 @@ PEERS = (
         environment="mlserver",
         main_package="mlserver",
         wires=("json",),
+        models=("mlp", "minilm"),
     ),
     Peer(
         name="mlserver-batch",
@@ -48,6 +49,6 @@ PEERS = (
         environment="mlserver",
         main_package="mlserver",
         wires=("json",),
-        models=("effnet", "minilm"),
+        models=("minilm",),
     ),
 )

@@ -14,9 +14,9 @@ def encode(model: Model, wire_name: str) -> wire.Request:
     return replace(wire.encode(model, wire_name), path="/infer")
 
 
-def launch(model: Model, port: int, work: Path) -> Launch:
+def launch(model: Model, port: int, _work: Path) -> Launch:
     command = [python("rayserve"), str(INSIDE / "rayserve_app.py"), str(model.file), str(port)]
-    environment = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": str(work), "PYTHONPATH": str(INSIDE)}
+    environment = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(INSIDE)}
     return Launch(command=command, environment=environment)
 
 
@@ -28,6 +28,7 @@ PEERS = (
         environment="rayserve",
         main_package="ray",
         wires=("json",),
+        models=("mlp", "minilm"),
         ready_path="/-/healthz",
         encode=encode,
         is_default=False,

@@ -67,13 +67,14 @@ def _launch(model: Model, port: int, work: Path, *, batches: bool) -> Launch:
     return Launch(command=command, environment=environment)
 
 
-PEERS = tuple(
-    Peer(
+def _peer(name: str, word: str, *, batches: bool) -> Peer:
+    return Peer(
         name=name,
-        about=f"Triton 2.x binary, HTTP, python back end running onnxruntime, dynamic batching {word}",
-        launch=lambda model, port, work, batches=batches: _launch(model, port, work, batches=batches),
+        about=f"Triton's binary and HTTP front-end, python back end running onnxruntime, dynamic batching {word}",
+        launch=lambda model, port, work: _launch(model, port, work, batches=batches),
         environment="triton",
         main_package="nvidia-pytriton",
     )
-    for name, batches, word in (("triton", False, "off"), ("triton-dynbatch", True, "on"))
-)
+
+
+PEERS = (_peer("triton", "off", batches=False), _peer("triton-dynbatch", "on", batches=True))
