@@ -1,6 +1,7 @@
 """Content codings of HTTP bodies: which one to use, inflating with a limit, deflating."""
 
 import zlib
+from functools import lru_cache
 from typing import Final, Literal
 
 from farthing.types.errors import InvalidInput, TooLarge, Unsupported
@@ -19,8 +20,8 @@ DEFLATE_LEVEL: Final = 1
 _WINDOW_BITS: Final = {"gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 """`deflate` is the zlib format (RFC 9110, 8.4.1.2)."""
 
-_ENCODINGS_MAX: Final = 32
-"""Entries of an `Accept-Encoding` that are looked at."""
+_ACCEPT_CHARACTERS_MAX: Final = 256
+"""Characters of an `Accept-Encoding` that are looked at; browsers send about thirty."""
 
 
 def request_encoding(content_encoding: str) -> Encoding:
@@ -43,23 +44,31 @@ def response_encoding(accept_encoding: str, body_bytes: int) -> Encoding:
     The client's highest `q` wins, and gzip between equals. An answer is never refused: a client that accepts
     nothing of ours gets identity, as RFC 9110 (12.5.3) allows.
     """
-    if not accept_encoding:
-        return "identity"
+    small, large = _choice(accept_encoding[:_ACCEPT_CHARACTERS_MAX])
+    return small if body_bytes < DEFLATE_BYTES_MIN else large
+
+
+@lru_cache(maxsize=256)  # a client's library always sends the same
+def _choice(accept_encoding: str) -> tuple[Encoding, Encoding]:
+    """What a small body and a large one go out in."""
     wishes = _wishes(accept_encoding)
     other = wishes.get("*")
     gzip = wishes.get("gzip", wishes.get("x-gzip", other)) or 0.0
     deflate = wishes.get("deflate", other) or 0.0
     identity = wishes.get("identity", other)
+    packed: Encoding = "gzip" if gzip >= deflate else "deflate"
     best = max(gzip, deflate)
-    if best <= 0 or (identity != 0 and (body_bytes < DEFLATE_BYTES_MIN or (identity or 0.0) > best)):
-        return "identity"
-    return "gzip" if gzip >= deflate else "deflate"
+    if best <= 0:
+        return "identity", "identity"
+    if identity == 0:
+        return packed, packed
+    return "identity", "identity" if (identity or 0.0) > best else packed
 
 
 def _wishes(accept_encoding: str) -> dict[str, float]:
     """Coding -> q. An unreadable q counts as 0: better uncompressed than undecodable."""
     wishes: dict[str, float] = {}
-    for entry in accept_encoding.lower().split(",", _ENCODINGS_MAX)[:_ENCODINGS_MAX]:
+    for entry in accept_encoding.lower().split(","):
         coding, *options = (part.strip() for part in entry.split(";"))
         quality = 1.0
         for option in options:

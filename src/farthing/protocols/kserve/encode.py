@@ -45,13 +45,13 @@ def check_outputs(request: InferRequest, spec: ModelSpec) -> None:
                 if output.datatype in BINARY_ONLY:
                     raise _not_in_json(output.name, output.datatype)
         return
-    specs = {output.name: output for output in spec.outputs}
     for asked in request.outputs:
-        output = specs[asked.name]
         if asked.classes:
-            check_classification(output)
-        elif output.datatype in BINARY_ONLY and not _is_binary(asked, request):
-            raise _not_in_json(output.name, output.datatype)
+            check_classification(_spec_of(asked.name, spec))
+        elif not _is_binary(asked, request):
+            output = _spec_of(asked.name, spec)
+            if output.datatype in BINARY_ONLY:
+                raise _not_in_json(output.name, output.datatype)
 
 
 def encode_infer(
