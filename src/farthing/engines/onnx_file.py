@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from farthing.engines.contract import ModelSource
 from farthing.engines.safety import companion_file, shown
 from farthing.types.errors import LoadFailed
 
@@ -57,12 +58,23 @@ _SEARCHED: Final = frozenset({"NodeProto", "AttributeProto"})
 fields are few."""
 
 
+def onnx_file(source: ModelSource) -> Path:
+    """The file itself, where Triton's layout has a folder `model.onnx/` that holds it with its external data."""
+    if not source.path.is_dir():
+        return source.path
+    inner = source.path / source.path.name
+    companion_file(inner.name, of=inner, folder=source.folder)
+    return inner
+
+
 def check_onnx_file(path: Path, folder: Path) -> dict[str, Path]:
     """The files that hold the model's external data, by the names the model has for them.
 
     Raises `LoadFailed` if the model is cut off or malformed, or if a file it names is not inside `folder`.
     """
     files: dict[str, Path] = {}
+    if path.exists() and not path.is_file():
+        raise LoadFailed(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):

@@ -20,7 +20,7 @@ import numpy as np
 
 from farthing.engines.contract import Answer, Batch, ModelSource
 from farthing.engines.cores import count_parameter, threads_per_instance
-from farthing.engines.onnx_file import check_onnx_file
+from farthing.engines.onnx_file import check_onnx_file, onnx_file
 from farthing.engines.onnxruntime_values import DATATYPES, Run, reason_of, running_bfloat16, running_text
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed
 from farthing.types.tensors import TensorSpec
@@ -54,14 +54,13 @@ class OnnxRuntime:
 
     def load(self, source: ModelSource) -> "OnnxExecutable":
         """Checks the file and the files it names, then opens it. Raises `LoadFailed`."""
-        path = onnx_path(source.path)
+        path = onnx_file(source)
         external = check_onnx_file(path, source.folder)
-        return OnnxExecutable(_open_session(source, path, external), source, path)
-
-
-def onnx_path(path: Path) -> Path:
-    """The file itself, where Triton's layout has a folder `model.onnx/` that holds it with its external data."""
-    return path / path.name if path.is_dir() else path
+        session = _open_session(source, path, external)
+        try:
+            return OnnxExecutable(session, source, path)
+        except UnicodeDecodeError as error:
+            raise LoadFailed(f"{path}: the name of an input, output or dimension is not UTF-8: {error}") from error
 
 
 def _open_session(source: ModelSource, path: Path, external: Mapping[str, Path]) -> Any:
@@ -69,18 +68,7 @@ def _open_session(source: ModelSource, path: Path, external: Mapping[str, Path])
         import onnxruntime
     except ImportError as error:
         raise LoadFailed(f"{path}: ONNX Runtime cannot be imported: {error}", hint="pip install onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    threads = threads_per_instance(source)
-    options.intra_op_num_threads = count_parameter(source.parameters, "intra_op_thread_count", threads, path)
-    options.inter_op_num_threads = count_parameter(source.parameters, "inter_op_thread_count", 1, path)
-    if options.inter_op_num_threads > 1:
-        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = LOG_FATAL
-    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
-    options.add_session_config_entry("session.inter_op.spin_duration_us", str(SPIN_US))
-    # Never ONNX Runtime's own flat format, whose reader trusts the file.
-    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options = _session_options(onnxruntime, source, path)
     try:
         # ONNX Runtime would map these files for as long as it lives, and overwriting one in place would then end the
         # process with SIGBUS. It copies what it is lent for the time of loading.
@@ -95,6 +83,22 @@ def _open_session(source: ModelSource, path: Path, external: Mapping[str, Path])
             f"{path}: ONNX Runtime cannot load it: {reason_of(error)}",
             hint="check that the file is whole and that this ONNX Runtime has its operators and opset",
         ) from error
+
+
+def _session_options(onnxruntime: Any, source: ModelSource, path: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    threads = threads_per_instance(source)
+    options.intra_op_num_threads = count_parameter(source.parameters, "intra_op_thread_count", threads, path)
+    options.inter_op_num_threads = count_parameter(source.parameters, "inter_op_thread_count", 1, path)
+    if options.inter_op_num_threads > 1:
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = LOG_FATAL
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.inter_op.spin_duration_us", str(SPIN_US))
+    # Never ONNX Runtime's own flat format, whose reader trusts the file.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    return options
 
 
 def _lent(file: Path) -> bytes | mmap.mmap:
@@ -139,7 +143,11 @@ class OnnxExecutable:
         self._required_count = -1 if extra else len(required)
 
     def execute(self, batch: Batch, instance: int) -> Answer:
-        """Runs the batch, computing no more than the wanted outputs need. Instances may call at the same time."""
+        """Runs the batch; instances may call at the same time.
+
+        Outputs nobody wants are not handed out, but ONNX Runtime runs the whole graph all the same (its run option
+        `only_execute_path_to_fetches` changed nothing in 1.32).
+        """
         inputs, names = batch.inputs, batch.outputs
         if len(inputs) != self._required_count and not self._required <= inputs.keys():
             missing = ", ".join(f"`{name}`" for name in sorted(self._required - inputs.keys()))
@@ -206,6 +214,9 @@ def _served(results: Iterable[Any], source: ModelSource, path: Path) -> list[Any
     """The outputs to serve: those configured, or all. Fails for one that is no tensor, saying how to get rid of it."""
     wanted = {spec.name for spec in source.outputs}
     served = [arg for arg in results if not wanted or arg.name in wanted]
+    if not served:
+        names = ", ".join(f"`{arg.name}`" for arg in results)
+        raise LoadFailed(f"{path}: no output to serve; the file has: {names or 'none'}")
     for arg in served:
         if arg.type.startswith(("seq(", "map(")):
             raise LoadFailed(

@@ -17,7 +17,7 @@ import numpy as np
 
 from farthing.engines.contract import Answer, Batch, ModelSource
 from farthing.engines.cores import count_parameter, threads_per_instance
-from farthing.engines.onnx_file import check_onnx_file
+from farthing.engines.onnx_file import check_onnx_file, onnx_file
 from farthing.engines.onnxruntime_values import reason_of
 from farthing.engines.safety import companion_file, shown
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed
@@ -72,7 +72,7 @@ class OpenVino:
 
     def load(self, source: ModelSource) -> "OpenVinoExecutable":
         """Checks the files, compiles the model. Raises `LoadFailed`."""
-        path = source.path / source.path.name if source.path.is_dir() else source.path
+        path = onnx_file(source)
         config = _config(source, path)
         weights = _checked_weights(path, source.folder)
         try:
@@ -103,7 +103,7 @@ def _checked_weights(path: Path, folder: Path) -> Path | None:
         check_onnx_file(path, folder)
         return None
     if not path.is_file():
-        raise LoadFailed(f"{path}: no such file")
+        raise LoadFailed(f"{path}: no such file, or not a regular one")
     weights = path.with_suffix(".bin")
     if not weights.is_symlink() and not weights.exists():
         return None  # a graph without constants is whole without; for others OpenVINO says that it is missing
@@ -136,6 +136,8 @@ class OpenVinoExecutable:
 
         self._tensor, self._shape, self._bf16 = Tensor, Shape, Type.bf16
         self._name = source.name
+        if not compiled.outputs:
+            raise LoadFailed(f"{path}: the model has no outputs")
         inputs = _specs("input", compiled.inputs, source.inputs, path)
         taken = {spec.name for spec in inputs}
         outputs = _specs("output", compiled.outputs, source.outputs, path, taken)
