@@ -1,0 +1,112 @@
+"""Triton's own load tool runs against Farthing unchanged, and finds the server-side figures it asks for.
+
+The tool is fetched by `benchmarks/perf_analyzer.py`; where that cannot be, these tests say so and are skipped.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+REQUESTS = 400
+START_MAX_S = 30
+SERVER_COLUMNS = ("Server Queue", "Server Compute Input", "Server Compute Infer", "Server Compute Output")
+
+Analyze = Callable[..., tuple[int, list[dict[str, str]], str]]
+
+
+def _module(name: str) -> Any:
+    """A file of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def analyze() -> Analyze:
+    tool = _module("perf_analyzer")
+    try:
+        tool.command()
+    except tool.NotObtainable as reason:
+        pytest.skip(f"perf_analyzer cannot be had here: {reason}")
+    run: Analyze = tool.perf_analyzer
+    return run
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A live server with the 32-64-8 perceptron."""
+    folder = tmp_path_factory.mktemp("served")
+    model, ready = folder / "mlp.onnx", folder / "ready.json"
+    _module("models").build_mlp(model)
+    command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", str(model)]
+    server = subprocess.Popen(
+        [*command, "--http", "127.0.0.1:0", "--ready-file", str(ready)], stdout=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + START_MAX_S
+        while not ready.exists():
+            assert server.poll() is None, f"the server ended with {server.returncode}"
+            assert time.monotonic() < deadline, f"the server was not ready within {START_MAX_S} s"
+            time.sleep(0.02)
+        yield json.loads(ready.read_text())["http"]
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
+def counts(address: str) -> dict[str, int]:
+    """Requests that succeeded and failed so far, as the server's own statistics say."""
+    with urllib.request.urlopen(f"http://{address}/v2/models/mlp/stats", timeout=10) as answer:
+        stats = json.load(answer)["model_stats"][0]["inference_stats"]
+    return {outcome: stats[outcome]["count"] for outcome in ("success", "fail")}
+
+
+@pytest.mark.parametrize("wire", ["binary", "json"])
+def test_it_measures_a_model_with_the_servers_side_filled_in(analyze: Analyze, address: str, wire: str) -> None:
+    before = counts(address)
+    status, rows, output = analyze(
+        [
+            *("-m", "mlp", "-u", address, "-b", "1", "--concurrency-range", "4"),
+            *("--request-count", str(REQUESTS), "--input-tensor-format", wire, "--output-tensor-format", wire),
+        ]
+    )
+    assert status == 0, output
+    assert "error" not in output.lower(), output
+    (row,) = rows
+    assert row["Concurrency"] == "4"
+    assert float(row["Inferences/Second"]) > 0
+    assert all(row[column].isdigit() for column in SERVER_COLUMNS), row
+    # Each is whole microseconds, so a part may round to nothing; running the model cannot, nor exceed the whole.
+    assert 0 < int(row["Server Compute Infer"]) <= int(row["p99 latency"]), row
+    assert sum(int(row[column]) for column in SERVER_COLUMNS) <= 1e6, row
+    after = counts(address)
+    assert after["success"] - before["success"] >= REQUESTS
+    assert after["fail"] == before["fail"]
+
+
+def test_it_sends_batches_and_finds_the_models_limits(analyze: Analyze, address: str) -> None:
+    status, rows, output = analyze(
+        ["-m", "mlp", "-u", address, "-b", "8", "--concurrency-range", "2", "--request-count", "100"]
+    )
+    assert status == 0, output
+    assert float(rows[0]["Inferences/Second"]) > 0
+
+
+def test_it_says_what_is_wrong_when_the_model_is_not_there(analyze: Analyze, address: str) -> None:
+    status, rows, output = analyze(["-m", "nobody", "-u", address])
+    assert status != 0
+    assert "nobody" in output
+    assert rows == []
