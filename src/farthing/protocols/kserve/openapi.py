@@ -7,6 +7,7 @@ Exact enough to generate clients from and to fuzz the server with. What JSON Sch
 from typing import Any, Final
 
 from farthing.protocols.kserve.limits import DIMENSIONS_MAX, ID_CHARACTERS_MAX, TENSORS_MAX
+from farthing.protocols.kserve.parameters import SHARED_MEMORY
 from farthing.types.models import ModelState
 from farthing.types.tensors import NUMPY_DTYPES
 
@@ -219,7 +220,7 @@ def _schemas() -> Json:
                 sequence_end=boolean,
             ),
             "propertyNames": {"not": {"anyOf": [{"pattern": "^triton_"}, {"const": "headers"}]}},
-            "additionalProperties": {"anyOf": [string, boolean, int64, {"type": "number"}]},
+            "additionalProperties": _ref("Parameter"),
         },
         "RequestInput": {
             "description": "`data` has as many elements as `shape` says. FP16 and BF16 travel as binary tensors only.",
@@ -238,6 +239,13 @@ def _schemas() -> Json:
                 ),
             ],
         },
+        "TensorParameters": {
+            "type": "object",
+            "description": "None that say the values are elsewhere; others are ignored.",
+            "propertyNames": {"not": {"enum": ["binary_data_size", *SHARED_MEMORY]}},
+            "additionalProperties": _ref("Parameter"),
+        },
+        "Parameter": {"anyOf": [string, boolean, int64, {"type": "number"}]},
         "BoolData": _data("BoolData", {"anyOf": [boolean, {"enum": [0, 1]}]}),
         "IntegerData": _data("IntegerData", {"type": "integer"}),
         "NumberData": _data("NumberData", {"type": "number"}),
@@ -315,6 +323,7 @@ def _input(datatypes: list[str], data: str) -> Json:
         datatype={"enum": datatypes},
         shape=_list({"type": "integer", "minimum": 0, "maximum": (1 << 63) - 1}, maxItems=DIMENSIONS_MAX),
         data=_ref(data),
+        parameters=_or_null(_ref("TensorParameters")),
     )
 
 

@@ -14,7 +14,8 @@ UINT64_MAX: Final = (1 << 64) - 1
 CLASSES_MAX: Final = 1_000_000
 """Elements of a classification's answer; Triton's bound, kept so that a client cannot ask for a giant reply."""
 
-_SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+"""A tensor's parameters that put its values into shared memory."""
 
 
 class RequestOptions(msgspec.Struct, frozen=True):
@@ -90,7 +91,7 @@ def binary_size(parameters: Mapping[str, Parameter] | None, where: str) -> int |
 
 
 def has_shared_memory(parameters: Mapping[str, Parameter] | None) -> bool:
-    return parameters is not None and any(name in parameters for name in _SHARED_MEMORY)
+    return parameters is not None and any(name in parameters for name in SHARED_MEMORY)
 
 
 def no_shared_memory(where: str) -> Unsupported:
