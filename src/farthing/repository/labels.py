@@ -1,5 +1,6 @@
 """Class names for the classification extension, from the file an output's `label_filename` names."""
 
+import os
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +19,9 @@ def read_labels(model: FoundModel) -> dict[str, tuple[str, ...]]:
 
 def _labels(folder: Path, filename: str) -> tuple[str, ...]:
     path = folder / filename
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise LoadFailed(f"label file `{filename}` lies outside the model's folder")
     try:
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+            raise LoadFailed(f"label file `{filename}` lies outside the model's folder")
         if not path.is_file():  # a pipe would never end
             raise LoadFailed(f"{path}: no such file", hint="put the label file into the model's folder")
         if path.stat().st_size > LABEL_FILE_BYTES_MAX:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from farthing.config.model import ModelConfig, check_model_config
 from farthing.repository.config_files import PBTXT, TOML, read_config
-from farthing.repository.listing import Listing, check_inside, fingerprint, list_folder
+from farthing.repository.listing import Listing, check_inside, fingerprint, list_folder, real_path
 from farthing.repository.names import check_model_name, version_number
 from farthing.repository.snapshot import FoundModel, FoundVersion
 from farthing.repository.versions import versions_to_serve
@@ -73,7 +73,7 @@ def model_from_file(path: Path, *, name: str, config: ModelConfig | None = None)
     parts = [path, *(part for part in companions if part.is_file())]
     for part in parts:
         if part != path and part.is_symlink():
-            check_inside(part, path.resolve().parent)
+            check_inside(part, real_path(path).parent)
     return FoundModel(
         name=name,
         folder=path.parent,

@@ -70,11 +70,16 @@ def list_folder(folder: Path, root: Path) -> Listing:
 
 def check_inside(path: Path, root: Path) -> None:
     """Returns if `path`, links followed, lies in `root` (already resolved). Raises `LoadFailed`."""
-    if not path.resolve().is_relative_to(root):
+    if not real_path(path).is_relative_to(root):
         raise LoadFailed(
             f"{path}: a link that leads out of the repository {root}",
             hint="copy the file into the repository, or serve the folder that holds both",
         )
+
+
+def real_path(path: Path) -> Path:
+    """Where it really is. Unlike `Path.resolve`, no circle of links makes it raise."""
+    return Path(os.path.realpath(path))
 
 
 def fingerprint(files: Iterable[tuple[str, os.stat_result]]) -> str:

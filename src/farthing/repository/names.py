@@ -41,7 +41,7 @@ def name_from_file(path: Path) -> str:
     """A legal model name for a file: its stem, or its folder's name where the stem is just `model`."""
     candidates = [path.stem]
     if path.stem in _UNTELLING:
-        folders = [folder.name for folder in path.resolve().parents if not version_number(folder.name)]
+        folders = [folder.name for folder in path.absolute().parents if not version_number(folder.name)]
         candidates.insert(0, folders[0] if folders else "")
     for candidate in candidates:
         if legal := made_legal(candidate):

@@ -13,7 +13,7 @@ from typing import Final
 from farthing.config.model import ModelConfig
 from farthing.repository.config_files import read_config
 from farthing.repository.layout import Filenames, is_model_folder, model_from_file, model_in_folder
-from farthing.repository.listing import check_inside
+from farthing.repository.listing import check_inside, real_path
 from farthing.repository.names import check_model_name, name_from_file
 from farthing.repository.snapshot import FoundModel, Problem, Snapshot
 from farthing.types.errors import FarthingError, LoadFailed, NotFound
@@ -66,7 +66,7 @@ class Repository:
             try:
                 model = self._look(candidate, (overrides or {}).get(candidate.name))
             except (FarthingError, OSError) as error:
-                problems.append(Problem(candidate.name, _reason(error), candidate.path))
+                problems.append(_problem(candidate.name, error, candidate.path))
             else:
                 found.setdefault(model.name, []).append(model)
         return _snapshot(found, problems, unread)
@@ -95,14 +95,14 @@ class Repository:
             try:
                 candidates += self._candidates_at(path)
             except (FarthingError, OSError) as error:
-                problems.append(Problem(str(path), _reason(error), path))
+                problems.append(_problem(str(path), error, path))
                 unread.append(path)
         return candidates, problems, unread
 
     def _candidates_at(self, path: Path) -> list[_Candidate]:
         if path.is_file():
             return [_Candidate(name_from_file(path), path, path.parent)]
-        root = path.resolve()
+        root = real_path(path)
         if is_model_folder(path, self._filenames):
             return [_Candidate(_said_name(path) or path.name, path, root)]
         with os.scandir(path) as entries:
@@ -128,8 +128,11 @@ def _said_name(folder: Path) -> str:
     return config.name if config is not None else ""
 
 
-def _reason(error: FarthingError | OSError) -> str:
-    return str(error) if isinstance(error, FarthingError) else f"{error.filename}: {error.strerror}"
+def _problem(name: str, error: FarthingError | OSError, path: Path) -> Problem:
+    reason = str(error) if isinstance(error, FarthingError) else f"{error.filename}: {error.strerror}"
+    # Names of files need not be UTF-8; what is told to clients must be.
+    name, reason = (text.encode("utf-8", "backslashreplace").decode() for text in (name, reason))
+    return Problem(name, reason, path)
 
 
 def _snapshot(found: Mapping[str, list[FoundModel]], problems: Sequence[Problem], unread: Sequence[Path]) -> Snapshot:

@@ -95,9 +95,14 @@ def changes(before: Snapshot, after: Snapshot) -> Changes:
 
 def settled(before: Snapshot, after: Snapshot) -> Snapshot:
     """The state once `changes(before, after)` are carried out: `after`, and what was kept of `before`."""
-    gone = set(changes(before, after).removed)
-    kept = {name: model for name, model in before.models.items() if name not in gone}
-    return Snapshot(models=kept | dict(after.models), problems=after.problems, unread=after.unread)
+    gone = changes(before, after).removed
+    models = {name: model for name, model in before.models.items() if name not in gone}
+    problems = {name: it for name, it in before.problems.items() if name not in gone and name not in after.models}
+    return Snapshot(
+        models=models | dict(after.models),
+        problems=problems | dict(after.problems),
+        unread=after.unread,
+    )
 
 
 def _is_under(place: Path, roots: tuple[Path, ...]) -> bool:

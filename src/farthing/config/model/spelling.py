@@ -26,8 +26,7 @@ def canonical(value: Any, kind: Any, path: str) -> Any:
         if issubclass(kind, Block):
             return _block(value, kind, path)
         if issubclass(kind, StrEnum) and isinstance(value, str):
-            member = kind.__members__.get(value.upper())
-            return value if member is None else member.value
+            return _named(value, kind, path)
         if kind is float:
             return _finite(value, path)
         return value
@@ -56,6 +55,17 @@ def _block(value: Any, kind: type[Block], path: str) -> Any:
         if item is not None:
             spelt[name] = canonical(item, field, f"{path}.{name}")
     return spelt
+
+
+def _named(value: str, kind: type[StrEnum], path: str) -> str:
+    """`CPU` and `cpu` for `KIND_CPU`."""
+    if value in kind._value2member_map_:
+        return value
+    member = kind.__members__.get(value.upper())
+    if member is None:
+        allowed = ", ".join(name for name in kind.__members__ if name != "INVALID")
+        raise LoadFailed(f"`{value[:100]}` is none of {allowed} - at `{path}`")
+    return member.value
 
 
 def _finite(value: Any, path: str) -> Any:
