@@ -18,6 +18,9 @@ WAIT_SHARE_MAX: Final = 0.5
 """A request never waits for company longer than this share of its own run time, so the choice to wait can cost a
 request half a run at worst and a lone one (whose next companion is a whole run away) never waits at all."""
 
+WAIT_NS_MIN: Final = 1_000_000
+"""Shorter waits are not begun: event loops keep time in milliseconds, so a shorter one would last that long."""
+
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What the model's configuration demands of a batch."""
@@ -103,7 +106,7 @@ def _as_measured(arrivals_ns: Sequence[int], total: int, times: RowTimes, gap_ns
     newest, oldest = max(arrivals_ns), min(arrivals_ns)
     # The companion is overdue after twice the usual gap: then it is not coming.
     until_ns = min(newest + 2 * gap_ns, oldest + int(WAIT_SHARE_MAX * now_time))
-    return Wait(until_ns) if until_ns > now_ns else None
+    return Wait(until_ns) if until_ns - now_ns >= WAIT_NS_MIN else None
 
 
 def _prefix(rows: Sequence[int], rows_max: int) -> tuple[int, int]:

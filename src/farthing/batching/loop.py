@@ -8,12 +8,12 @@ on the event loop itself when a run is shorter than a hand-off to a thread would
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from queue import SimpleQueue
 from typing import Any, Final, Protocol
 
 from farthing.batching.batcher import Limits, Run, Wait, decide
-from farthing.batching.queue import ENDED, Queue, Waiter
+from farthing.batching.queue import ENDED, FIXED_SHAPES, Queue, Waiter
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran, run_batch
 from farthing.engines.contract import Executable
@@ -24,15 +24,20 @@ from farthing.types.errors import DeadlineExceeded, FarthingError, InvalidInput,
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferResponse, Timing
 
-LOOP_RUN_NS_MAX: Final = 100_000
-"""A batch expected to take no longer runs on the event loop: handing it to a thread and back costs 40 to 70 us of
-latency and 10 to 20 us of CPU on two cores, and nobody is kept waiting longer than that for the loop."""
+LOOP_RUN_NS_MAX: Final = 60_000
+LOOP_RUN_NS_PER_REQUEST: Final = 4_000
+"""A batch expected to take no longer than this, plus so much for each of its requests, runs on the event loop. Handing
+it to a thread and back costs 40 to 70 us of latency and 10 to 20 us of CPU; a request's own way through the server
+costs some 20 us on the loop anyway, so nobody is kept waiting for long."""
 
 WAIT_NS_MAX: Final = 30_000_000_000
 """A request that would wait longer than this in the queue is answered `Overloaded` at once; few clients wait 30 s."""
 
 GAP_SMOOTHING: Final = 0.1
 """Weight of the newest gap between arrivals in their mean."""
+
+SIGNATURES_MAX: Final = 64
+"""Row shapes whose times are remembered; clients choose shapes, so there is an end to it."""
 
 log = logging.getLogger(__name__)
 
@@ -50,13 +55,14 @@ class Scheduler(Protocol):
 class Job:
     """A batch under way on an instance."""
 
-    __slots__ = ("instance", "requests", "rows", "started_ns", "waiters")
+    __slots__ = ("instance", "requests", "rows", "started_ns", "times", "waiters")
 
-    def __init__(self, waiters: list[Waiter], rows: int, instance: int, started_ns: int) -> None:
+    def __init__(self, waiters: list[Waiter], rows: int, instance: int, times: RowTimes, started_ns: int) -> None:
         self.waiters = waiters
         self.requests = len(waiters)
         self.rows = rows
         self.instance = instance
+        self.times = times
         self.started_ns = started_ns
 
 
@@ -80,6 +86,8 @@ class BatchLoop:
         self.spec = spec
         self.statistics = statistics
         self.times = times or RowTimes()
+        """Of the row shapes that ran last."""
+        self._times_of: dict[Hashable, RowTimes] = {FIXED_SHAPES: self.times}
         self._executable = executable
         self._limits = limits
         self._queue = queue
@@ -142,6 +150,15 @@ class BatchLoop:
         per_row_ns = self.times.estimate_ns(best) / best
         return rows * per_row_ns / (len(self._idle) + len(self._running)) / 1e9
 
+    def _times_for(self, signature: Hashable) -> RowTimes:
+        """Times depend on the shape of a row (a sentence's length), so each signature has its own."""
+        times = self._times_of.get(signature)
+        if times is None:
+            if len(self._times_of) >= SIGNATURES_MAX:
+                self._times_of.pop(next(iter(self._times_of)))
+            times = self._times_of[signature] = RowTimes()
+        return times
+
     def running(self) -> Iterable[Running]:
         """Batches inside the engine now, for the watchdog."""
         what = f"model `{self.spec.name}` version {self._version}"
@@ -195,18 +212,19 @@ class BatchLoop:
         due_ns = 0
         while self._idle and queue.requests:
             head = queue.head(self._head_max)
+            times = self._times_for(head[0].signature)
             decision = decide(
                 [waiter.rows for waiter in head],
                 [waiter.arrival_ns for waiter in head],
                 self._limits,
-                self.times,
+                times,
                 int(self._gap_ns),
                 now,
             )
             if isinstance(decision, Run):
                 waiters = head[: decision.requests]
                 queue.take(waiters)
-                self._dispatch(waiters, now)
+                self._dispatch(waiters, times, now)
             elif isinstance(decision, Wait):
                 due_ns = decision.until_ns
                 break
@@ -215,13 +233,13 @@ class BatchLoop:
         self._set_timer(due_ns, now)
         self._gauges()
 
-    def _dispatch(self, waiters: list[Waiter], now: int) -> None:
+    def _dispatch(self, waiters: list[Waiter], times: RowTimes, now: int) -> None:
         rows = 0
         for waiter in waiters:
             rows += waiter.rows
-        job = Job(waiters, rows, self._idle.pop(), now)
-        expected_ns = self.times.estimate_ns(rows) if self._run_inline_ns_max else 0
-        if 0 < expected_ns <= self._run_inline_ns_max:
+        job = Job(waiters, rows, self._idle.pop(), times, now)
+        expected_ns = times.estimate_ns(rows) if self._run_inline_ns_max else 0
+        if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
             self._done(job, self._execute(job))
             return
         self._running[job.instance] = job
@@ -270,7 +288,8 @@ class BatchLoop:
             )
         if answered:
             if job.rows and answered == job.requests:
-                self.times.observe(job.rows, ran.input_ns + ran.compute_ns + ran.output_ns)
+                self.times = job.times
+                job.times.observe(job.rows, ran.input_ns + ran.compute_ns + ran.output_ns)
             statistics.batch_done(
                 requests=answered,
                 rows=job.rows if self._has_batch_axis else answered,

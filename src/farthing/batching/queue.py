@@ -19,6 +19,9 @@ from farthing.types.tensors import Tensor
 SIGNATURE_ALONE: Final = None
 """The signature of a request that shares a batch with nobody."""
 
+FIXED_SHAPES: Final = "fixed"
+"""The signature of every request to a model whose row shapes are all fixed: they always fit together."""
+
 RETRY_AFTER_S_DEFAULT: Final = 1.0
 """What a client is told when a queue is full and nothing is yet known of the model's speed."""
 

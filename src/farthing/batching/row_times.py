@@ -11,8 +11,10 @@ GAIN_MIN: Final = 0.03
 """A larger batch must raise rows per second by this share to be preferred: less is noise, and larger batches cost
 latency. Run-to-run drift of one engine on a quiet machine is about 2 %."""
 
-SMOOTHING: Final = 0.25
-"""Weight of the newest run in a size's mean once the size is known; about the last eight runs count."""
+FALL: Final = 0.5
+RISE: Final = 0.02
+"""Weight of a run that was faster, or slower, than the size's time so far. What disturbs a run (another process, the
+interpreter's lock) only ever adds time, so the figure follows the fast runs: about the twentieth percentile."""
 
 RUNS_KNOWN: Final = 3
 """Runs after which a size's time is trusted; until then the fastest run stands, since first runs pay for warm-up."""
@@ -20,21 +22,21 @@ RUNS_KNOWN: Final = 3
 RETRY_RUNS: Final = 256
 """After so many runs the next larger size is tried once more: what was slow at night may be fast by day."""
 
-OUTLIER: Final = 4.0
-"""A run so many times slower than the mean tells of the machine, not of the model: it counts as this much slower."""
+OUTLIER: Final = 2.0
+"""A run so many times slower tells of the machine, not of the model: it counts as this much slower."""
 
 SIZES_MAX: Final = 64
 """Sizes remembered. When the table is full only powers of two are added, of which there are few."""
 
 
 class RowTimes:
-    """Mean run time in nanoseconds by batch rows. One owner, one thread."""
+    """Undisturbed run time in nanoseconds by batch rows. One owner, one thread."""
 
-    __slots__ = ("_best", "_best_limit", "_means", "_rows", "_runs", "_since_retry")
+    __slots__ = ("_best", "_best_limit", "_rows", "_runs", "_since_retry", "_times_ns")
 
     def __init__(self) -> None:
         self._rows: list[int] = []  # ascending; the two lists below run beside it
-        self._means: list[float] = []
+        self._times_ns: list[float] = []
         self._runs: list[int] = []
         self._best = 0
         self._best_limit = 0
@@ -51,17 +53,18 @@ class RowTimes:
         if at == len(self._rows) or self._rows[at] != rows:
             if len(self._rows) < SIZES_MAX or rows & (rows - 1) == 0:
                 self._rows.insert(at, rows)
-                self._means.insert(at, float(elapsed))
+                self._times_ns.insert(at, float(elapsed))
                 self._runs.insert(at, 1)
                 self._best = 0
             return
-        mean = self._means[at]
+        known_ns = self._times_ns[at]
         if self._runs[at] < RUNS_KNOWN:
             self._runs[at] += 1
-            self._means[at] = min(mean, elapsed)
+            self._times_ns[at] = min(known_ns, elapsed)
             self._best = 0
         else:
-            self._means[at] = mean + SMOOTHING * (min(elapsed, OUTLIER * mean) - mean)
+            weight = FALL if elapsed < known_ns else RISE
+            self._times_ns[at] = known_ns + weight * (min(elapsed, OUTLIER * known_ns) - known_ns)
 
     def estimate_ns(self, rows: int) -> int:
         """Expected time of a run of `rows` rows: interpolated, or scaled from the largest known; 0 if nothing is."""
@@ -70,12 +73,12 @@ class RowTimes:
             return 0
         at = bisect_left(known, rows)
         if at == len(known):
-            return int(self._means[-1] * rows / known[-1])
+            return int(self._times_ns[-1] * rows / known[-1])
         if known[at] == rows or at == 0:
-            return int(self._means[at])
+            return int(self._times_ns[at])
         low, high = known[at - 1], known[at]
         share = (rows - low) / (high - low)
-        return int(self._means[at - 1] + share * (self._means[at] - self._means[at - 1]))
+        return int(self._times_ns[at - 1] + share * (self._times_ns[at] - self._times_ns[at - 1]))
 
     def best_rows(self, limit: int) -> int:
         """The batch size to aim for, from 1 to `limit`.
@@ -93,8 +96,8 @@ class RowTimes:
         return self._best
 
     def table(self) -> dict[int, float]:
-        """Rows -> mean nanoseconds, as learned so far."""
-        return dict(zip(self._rows, self._means, strict=True))
+        """Rows -> nanoseconds, as learned so far."""
+        return dict(zip(self._rows, self._times_ns, strict=True))
 
     def _choose(self, limit: int) -> int:
         best = self._measured_best(limit)
@@ -105,11 +108,11 @@ class RowTimes:
 
     def _measured_best(self, limit: int) -> int:
         best, best_rate = 0, 0.0
-        for rows, mean in zip(self._rows, self._means, strict=True):
+        for rows, time_ns in zip(self._rows, self._times_ns, strict=True):
             if rows > limit:
                 break
-            if rows / mean > best_rate * (1 + GAIN_MIN):
-                best, best_rate = rows, rows / mean
+            if rows / time_ns > best_rate * (1 + GAIN_MIN):
+                best, best_rate = rows, rows / time_ns
         return best
 
 

@@ -15,6 +15,7 @@ from farthing.types.errors import FarthingError
 COMMANDS: Final = {
     "serve": "Serve models over KServe v2 from one port.",
     "pull": "Fetch sample models into the cache.",
+    "keys": "Make API keys for `serve --keys`.",
     "demo": "Serve the sample models, send them real inputs, check the answers.",
 }
 """Name -> its line in `farthing --help`. Each lives in `farthing.cli.NAME` as a click command called `command`."""

@@ -22,6 +22,7 @@ from farthing.types.errors import LoadFailed
 
 if TYPE_CHECKING:
     from farthing.server.server import Server
+    from farthing.telemetry.logs import LogOutput
     from farthing.types.models import ModelSpec
     from farthing.types.tensors import TensorSpec
 
@@ -149,22 +150,29 @@ def run(options: Options) -> None:
         import uvloop
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            is_clean = runner.run(_serve(options))
+            is_clean = runner.run(_serve(options, output))
     finally:
         output.stop()
     sys.exit(0 if is_clean else 1)
 
 
-async def _serve(options: Options) -> bool:
+async def _serve(options: Options, output: "LogOutput") -> bool:
     from farthing.engines.registry import default_filenames
     from farthing.repository import Repository
     from farthing.server.server import Server
-    from farthing.telemetry.otel import open_span_sink
+    from farthing.telemetry.otel import open_span_sink, ratio_of
+    from farthing.telemetry.traces import samples
 
     config = options.config()
     spans = open_span_sink(setting=str(options["otlp_endpoint"]), environ=os.environ, version=__version__)
     paths = await asyncio.get_running_loop().run_in_executor(None, _paths, options)
-    server = Server(config, Repository(paths, default_filenames=default_filenames()), spans)
+    server = Server(
+        config,
+        Repository(paths, default_filenames=default_filenames()),
+        spans=spans,
+        begins_trace=samples(ratio_of(os.environ)),
+        log_records_dropped=lambda: output.dropped,
+    )
     await server.listen()
     assert server.http is not None
     scheme = "https" if config.tls else "http"

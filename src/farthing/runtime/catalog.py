@@ -240,9 +240,10 @@ class Catalog:
             loaded = await loop.run_in_executor(self._loader, load_version, found, source)
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
-            if not isinstance(error, FarthingError):
-                log.exception("loading %s failed", source.path)
-            log.error("model %s version %d is unavailable: %s", model.name, source.number, failure)
+            is_ours = not isinstance(error, FarthingError)
+            log.error(
+                "model %s version %d is unavailable: %s", model.name, source.number, failure, exc_info=is_ours and error
+            )
             if version.served is None:
                 version.state, version.reason = ModelState.UNAVAILABLE, str(failure)
                 self._resolved.clear()
@@ -258,6 +259,7 @@ class Catalog:
             scheduler=asyncio.get_running_loop(),
             statistics=version.statistics,
         )
+        version.statistics.load_ns = int(loaded.load_s * 1e9)
         version.state, version.reason = ModelState.READY, ""
         self._point(model)
         log.info("model %s version %d is ready (%.2f s)", model.name, version.number, loaded.load_s)

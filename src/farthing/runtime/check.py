@@ -5,15 +5,12 @@ users and tests match on are kept (docs/reference/kserve-http.md).
 """
 
 from collections.abc import Hashable
-from typing import Final
 
+from farthing.batching.queue import FIXED_SHAPES
 from farthing.types.errors import InvalidInput, Unsupported
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest
 from farthing.types.tensors import TensorSpec, datatype_of, shape_fits
-
-FIXED_SHAPES: Final = "fixed"
-"""The signature of every request to a model whose row shapes are all fixed: they always fit together."""
 
 
 class RequestCheck:

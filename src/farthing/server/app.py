@@ -16,7 +16,15 @@ from farthing.server.auth import Door, Keys
 from farthing.server.http1 import Exchange
 from farthing.server.routes import Match, Routes
 from farthing.telemetry.counters import HttpCounters, RejectReason
-from farthing.telemetry.traces import RequestSpan, SpanSink, TraceContext, clean_request_id, continue_trace, request_ids
+from farthing.telemetry.traces import (
+    RequestSpan,
+    SpanSink,
+    TraceContext,
+    begin_trace,
+    clean_request_id,
+    continue_trace,
+    request_ids,
+)
 from farthing.types.errors import FarthingError, Forbidden, TenantLimited, Unauthenticated
 
 access_log = logging.getLogger("farthing.access")
@@ -35,6 +43,7 @@ class App:
         admission: Admission,
         counters: HttpCounters,
         spans: SpanSink | None = None,
+        begins_trace: Callable[[], bool] = lambda: False,
         has_access_log: bool = False,
     ) -> None:
         self._runtime = runtime
@@ -43,6 +52,7 @@ class App:
         self._admission = admission
         self._counters = counters
         self._spans = spans
+        self._begins_trace = begins_trace
         self._has_access_log = has_access_log
         self._next_id = request_ids()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,6 +70,8 @@ class App:
             trace = continue_trace(headers[b"traceparent"].decode("latin-1"))
             if trace is not None:
                 exchange.reply_headers += b"traceparent: " + trace.header().encode() + b"\r\n"
+        elif self._spans is not None and self._begins_trace():
+            trace = begin_trace(is_sampled=True)
         match = self._routes.match(exchange.method, exchange.path)
         route = match.route
         exchange.route = route.kind

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import socket
+from collections.abc import Callable
 from typing import Final
 
 from farthing import __version__
@@ -45,7 +46,15 @@ class CannotListen(FarthingError):
 class Server:
     """One running server on one event loop."""
 
-    def __init__(self, config: ServerConfig, repository: Repository, spans: SpanSink | None = None) -> None:
+    def __init__(
+        self,
+        config: ServerConfig,
+        repository: Repository,
+        *,
+        spans: SpanSink | None = None,
+        begins_trace: Callable[[], bool] = lambda: False,
+        log_records_dropped: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._config = config
         self.runtime = Runtime(repository, config)
         self._counters = HttpCounters()
@@ -55,6 +64,7 @@ class Server:
             models=self.runtime,
             http=self._counters,
             loop_lag=self._lag.histogram,
+            log_records_dropped=log_records_dropped,
             spans_dropped=lambda: spans.dropped if spans is not None else 0,
         )
         admission = Admission(config.admission)
@@ -68,6 +78,7 @@ class Server:
             admission=admission,
             counters=self._counters,
             spans=spans,
+            begins_trace=begins_trace,
             has_access_log=config.access_log,
         )
         self._tls = tls_context(config.tls) if config.tls is not None else None
