@@ -99,7 +99,7 @@ def test_while_it_is_down_requests_are_refused_at_once(load_model: Any, run_alon
     model = load_model(COMMANDED, parameters={"restart_delay_seconds": "30"})
     with pytest.raises(EngineFailed):
         run_alone(model, **do("os._exit(1)"))
-    eventually(lambda: model.health() != "")
+    eventually(lambda: "next start in" in model.health())
     started = time.monotonic()
     with pytest.raises(Unavailable, match="its process exited with status 1 and is being started again") as caught:
         run_alone(model, **do("pass"))
