@@ -8,12 +8,13 @@ opcode or name is refused.
     magic | protocol | sizes | state dict, tensors pointing into storages | storage names | each storage's numbers
 """
 
+import io
 import math
 import pickletools
 import struct
 from collections.abc import Hashable
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -64,13 +65,13 @@ _MARK: Final = object()
 def read_state_dict(path: Path) -> Weights:
     """Names and arrays. Raises `LoadFailed` naming the file and the reason for anything unexpected."""
     try:
-        with path.open("rb") as file:
-            return _read(file, path.stat().st_size)
+        # In memory, where reading "four gigabytes" of a small file gives what there is: a file object allocates first.
+        return _read(io.BytesIO(path.read_bytes()))
     except (Unreadable, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
         raise LoadFailed(f"{path}: not a state dict this reads: {error}") from error
 
 
-def _read(file: IO[bytes], file_bytes: int) -> Weights:
+def _read(file: io.BytesIO) -> Weights:
     if _plain_pickle(file) != MAGIC or _plain_pickle(file) != PROTOCOL:
         raise Unreadable("it does not begin as PyTorch's old format does")
     sizes = _plain_pickle(file)
@@ -81,14 +82,14 @@ def _read(file: IO[bytes], file_bytes: int) -> Weights:
     if not isinstance(views, dict) or not isinstance(keys, list):
         raise Unreadable("it holds no dictionary of tensors")
     declared = {view.storage.key: view.storage for view in views.values() if isinstance(view, _View)}
-    numbers = {key: _read_storage(file, declared[key], file_bytes) for key in keys}
+    numbers = {key: _read_storage(file, declared[key]) for key in keys}
     return {name: _tensor(name, view, numbers) for name, view in views.items()}
 
 
-def _read_storage(file: IO[bytes], storage: _Storage, file_bytes: int) -> NDArray[Any]:
+def _read_storage(file: io.BytesIO, storage: _Storage) -> NDArray[Any]:
     (elements,) = struct.unpack("<q", file.read(8))
     dtype = np.dtype(storage.dtype)
-    if elements != storage.elements or not 0 <= elements * dtype.itemsize <= file_bytes:
+    if elements != storage.elements or elements < 0:
         raise Unreadable(f"storage {storage.key} says {elements} elements, its tensor {storage.elements}")
     return np.frombuffer(file.read(elements * dtype.itemsize), dtype, elements)
 
@@ -108,7 +109,7 @@ def _tensor(name: object, view: object, numbers: dict[str, NDArray[Any]]) -> NDA
     return np.lib.stride_tricks.as_strided(flat[view.offset :], view.shape, steps).copy()
 
 
-def _plain_pickle(file: IO[bytes]) -> Any:
+def _plain_pickle(file: io.BytesIO) -> Any:
     """The value a pickle stands for, if it is built of plain data and the four known names."""
     stack: list[Any] = []
     memo: dict[Any, Any] = {}
@@ -139,6 +140,9 @@ def _plain_pickle(file: IO[bytes]) -> Any:
                 stack.append(tuple(_pop(stack) for _ in range(length))[::-1])
             case "TUPLE":
                 stack.append(tuple(_pop_to_mark(stack)))
+            case "APPEND":
+                value = _pop(stack)
+                _top(stack, list).append(value)
             case "APPENDS":
                 items = _pop_to_mark(stack)
                 _top(stack, list).extend(items)
