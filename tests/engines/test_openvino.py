@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper
 from tests.models import (
     ONNX_TYPES,
+    fails_when_run,
     identity,
     model,
     run,
@@ -183,6 +184,15 @@ def test_inputs_that_do_not_fit_are_the_requests_fault(tmp_path: Path, inputs: A
     with pytest.raises(InvalidInput, match=message) as caught:
         run(load(tmp_path, tiny_mlp()), outputs=["y"], **inputs)
     assert ".cpp" not in caught.value.message
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_a_free_dimension_that_does_not_fit_never_reads_beyond_the_input(tmp_path: Path, columns: int) -> None:
+    loaded = load(tmp_path, fails_when_run())
+    for _ in range(2):
+        with pytest.raises(InvalidInput, match="model `model`"):
+            run(loaded, x=np.ones((3, columns), np.float32))
+        assert run(loaded, x=np.ones((3, 3), np.float32))["y"].tolist() == [[3, 3]] * 3
 
 
 # Files

@@ -8,6 +8,7 @@ Parameters of a model's configuration that are read here: `precision` (`f32`, th
 """
 
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -48,6 +49,9 @@ BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 _SOURCE_PLACE: Final = re.compile(r"^Exception from \S+:\d+:$|^Check '.*' failed at \S+:\d+:$")
 
+SHAPES_KNOWN_MAX: Final = 10_000
+"""Combinations of input shapes remembered as good; then the memory of them starts anew. Some 200 bytes each."""
+
 XML_HEAD_BYTES: Final = 4096
 """How far into a file the `<net` of an IR is looked for; comments may come first."""
 
@@ -87,7 +91,7 @@ class OpenVino:
         try:
             model = core.read_model(str(path), str(weights)) if weights else core.read_model(str(path))
             compiled = core.compile_model(model, "CPU", config)
-            return OpenVinoExecutable(compiled, source, path)
+            return OpenVinoExecutable(compiled, _Shapes(model), source, path)
         except LoadFailed:
             raise
         except Exception as error:  # RuntimeError mostly, but its types are not documented
@@ -124,6 +128,36 @@ def _config(source: ModelSource, path: Path) -> dict[str, Any]:
     }
 
 
+class _ShapesRefusedError(Exception):
+    """The model's operators cannot work on inputs of these shapes."""
+
+
+class _Shapes:
+    """Which shapes of its inputs a model with free dimensions can work on.
+
+    With a free dimension that turns out wrong the CPU plug-in does not fail: a MatMul whose columns are not its
+    weights' rows reads memory beyond the input and answers with what it finds there, perhaps another client's data
+    (2026.4). OpenVINO's own shape inference does notice, so each new combination of shapes goes through it once.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._known: set[tuple[tuple[int, ...], ...]] = set()
+        self._lock = threading.Lock()
+
+    def check(self, shapes: tuple[tuple[int, ...], ...]) -> None:
+        if shapes in self._known:
+            return
+        with self._lock:
+            try:
+                self._model.reshape({i: list(shape) for i, shape in enumerate(shapes)})
+            except RuntimeError as error:
+                raise _ShapesRefusedError(str(error)) from error
+            if len(self._known) >= SHAPES_KNOWN_MAX:
+                self._known.clear()
+            self._known.add(shapes)
+
+
 class OpenVinoExecutable:
     """A compiled model with one infer request for each instance."""
 
@@ -131,7 +165,7 @@ class OpenVinoExecutable:
     is_pure = True
     can_run_on_event_loop = True
 
-    def __init__(self, compiled: Any, source: ModelSource, path: Path) -> None:
+    def __init__(self, compiled: Any, shapes: "_Shapes", source: ModelSource, path: Path) -> None:
         from openvino import Shape, Tensor, Type
 
         self._tensor, self._shape, self._bf16 = Tensor, Shape, Type.bf16
@@ -145,6 +179,8 @@ class OpenVinoExecutable:
         # OpenVINO keeps no dimension names: a free first dimension may be a batch, or may not.
         may_be_batch = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
         self.batch_axis = None if may_be_batch else False
+        is_free = any(-1 in spec.shape for spec in inputs)  # fixed shapes are checked as tensors are set
+        self._shapes = shapes if is_free else None
         self._input_at = {spec.name: i for i, spec in enumerate(inputs)}
         self._output_at = {spec.name: i for i, spec in enumerate(outputs)}
         self._requests = [compiled.create_infer_request() for _ in range(source.instances)]
@@ -159,6 +195,8 @@ class OpenVinoExecutable:
             # takes 24, `infer(dict, share_inputs=True)` 17 and an asynchronous call 72.
             for name, tensor in inputs.items():
                 request.set_input_tensor(self._input_at[name], self._lent(tensor))
+            if self._shapes is not None:
+                self._shapes.check(tuple(inputs[name].shape for name in self._input_at))
             request.infer()
             # The request writes its next answer into the same memory: what leaves here is a copy.
             return {name: self._taken_out(request, name) for name in batch.outputs}
@@ -183,7 +221,7 @@ class OpenVinoExecutable:
 
     def _failure(self, error: Exception) -> FarthingError:
         # One exception type for everything; refusing a tensor before the run begins is about what the request brought.
-        if "Can't set the input tensor" in str(error) or "Failed to set tensor" in str(error):
+        if isinstance(error, _ShapesRefusedError) or "set the input tensor" in str(error) or "set tensor" in str(error):
             hint = f"GET v2/models/{self._name} shows names, datatypes and shapes"
             return InvalidInput(f"model `{self._name}`: {_reason(error)}", hint=hint)
         return EngineFailed(f"model `{self._name}` failed: {_reason(error)}")
