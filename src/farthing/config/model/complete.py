@@ -61,11 +61,11 @@ def complete_config(
 ) -> ModelConfig:
     """The configuration after loading, as `/config` shows it: no gap that the loaded model can fill is left.
 
-    `spec` is the model as its clients see it. Instances without a count get `instances`.
+    `spec` is the model as its clients see it; `instances` how many there are where no group was configured.
     """
     batches = spec.batch_rows_max > 0
     has_scheduler = config.dynamic_batching or config.sequence_batching or config.ensemble_scheduling
-    groups = config.instance_group or (InstanceGroup(kind=InstanceKind.CPU),)
+    groups = config.instance_group or (InstanceGroup(kind=InstanceKind.CPU, count=instances),)
     if config.ensemble_scheduling:
         groups = ()
     return replace(
@@ -78,7 +78,7 @@ def complete_config(
         output=config.output or tuple(_output(tensor, batches) for tensor in spec.outputs),
         dynamic_batching=DynamicBatching() if batches and not has_scheduler else config.dynamic_batching,
         instance_group=tuple(
-            replace(group, name=group.name or f"{spec.name}_{place}", count=group.count or instances)
+            replace(group, name=group.name or f"{spec.name}_{place}", count=group.count or 1)
             for place, group in enumerate(groups)
         ),
         default_model_filename=config.default_model_filename or default_model_filename,
