@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from farthing.protocols.kserve.bytes_tensor import object_tensor
-from farthing.protocols.kserve.json_tensor import PACK_ELEMENTS_MAX, json_from_tensor
+from farthing.protocols.kserve.json_tensor import PACKERS_MAX, json_from_tensor
 from farthing.types.errors import EngineFailed, InvalidInput
 from farthing.types.tensors import NUMPY_DTYPES
 
@@ -23,7 +23,7 @@ def refused(wire, datatype, data, message):
 @pytest.mark.parametrize("datatype", INTEGERS)
 def test_integers_are_exact_to_the_ends_of_their_range_and_refused_beyond(wire, datatype) -> None:
     info = np.iinfo(NUMPY_DTYPES[datatype])
-    for many in (1, PACK_ELEMENTS_MAX):  # packed by struct, and by numpy
+    for many in (1, PACKERS_MAX):  # with a packer kept and one made for it
         data = [int(info.min), int(info.max)] * many
         tensor = wire.tensor(wire.one(datatype, [2 * many], data=data))
         assert tensor.tolist() == data
@@ -48,7 +48,7 @@ def test_data_is_an_array(wire, data) -> None:
     refused(wire, "FP32", data, r"inputs\[0\]\.data")
 
 
-@pytest.mark.parametrize("many", [1, PACK_ELEMENTS_MAX + 1])
+@pytest.mark.parametrize("many", [1, PACKERS_MAX + 1])
 def test_a_number_too_large_for_its_datatype_is_refused_not_made_infinite(wire, many) -> None:
     for value in (1e39, -1e39):
         with pytest.raises(InvalidInput, match=r"element 0 is -?1e\+39; FP32 holds"):
@@ -57,7 +57,7 @@ def test_a_number_too_large_for_its_datatype_is_refused_not_made_infinite(wire, 
 
 
 @pytest.mark.parametrize("datatype", ["FP32", "FP64"])
-@pytest.mark.parametrize("many", [1, PACK_ELEMENTS_MAX])
+@pytest.mark.parametrize("many", [1, PACKERS_MAX])
 def test_bare_nan_and_infinity_come_in_and_go_out(wire, datatype, many) -> None:
     values = [1.5, math.nan, math.inf, -math.inf, -0.0] * many
     tensor = wire.tensor(wire.one(datatype, [len(values)], data=values))
@@ -93,7 +93,7 @@ def test_floats_go_out_as_short_as_they_read_back(wire) -> None:
 
 
 def test_booleans_are_words_or_zero_and_one(wire) -> None:
-    for many in (1, PACK_ELEMENTS_MAX):
+    for many in (1, PACKERS_MAX):
         tensor = wire.tensor(wire.one("BOOL", [4 * many], data=[True, False, 1, 0] * many))
         assert wire.same(tensor, np.array([True, False, True, False] * many))
     assert json_from_tensor(np.array([True, False]), "y") == b"[true,false]"
