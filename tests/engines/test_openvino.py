@@ -29,7 +29,7 @@ import farthing
 from farthing.engines.contract import Executable, ModelSource
 from farthing.engines.onnxruntime import OnnxRuntime
 from farthing.engines.openvino import OpenVino
-from farthing.types.errors import InvalidInput, LoadFailed
+from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed
 from farthing.types.tensors import NUMPY_DTYPES, TensorSpec
 
 openvino = pytest.importorskip("openvino")
@@ -193,6 +193,16 @@ def test_a_free_dimension_that_does_not_fit_never_reads_beyond_the_input(tmp_pat
         with pytest.raises(InvalidInput, match="model `model`"):
             run(loaded, x=np.ones((3, columns), np.float32))
         assert run(loaded, x=np.ones((3, 3), np.float32))["y"].tolist() == [[3, 3]] * 3
+
+
+def test_a_model_that_fails_in_a_run_says_so(tmp_path: Path) -> None:
+    node = helper.make_node("Reshape", ["x", "to"], ["y"])
+    inputs = [tensor_info("x", "FP32", ["n", 4]), tensor_info("to", "INT64", [2])]
+    loaded = load(tmp_path, model([node], inputs, [tensor_info("y", "FP32", ["a", "b"])]))
+    x = np.ones((1, 4), np.float32)
+    assert run(loaded, x=x, to=np.array([2, 2]))["y"].shape == (2, 2)
+    with pytest.raises(EngineFailed, match="model `model` failed"):
+        run(loaded, x=x, to=np.array([7, 7]))
 
 
 # Files

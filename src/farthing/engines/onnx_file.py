@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from farthing.engines.contract import ModelSource
-from farthing.engines.safety import companion_file, shown
+from farthing.engines.failure import shown
+from farthing.engines.safety import companion_file
 from farthing.types.errors import LoadFailed
 
 _LENGTH_DELIMITED: Final = 2

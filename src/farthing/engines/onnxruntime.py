@@ -20,8 +20,9 @@ import numpy as np
 
 from farthing.engines.contract import Answer, Batch, ModelSource
 from farthing.engines.cores import count_parameter, threads_per_instance
+from farthing.engines.failure import reason_of
 from farthing.engines.onnx_file import check_onnx_file, onnx_file
-from farthing.engines.onnxruntime_values import DATATYPES, Run, reason_of, running_bfloat16, running_text
+from farthing.engines.onnxruntime_values import DATATYPES, Run, running_bfloat16, running_text
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed
 from farthing.types.tensors import TensorSpec
 

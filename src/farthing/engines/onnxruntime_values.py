@@ -1,10 +1,9 @@
-"""Values that ONNX Runtime's Python interface does not take as they are: BF16, text, and its own error messages.
+"""Values that ONNX Runtime's Python interface does not take as they are: BF16 and text.
 
 Each wrapper has the signature of the session's own `run`, so that models without such tensors pay nothing for them.
 """
 
 import ctypes
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -36,9 +35,6 @@ BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
 
 BFLOAT16_IN_ONNX: Final = 16
 """`TensorProto.DataType.BFLOAT16`."""
-
-REASON_CHARACTERS_MAX: Final = 300
-"""How much of a runtime's own error text an answer repeats."""
 
 Run = Callable[[Sequence[str], Mapping[str, Tensor], Any], list[Tensor]]
 """Output names, inputs, run options -> outputs."""
@@ -104,12 +100,3 @@ def _encoded(tensor: Tensor) -> Tensor:
     for i, text in enumerate(tensor.flat):
         flat[i] = text.encode()
     return values
-
-
-def reason_of(error: BaseException) -> str:
-    """A runtime's error as one line: without its status prefix, source places and line breaks, and not endless."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : ", "", text)
-    text = re.sub(r"/onnxruntime_src/\S+ ", "", text)
-    text = text or type(error).__name__
-    return text if len(text) <= REASON_CHARACTERS_MAX else text[:REASON_CHARACTERS_MAX] + "..."

@@ -7,7 +7,6 @@ Parameters of a model's configuration that are read here: `precision` (`f32`, th
 `INFERENCE_NUM_THREADS` (of one instance; default: the cores shared among the instances).
 """
 
-import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 
 from farthing.engines.contract import Answer, Batch, ModelSource
 from farthing.engines.cores import count_parameter, threads_per_instance
+from farthing.engines.failure import reason_of, shown
 from farthing.engines.onnx_file import check_onnx_file, onnx_file
-from farthing.engines.onnxruntime_values import reason_of
-from farthing.engines.safety import companion_file, shown
+from farthing.engines.safety import companion_file
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed
 from farthing.types.tensors import Tensor, TensorSpec
 
@@ -46,8 +45,6 @@ PRECISIONS: Final = ("f32", "bf16", "f16")
 of EfficientNet-Lite0's top classes kept): a choice to be made, not met."""
 
 BFLOAT16: Final = np.dtype(ml_dtypes.bfloat16)
-
-_SOURCE_PLACE: Final = re.compile(r"^Exception from \S+:\d+:$|^Check '.*' failed at \S+:\d+:$")
 
 SHAPES_KNOWN_MAX: Final = 10_000
 """Combinations of input shapes remembered as good; then the memory of them starts anew. Some 200 bytes each."""
@@ -96,7 +93,7 @@ class OpenVino:
             raise
         except Exception as error:  # RuntimeError mostly, but its types are not documented
             raise LoadFailed(
-                f"{path}: OpenVINO cannot load it: {_reason(error)}",
+                f"{path}: OpenVINO cannot load it: {reason_of(error)}",
                 hint="check that the file and its .bin are whole and belong together",
             ) from error
 
@@ -223,8 +220,8 @@ class OpenVinoExecutable:
         # One exception type for everything; refusing a tensor before the run begins is about what the request brought.
         if isinstance(error, _ShapesRefusedError) or "set the input tensor" in str(error) or "set tensor" in str(error):
             hint = f"GET v2/models/{self._name} shows names, datatypes and shapes"
-            return InvalidInput(f"model `{self._name}`: {_reason(error)}", hint=hint)
-        return EngineFailed(f"model `{self._name}` failed: {_reason(error)}")
+            return InvalidInput(f"model `{self._name}`: {reason_of(error)}", hint=hint)
+        return EngineFailed(f"model `{self._name}` failed: {reason_of(error)}")
 
     def health(self) -> str:
         """Always well: an infer request has no life of its own."""
@@ -263,9 +260,3 @@ def _spec(kind: str, port: Any, configured: Mapping[str, TensorSpec], path: Path
             hint=f"state the dims of this {kind} in the model's configuration",
         )
     return TensorSpec(name=name, datatype=DATATYPES[type_name], shape=shape)
-
-
-def _reason(error: Exception) -> str:
-    """OpenVINO's error without the places in its source code."""
-    lines = (_SOURCE_PLACE.sub("", line) for line in str(error).splitlines())
-    return reason_of(RuntimeError(" ".join(line for line in lines if line.strip())))

@@ -8,16 +8,8 @@ to the engine of that format.
 import stat
 from pathlib import Path
 
+from farthing.engines.failure import shown
 from farthing.types.errors import LoadFailed
-
-NAME_SHOWN_MAX = 120
-"""Characters of a hostile name that an error repeats."""
-
-
-def shown(name: str) -> str:
-    """A name from an untrusted file, printable and short enough for a message."""
-    text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
-    return text if len(text) <= NAME_SHOWN_MAX else text[:NAME_SHOWN_MAX] + "..."
 
 
 def companion_file(name: str, *, of: Path, folder: Path) -> Path:
