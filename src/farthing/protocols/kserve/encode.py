@@ -63,8 +63,9 @@ def encode_infer(
     `application/octet-stream` and the length goes into `Inference-Header-Content-Length`.
     """
     named = (response.model_name, response.model_version)
-    parts = [_opening(response), _model_heads.get(named) or _model_heads.remember(named, _model_head(*named))]
-    asked_by_name = {asked.name: asked for asked in request.outputs}
+    opening = _opening(response) if response.id or response.parameters else b"{"
+    parts = [opening, _model_heads.get(named) or _model_heads.remember(named, _model_head(*named))]
+    asked_by_name = {asked.name: asked for asked in request.outputs} if request.outputs else None
     buffers: list[bytes | memoryview] = []
     for name, tensor in response.outputs.items():
         shown, is_binary = tensor, request.binary_output
@@ -75,17 +76,15 @@ def encode_infer(
                 if asked.classes:
                     shown = classify(tensor, asked.classes, _spec_of(name, spec), is_batched=spec.batch_rows_max > 0)
         if is_binary:
-            parts.append(_binary_output(name, shown, buffers))
+            parts += (_binary_output(name, shown, buffers), b",")
         else:
             key = (name, shown.dtype, shown.shape, False)
-            parts.append(_output_heads.get(key) or _output_heads.remember(key, _json_head(name, shown)))
-            parts.append(json_from_tensor(shown, name))
-            parts.append(b"},")
-    if not response.outputs:
-        parts.append(b"]}")
+            head = _output_heads.get(key) or _output_heads.remember(key, _json_head(name, shown))
+            parts += (head, json_from_tensor(shown, name), b"}", b",")
+    if response.outputs:
+        parts[-1] = b"]}"  # in place of the last comma
     else:
-        # Every output ended with a comma; the last one's makes way for the end.
-        parts[-1] = parts[-1][:-1] + b"]}"
+        parts.append(b"]}")
     text = b"".join(parts)
     if not buffers:
         return text, None
@@ -113,8 +112,6 @@ def _binary_output(name: str, tensor: Tensor, buffers: list[bytes | memoryview])
 
 def _opening(response: InferResponse) -> bytes:
     """What differs from answer to answer of one model."""
-    if not response.id and not response.parameters:
-        return b"{"
     opening = b"{"
     if response.id:
         opening += b'"id":' + _json(response.id) + b","
@@ -141,7 +138,7 @@ def _binary_head(name: str, tensor: Tensor, size: int) -> bytes:
         "shape": tensor.shape,
         "parameters": {"binary_data_size": size},
     }
-    return _json(output) + b","
+    return _json(output)
 
 
 def _datatype(name: str, tensor: Tensor) -> str:
