@@ -4,6 +4,8 @@ A row goes left where value < threshold, and right where a category is in the se
 the base score and adds the trees in order; a first tree that is only a leaf does the same.
 """
 
+import ctypes
+import math
 from typing import Final
 
 import msgspec
@@ -216,12 +218,23 @@ def _margin(score: float, kind: LinkKind | None) -> float:
     if kind is LinkKind.SIGMOID:
         if not 0 < value < 1:
             raise BadModel(f"base_score {score:g} is no probability")
-        return -float(np.log(float(np.float32(1) / value - np.float32(1))))
+        with np.errstate(over="ignore"):  # an infinite margin is refused with the tree it makes
+            return -_logf(float(np.float32(1) / value - np.float32(1)))
     if kind is LinkKind.EXP:
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise BadModel(f"base_score {score:g} for an objective of positive values")
-        return float(np.log(float(value)))
+        return _logf(float(value))
     return float(value)
+
+
+def _logf(value: float) -> float:
+    """The C library's `logf`, which XGBoost calls: in one of a hundred values it is not the rounded logarithm."""
+    try:
+        logf = ctypes.CDLL(None).logf
+    except (AttributeError, OSError, TypeError):  # where the process does not carry one
+        return float(np.float32(math.log(value)))
+    logf.restype, logf.argtypes = ctypes.c_float, [ctypes.c_float]
+    return float(logf(value))
 
 
 def _integer(text: str, key: str) -> int:
