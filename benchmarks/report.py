@@ -41,6 +41,8 @@ class Cell:
     calibration_ms: float
     engine_rate: float = 0.0
     """Rows per second of the engine alone at its best batch, around this measurement; 0 where it was not taken."""
+    engine_cpu_us: float = 0.0
+    """CPU microseconds the engine alone spends on a row then; unlike the rate it hardly feels strangers."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,8 +52,8 @@ class Run:
     machine: dict[str, Any]
     peers: dict[str, dict[str, str]]
     settings: dict[str, Any]
-    engine: dict[str, list[dict[int, float]]]
-    """Model -> for each round, batch size -> rows per second of the engine alone."""
+    engine: dict[str, list[dict[int, dict[str, float]]]]
+    """Model -> for each round, batch size -> what the engine alone does (`yardstick.Alone`)."""
     cells: list[Cell]
     failures: list[str]
 
@@ -107,26 +109,59 @@ def _small_table(cells: list[Cell]) -> Iterator[str]:
             for some in by_count.values()
         ]
         cpu = " / ".join(_spread([c.cpu_us for c in some]) if some else "-" for some in by_count.values())
-        memory, start = max(c.memory_mb for c in group), _spread([c.start_s for c in group if c is group[0]])
+        memory = max(c.memory_mb for c in group)
+        start = _spread(list({c.round: c.start_s for c in group}.values()))
         yield f"| {name} | {' | '.join(columns)} | {cpu} | {memory:.0f} | {start} |"
 
 
 def _heavy_table(cells: list[Cell]) -> Iterator[str]:
-    heads = "connections | req/s | p50 / p99 ms | CPU-ms per request | share of the engine | memory MB | start s"
-    yield f"| server | {heads} |"
+    heads = ["server", "connections", "req/s", "p50 / p99 ms", "CPU-ms per request (the engine alone)"]
+    heads += ["share of the engine", "memory MB", "start s"]
+    yield f"| {' | '.join(heads)} |"
     yield "|---" * 8 + "|"
     for name, group in _rows(cells):
         share = _spread([c.rate / c.engine_rate for c in group if c.engine_rate], lambda v: f"{v:.1%}")
+        cpu = f"{_spread([c.cpu_us / 1e3 for c in group])} ({_spread([c.engine_cpu_us / 1e3 for c in group])})"
         yield (
             f"| {name} | {group[0].connections} | {_rate(group)} "
             f"| {_spread([c.p50_ms for c in group])} / {_spread([c.p99_ms for c in group])} "
-            f"| {_spread([c.cpu_us / 1e3 for c in group])} | {share} "
+            f"| {cpu} | {share} "
             f"| {max(c.memory_mb for c in group):.0f} | {_spread([c.start_s for c in group])} |"
         )
 
 
-def _engine_line(name: str, rounds: list[dict[int, float]]) -> str:
-    batches = ", ".join(f"{b}: {_spread([r[b] for r in rounds])}" for b in rounds[0])
+def summary(run: Run) -> str:
+    """One row a server, medians only: the README's table."""
+
+    def cell(server: str, model: str, wire: str, connections: int, of: Callable[[Cell], float | None]) -> str:
+        wanted = (server, model, wire, connections)
+        found = [of(c) for c in run.cells if (c.server, c.model, c.wire, c.connections) == wanted]
+        values = [value for value in found if value is not None]
+        return _number(statistics.median(values)) if values else "-"
+
+    def share(c: Cell) -> float | None:
+        return c.rate / c.engine_rate * 100 if c.engine_rate else None
+
+    heads = ["CPU-us per request", "req/s", "p99 ms", "req/s binary", "memory MB", "start s"]
+    heads += ["EfficientNet, % of engine", "MiniLM, % of engine"]
+    lines = [f"| server | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for server in dict.fromkeys(c.server for c in run.cells):
+        small: list[tuple[str, Callable[[Cell], float | None]]] = [
+            ("json", lambda c: c.cpu_us),
+            ("json", lambda c: c.rate),
+            ("json", lambda c: c.p99_ms),
+            ("binary", lambda c: c.rate),
+            ("json", lambda c: c.memory_mb),
+            ("json", lambda c: c.start_s),
+        ]
+        columns = [cell(server, "mlp", wire, 64, of) for wire, of in small]
+        columns += [cell(server, "effnet", "binary", 16, share), cell(server, "minilm", "json", 16, share)]
+        lines.append(f"| {server} {run.peers[server]['version']} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def _engine_line(name: str, rounds: list[dict[int, dict[str, float]]]) -> str:
+    batches = ", ".join(f"{b}: {_spread([r[b]['rows_per_s'] for r in rounds])}" for b in rounds[0])
     return f"The engine alone ({name}, onnxruntime, 1 thread, in process), rows/s by batch size: {batches}."
 
 
@@ -162,11 +197,13 @@ def read(file: Path) -> Run:
     document = json.loads(file.read_text())
     document["cells"] = [Cell(**cell) for cell in document["cells"]]
     document["engine"] = {
-        model: [{int(batch): rate for batch, rate in r.items()} for r in rounds]
+        model: [{int(batch): alone for batch, alone in r.items()} for r in rounds]
         for model, rounds in document["engine"].items()
     }
     return Run(**document)
 
 
 if __name__ == "__main__":
-    print(markdown(read(Path(sys.argv[1]))))
+    words = sys.argv[1:]
+    shown = summary if "--summary" in words else markdown
+    print(shown(read(Path(next(word for word in words if not word.startswith("-"))))))

@@ -21,6 +21,7 @@ import machine
 import models
 import peers
 import report
+import targets
 import yardstick
 from peers.contract import Peer, version
 from report import Cell
@@ -31,6 +32,8 @@ CONNECTIONS: Final = {"mlp": (1, 8, 64), "effnet": (16,), "minilm": (16,)}
 WIRES: Final = {"mlp": ("json", "binary"), "effnet": ("binary",), "minilm": ("json", "binary")}
 HEAVY: Final = ("effnet", "minilm")
 """Models whose rate is held against the engine's own."""
+YARDSTICKS: Final = 2
+"""How many of the best batch sizes are tried again around each server: neighbours differ by less than the drift."""
 
 
 def wires_of(peer: Peer, model: str) -> tuple[str, ...]:
@@ -70,14 +73,16 @@ def measure_cell(server: Server, wire: str, connections: int, options: argparse.
     )
 
 
-def measure_server(peer: Peer, model: models.Model, best: int, options: argparse.Namespace, round_: int) -> list[Cell]:
+def measure_server(
+    peer: Peer, model: models.Model, best: tuple[int, ...], options: argparse.Namespace, round_: int
+) -> list[Cell]:
     """All cells of one server with one model; the engine alone is measured before it starts and after it stops."""
 
-    def engine_alone() -> float:
+    def engine_alone() -> dict[int, yardstick.Alone]:
         seconds = options.yardstick_seconds
-        return yardstick.measure(model, core=options.server_core, seconds=seconds, batches=(best,))[best]
+        return yardstick.measure(model, core=options.server_core, seconds=seconds, batches=best)
 
-    before = engine_alone() if best else 0.0
+    before = engine_alone() if best else {}
     cells = []
     with Server(peer, model, core=options.server_core) as server:
         for wire in wires_of(peer, model.name):
@@ -85,9 +90,11 @@ def measure_server(peer: Peer, model: models.Model, best: int, options: argparse
                 cell = measure_cell(server, wire, connections, options, round_)
                 print(f"  {report.one_line(cell)}", file=sys.stderr, flush=True)
                 cells.append(cell)
-    after = engine_alone() if best else 0.0
+    after = engine_alone() if best else {}
     for cell in cells:
-        cell.engine_rate = (before + after) / 2
+        if best:
+            cell.engine_rate = max((before[b].rows_per_s + after[b].rows_per_s) / 2 for b in best)
+            cell.engine_cpu_us = min((before[b].cpu_us_per_row + after[b].cpu_us_per_row) / 2 for b in best)
     return cells
 
 
@@ -138,16 +145,18 @@ def main(argv: list[str] | None = None) -> int:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for round_ in range(1, options.rounds + 1):
         for model in map(models.load, options.models):
-            best = 0
+            best: tuple[int, ...] = ()
             if model.name in HEAVY:
-                rates = yardstick.measure(
+                alone = yardstick.measure(
                     model,
                     core=options.server_core,
                     seconds=options.yardstick_seconds,
                     batches=yardstick.BATCHES,
                 )
-                run.engine.setdefault(model.name, []).append(rates)
-                best = max(rates, key=lambda batch: rates[batch])
+                run.engine.setdefault(model.name, []).append(
+                    {batch: asdict(figures) for batch, figures in alone.items()}
+                )
+                best = tuple(sorted(alone, key=lambda batch: alone[batch].rows_per_s)[-YARDSTICKS:])
             for peer in chosen:
                 if model.name not in peer.models:
                     continue
@@ -159,6 +168,8 @@ def main(argv: list[str] | None = None) -> int:
                     run.failures.append(f"round {round_}, {model.name}: {str(failed).partition(chr(10))[0]}")
         options.out.write_text(json.dumps(asdict(run), indent=1) + "\n")
     print(report.markdown(run))
+    print("\n#### targets\n")
+    print(*targets.lines(run.cells), sep="\n")
     print(f"written to {options.out}", file=sys.stderr)
     return 1 if run.failures else 0
 

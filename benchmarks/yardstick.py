@@ -1,4 +1,4 @@
-"""What the engine alone can do: onnxruntime in process, one thread, one core, rows per second at each batch size.
+"""What the engine alone can do: onnxruntime in process, one thread, one core, at each batch size.
 
 A program of its own (`yardstick.py FILE-NAME SECONDS BATCH...`), so that it starts as fresh as a server does; prints
 one line of JSON. `serve` runs it just before and just after each server, because the machine drifts.
@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,26 +19,37 @@ import models
 BATCHES: Final = (1, 2, 4, 8, 16, 32)
 
 
-def rows_per_s(model: models.Model, batch: int, seconds: float) -> float:
-    """Rows per second of back-to-back runs of one batch size."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alone:
+    """The engine with nobody around it, at one batch size."""
+
+    rows_per_s: float
+    cpu_us_per_row: float
+    """CPU time, which strangers on the machine do not lengthen as they do wall time."""
+
+
+def alone(model: models.Model, batch: int, seconds: float) -> Alone:
+    """Back-to-back runs of one batch size for so long, three at least."""
     engine = models.session(model.file)
     outputs = list(model.answer)
     feed = {name: np.repeat(row, batch, axis=0) for name, row in model.row.items()}
     engine.run(outputs, feed)
-    runs, started = 0, time.perf_counter()
+    runs, started, cpu_started = 0, time.perf_counter(), time.process_time()
     while (elapsed := time.perf_counter() - started) < seconds or runs < 3:
         engine.run(outputs, feed)
         runs += 1
-    return runs * batch / elapsed
+    cpu_s = time.process_time() - cpu_started
+    return Alone(rows_per_s=runs * batch / elapsed, cpu_us_per_row=cpu_s / (runs * batch) * 1e6)
 
 
-def measure(model: models.Model, *, core: int, seconds: float, batches: tuple[int, ...]) -> dict[int, float]:
-    """Batch size -> rows per second, measured by a fresh process on one core."""
+def measure(model: models.Model, *, core: int, seconds: float, batches: tuple[int, ...]) -> dict[int, Alone]:
+    """Batch size -> what it does, measured by a fresh process on one core."""
     program = ["taskset", "-c", str(core), sys.executable, str(Path(__file__)), model.name, str(seconds)]
     output = subprocess.run([*program, *map(str, batches)], capture_output=True, text=True, check=True).stdout
-    return {int(batch): rate for batch, rate in json.loads(output).items()}
+    return {int(batch): Alone(**figures) for batch, figures in json.loads(output).items()}
 
 
 if __name__ == "__main__":
     chosen = models.load(sys.argv[1])
-    print(json.dumps({b: rows_per_s(chosen, b, float(sys.argv[2])) for b in map(int, sys.argv[3:])}))
+    lasting, sizes = float(sys.argv[2]), map(int, sys.argv[3:])
+    print(json.dumps({size: asdict(alone(chosen, size, lasting)) for size in sizes}))
