@@ -144,8 +144,8 @@ def test_never_batch_differs_from_not_said() -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ('name: "a"\nmax_batchsize: 3', 'c.pbtxt:2:1: Message type "inference.ModelConfig" has no field named "max_b'),
-        ("dynamic_batching {\n  delay: 3 }", "c.pbtxt:2:3: "),
+        ('name: "a"\nmax_batchsize: 3', "c.pbtxt:2:1: unknown field `max_batchsize`; did you mean `max_batch_size`?"),
+        ("dynamic_batching {\n  delay: 3 }", "c.pbtxt:2:3: unknown field `delay`; known: preferred_batch_size, max_qu"),
         ('max_batch_size: "many"', "Couldn't parse integer"),
         (
             "max_batch_size: 1\nmax_batch_size: 2",

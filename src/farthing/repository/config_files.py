@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from farthing.config.model import ModelConfig, parse_model_config
+from farthing.config.model.spelling import meant
 from farthing.types.errors import LoadFailed
 
 PBTXT: Final = "config.pbtxt"
@@ -27,6 +28,8 @@ HINT: Final = "docs/reference/model-config.md lists the fields"
 
 _POSITION: Final = re.compile(r"^\d+:\d+ : (?:'.{0,2000}?': )?")
 """Line, column and a copy of the line, in front of what protobuf says."""
+
+_UNKNOWN: Final = re.compile(r'Message type "(?P<message>[\w.]+)" has no field named "(?P<field>.*)"\.')
 
 
 def read_config(folder: Path) -> ModelConfig | None:
@@ -53,7 +56,7 @@ def parse_pbtxt(data: bytes, *, source: str = PBTXT) -> ModelConfig:
     try:
         text_format.Parse(text, message)
     except text_format.ParseError as error:
-        fault = _POSITION.sub("", " ".join(str(error).split()))
+        fault = _named(_POSITION.sub("", " ".join(str(error).split())))
         where = f"{source}:{error.GetLine() or 1}:{error.GetColumn() or 1}"
         raise LoadFailed(f"{where}: {fault[:FAULT_CHARACTERS_MAX]}", hint=HINT) from None
     except RecursionError:
@@ -76,6 +79,17 @@ def parse_toml(data: bytes, *, source: str = TOML) -> ModelConfig:
     except ValueError as error:  # TOMLDecodeError is one, a number of thousands of digits another
         raise LoadFailed(f"{source}: {str(error)[:FAULT_CHARACTERS_MAX]}") from None
     return parse_model_config(values, source=source)
+
+
+def _named(fault: str) -> str:
+    """protobuf's words, but for the commonest mistake with the name that was meant."""
+    from farthing.repository.wire import pool
+
+    found = _UNKNOWN.fullmatch(fault)
+    if found is None:
+        return fault
+    names = [field.name for field in pool().FindMessageTypeByName(found["message"]).fields]
+    return f"unknown field `{found['field'][:100]}`; {meant(found['field'], names)}"
 
 
 def _bytes(path: Path) -> bytes:

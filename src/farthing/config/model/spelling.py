@@ -5,7 +5,7 @@ Proto JSON may write `maxBatchSize` and `null`; people like `data_type = "FP32"`
 Values are checked by whoever converts the result.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import cache
@@ -98,9 +98,13 @@ def _unknown(key: Any, kind: type[Block], path: str, *, is_twice: bool) -> str:
     if is_twice:
         return f"field `{key}` is given twice - at `{path}`"
     names = [field.encode_name for field in msgspec.structs.fields(kind)]
-    meant = get_close_matches(str(key)[:100], names, n=1)
-    guess = f"did you mean `{meant[0]}`?" if meant else f"known: {', '.join(names)}"
-    return f"unknown field `{str(key)[:100]}`; {guess} - at `{path}`"
+    return f"unknown field `{str(key)[:100]}`; {meant(str(key), names)} - at `{path}`"
+
+
+def meant(word: str, names: Sequence[str]) -> str:
+    """The name that was probably meant, else all there are."""
+    close = get_close_matches(word[:100], names, n=1)
+    return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(names)}"
 
 
 @cache

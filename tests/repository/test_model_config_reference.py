@@ -6,7 +6,7 @@ from pathlib import Path
 from farthing.config.model import ModelConfig, check_model_config
 from farthing.repository.config_files import parse_pbtxt, parse_toml
 
-PAGE = (Path(__file__).parents[3] / "docs" / "reference" / "model-config.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "model-config.md").read_text("utf-8")
 
 
 def example(language: str) -> bytes:
