@@ -192,7 +192,7 @@ def _model_path(model: str, version: str) -> str:
 def _parse(reply: Reply) -> Any:
     try:
         return json.loads(bytes(reply.body))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise errors.EngineFailed(f"the server's answer is not JSON: {error}") from error
 
 
@@ -209,7 +209,7 @@ def _error(reply: Reply) -> FarthingError:
 def _message(reply: Reply) -> str:
     try:
         return str(json.loads(bytes(reply.body))["error"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         text = bytes(reply.body[:500]).decode("utf-8", "replace").strip()
         return f"status {reply.status}{': ' if text else ''}{text}"
 

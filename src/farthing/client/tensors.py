@@ -66,7 +66,7 @@ def decode_response(body: bytearray, json_bytes: int | None) -> tuple[dict[str, 
                 tail = memoryview(body)[at : at + int(size)]
                 outputs[described["name"]] = _from_bytes(tail, described["datatype"], shape)
                 at += int(size)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
         raise EngineFailed(f"the server's answer is not in the protocol's form: {error!r}") from error
     return document, outputs
 

@@ -67,7 +67,7 @@ def read_state_dict(path: Path) -> Weights:
     try:
         # In memory, where reading "four gigabytes" of a small file gives what there is: a file object allocates first.
         return _read(io.BytesIO(path.read_bytes()))
-    except (Unreadable, ValueError, KeyError, IndexError, TypeError, AttributeError, struct.error) as error:
+    except (Unreadable, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise LoadFailed(f"{path}: not a state dict this reads: {error}") from error
 
 
