@@ -199,3 +199,19 @@ def test_bytes_that_are_no_message_say_so(data: bytes) -> None:
             decode(data)
         except (msgspec.DecodeError, UnicodeDecodeError):
             continue
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="seals are Linux's")
+def test_memory_that_a_rare_large_batch_took_is_given_back(arena: Arena) -> None:
+    large, small = np.ones(8 * channel.ARENA_BYTES_KEPT, np.uint8), np.ones(8, np.uint8)
+
+    def blocks() -> int:
+        return os.fstat(arena.fd).st_blocks * 512
+
+    write_tensors(arena, [("t", large)])
+    assert blocks() >= large.nbytes
+    for _ in range(channel.RARE_BATCHES):
+        write_tensors(arena, [("t", small)])
+    assert blocks() <= channel.ARENA_BYTES_KEPT
+    (place,) = write_tensors(arena, [("t", large)])
+    assert read_tensor(arena.memory(), place).all()

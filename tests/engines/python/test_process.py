@@ -262,3 +262,28 @@ def test_an_ending_is_told_in_words() -> None:
     assert how_it_ended(0) == "exited with status 0"
     assert how_it_ended(-6) == "was killed by signal 6 (SIGABRT)"
     assert how_it_ended(-40) == "was killed by signal 40 (unknown)"
+
+
+def test_a_tensor_that_cannot_be_is_not_read(load_model: Any, run_alone: Any) -> None:
+    model = load_model(COMMANDED)
+    lie = "from farthing.engines.python.channel import Place; worker = sys.modules['__main__']; "
+    lie += "worker.write_tensors = lambda arena, tensors: (Place('pid', 'INT64', (1,), 1 << 40, 8),)"
+    with pytest.raises(EngineFailed, match="answered with a tensor that cannot be: `pid` ends at byte"):
+        run_alone(model, **do(lie))
+
+
+def test_a_process_that_dies_just_after_its_answer_costs_no_answer(load_model: Any, run_alone: Any) -> None:
+    """Nor any error but the two that say what happened, wherever the death falls."""
+    model = load_model(COMMANDED)
+    for delay_s in (0.0, 0.0001, 0.0002, 0.0005, 0.001):
+        eventually(lambda: model.health() == "")
+        pid = model.pids[0]
+        assert run_alone(model, **do("pass"))["pid"][0] == pid
+        run_alone(model, **do(f"import threading; threading.Timer({delay_s} + 0.005, os._exit, (1,)).start()"))
+        failure = None
+        while failure is None:
+            try:
+                assert run_alone(model, **do("pass"))["pid"][0] == pid
+            except (EngineFailed, Unavailable) as problem:
+                failure = problem
+        assert "exited with status 1" in failure.message

@@ -37,6 +37,12 @@ ARENA_BYTES_MAX: Final = 1 << 32
 MESSAGE_BYTES_MAX: Final = 1 << 26
 """The longest message either side accepts: a batch's ids and parameters, never tensor data."""
 
+ARENA_BYTES_KEPT: Final = 1 << 24
+"""What an arena keeps of its memory when large batches have become rare."""
+
+RARE_BATCHES: Final = 256
+"""So many batches in a row that needed no more than `ARENA_BYTES_KEPT`: the last large one was an exception."""
+
 _RECEIVE_BYTES: Final = 1 << 16
 _LENGTH: Final = struct.Struct("<I")
 
@@ -54,10 +60,11 @@ class Place(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Arena:
     """Memory shared between two processes: the owner of `fd` on either side."""
 
-    __slots__ = ("fd", "map", "size")
+    __slots__ = ("_small_batches", "fd", "map", "size")
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self._small_batches = 0
         self.size = os.fstat(fd).st_size
         self.map = mmap.mmap(fd, self.size)
 
@@ -78,11 +85,19 @@ class Arena:
     def grow(self, size: int) -> None:
         """Makes room for `size` bytes; at least doubles, so that growing stays rare. Raises `ValueError`."""
         if size <= self.size:
+            if self.size > ARENA_BYTES_KEPT:
+                self._give_back(size)
             return
         if size > ARENA_BYTES_MAX:
             raise ValueError(f"{size} bytes of tensors in one batch; allowed: {ARENA_BYTES_MAX}")
         os.ftruncate(self.fd, min(max(size, 2 * self.size), ARENA_BYTES_MAX))
         self.refresh()
+
+    def _give_back(self, size: int) -> None:
+        self._small_batches = self._small_batches + 1 if size <= ARENA_BYTES_KEPT else 0
+        if self._small_batches == RARE_BATCHES and sys.platform == "linux":
+            # The file keeps its size, which is sealed; its pages return to the system until they are written again.
+            self.map.madvise(mmap.MADV_REMOVE, ARENA_BYTES_KEPT, self.size - ARENA_BYTES_KEPT)
 
     def refresh(self) -> None:
         """Sees what the other side has grown. Views of the old mapping stay valid, and keep it alive."""

@@ -15,7 +15,8 @@ import msgspec
 from farthing.engines.contract import Answer, Batch, MemberAnswer, ModelSource
 from farthing.engines.python import backoff, messages
 from farthing.engines.python.channel import Place
-from farthing.engines.python.process import Life, Limits, Supervisor
+from farthing.engines.python.process import Life
+from farthing.engines.python.supervisor import Limits, Supervisor
 from farthing.types.errors import EngineFailed, FarthingError, LoadFailed
 from farthing.types.tensors import Tensor, TensorSpec, shape_fits
 
@@ -96,7 +97,9 @@ class PythonModel:
 
     def execute(self, batch: Batch, instance: int) -> Answer:
         """Runs a batch in the instance's process; blocks until it answered, died or took too long."""
-        reply, life = self._processes[instance].run(batch)
+        return self._processes[instance].run(batch, lambda reply, life: self._judged(reply, batch, life))
+
+    def _judged(self, reply: messages.Outputs | messages.Replies | messages.Raised, batch: Batch, life: Life) -> Answer:
         if isinstance(reply, messages.Raised):
             kind = messages.ERRORS.get(reply.error_kind, EngineFailed)
             raise kind(f"model `{self._name}`: {reply.error}")

@@ -1,12 +1,9 @@
-"""One process of a Python model, kept alive: started, loaded, watched, restarted when it dies.
+"""One process of a Python model, from its start to its end: started, loaded, given batches, ended.
 
-`Life` is one process from its start to its end; `Supervisor` is the succession of them, on a thread of its own that
-starts each, waits for its death and asks `backoff` when to start the next. A batch is answered by the life that is
-there, or refused at once. What the answers mean is for `engine` to judge.
+Every way it can end gets a sentence. Starting the next one is for `supervisor`, judging its answers for `engine`.
 """
 
 import contextlib
-import logging
 import os
 import select
 import signal
@@ -15,16 +12,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 
 from farthing.engines.contract import Batch
-from farthing.engines.python import backoff, messages
+from farthing.engines.python import messages
 from farthing.engines.python.channel import Arena, Connection, Place, read_tensor, write_tensors
 from farthing.engines.python.log import Pump
-from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed, Unavailable
+from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed
 from farthing.types.tensors import Tensor
 
 EXIT_WAIT_S: Final = 2.0
@@ -35,15 +31,8 @@ LOG_WAIT_S: Final = 0.5
 
 _POLL_S: Final = 0.2
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How long things may take."""
-
-    load_s: float
-    execute_s: float | None
-    """None: as long as it takes; the server's own liveness check then speaks up."""
-    unload_s: float
+Answer = messages.Outputs | messages.Replies | messages.Raised
+"""What a worker says to a batch."""
 
 
 class Life:
@@ -127,7 +116,7 @@ class Life:
         self._ended.set()
         self._connection.hang_up()  # wakes a thread that waits for an answer
 
-    def run(self, batch: Batch, timeout_s: float | None) -> "Answer":
+    def run(self, batch: Batch, timeout_s: float | None) -> Answer:
         """Has a batch run. Raises `EngineFailed` when the process dies of it."""
         try:
             places = write_tensors(self._inputs, batch.inputs.items())
@@ -220,154 +209,6 @@ class Life:
         self._outputs.close()
 
 
-Answer = messages.Outputs | messages.Replies | messages.Raised
-"""What a worker says to a batch."""
-
-
-class Supervisor:
-    """Keeps one process of a model going, and runs batches in it."""
-
-    def __init__(
-        self,
-        start: messages.Start,
-        environment: Mapping[str, str],
-        limits: Limits,
-        policy: backoff.Policy,
-        clock: Callable[[], float],
-    ) -> None:
-        self._start = start
-        self._environment = environment
-        self._limits = limits
-        self._policy = policy
-        self._clock = clock
-        self._is_closing = threading.Event()
-        self._first_load_done = threading.Event()
-        self._first_failure: FarthingError | None = None
-        self._ready: messages.Ready | None = None
-        self._in_use = threading.Lock()
-        """Held while a batch runs: a life is not taken apart under it."""
-        self._life: Life | None = None
-        """The process that answers; None while there is none."""
-        self._newest: Life | None = None
-        """The process that was started last, loaded or not."""
-        self._trouble = ""
-        self._restart = backoff.Restart(deaths=0, at_s=0.0)
-        self._thread = threading.Thread(
-            target=self._supervise, name=f"python-{start.name}-{start.instance}", daemon=True
-        )
-        self._thread.start()
-
-    def loaded(self) -> messages.Ready:
-        """Waits for the first process to have loaded the model. Raises `LoadFailed`."""
-        self._first_load_done.wait()
-        if self._first_failure is not None:
-            raise self._first_failure
-        assert self._ready is not None
-        return self._ready
-
-    @property
-    def pid(self) -> int | None:
-        """The process that answers now, if there is one."""
-        life = self._answering()
-        return life.pid if life is not None else None
-
-    def run(self, batch: Batch) -> tuple[Answer, Life]:
-        """A batch's answer, and the life to `take` its tensors from before the next batch.
-
-        Raises `Unavailable` at once while no process is up, `EngineFailed` when it dies of the batch.
-        """
-        with self._in_use:
-            life = self._answering()
-            if life is None:
-                raise self._unavailable()
-            return life.run(batch, self._limits.execute_s), life
-
-    def health(self) -> str:
-        """Empty while a process is up."""
-        if self._answering() is not None:
-            return ""
-        wait_s = max(0.0, self._restart.at_s - self._clock())
-        times = f"{self._restart.deaths} times in a row" if self._restart.deaths > 1 else "once"
-        when = f"next start in {wait_s:.1f} s" if wait_s else "it is starting"
-        return (
-            f"process {self._start.instance} of model `{self._start.name}` has died {times}, last: "
-            f"{self._why()}; {when}"
-        )
-
-    def close_begin(self) -> None:
-        """Asks the process to go, without waiting: several can go at the same time."""
-        self._is_closing.set()
-        if (newest := self._newest) is not None:
-            newest.stop()
-
-    def close_end(self) -> None:
-        """Returns when the process is gone: by itself, or killed after the time it is given."""
-        if (newest := self._newest) is not None:
-            newest.end(self._limits.unload_s)
-        self._thread.join(EXIT_WAIT_S)
-
-    def _answering(self) -> Life | None:
-        """The process that can take a batch, if there is one. The supervisor may not have seen its end yet."""
-        life = self._life
-        return None if life is None or life.is_over else life
-
-    def _why(self) -> str:
-        life = self._life
-        return self._trouble if life is None else life.ending()
-
-    def _unavailable(self) -> Unavailable:
-        wait_s = max(0.0, self._restart.at_s - self._clock())
-        return Unavailable(
-            f"model `{self._start.name}`: its process {self._why()} and is being started again",
-            hint="try again; the server's log has what the process printed",
-            retry_after_s=wait_s + self._policy.first_delay_s,
-        )
-
-    def _supervise(self) -> None:
-        while not self._is_closing.is_set():
-            started_s = self._clock()
-            trouble = self._one_life()
-            if self._first_failure is not None or self._is_closing.is_set():
-                return
-            self._restart = backoff.after_death(
-                self._restart.deaths, started_s=started_s, died_s=self._clock(), policy=self._policy
-            )
-            self._trouble = trouble
-            _LOG.warning("%s", self.health())
-            self._is_closing.wait(max(0.0, self._restart.at_s - self._clock()))
-
-    def _one_life(self) -> str:
-        """Starts a process and returns when it is gone, with how it went."""
-        try:
-            life = Life(self._start, self._environment, self._clock)
-        except OSError as problem:
-            return self._failed(LoadFailed(f"{self._start.path}: no process can be started: {problem}"))
-        self._newest = life
-        if self._is_closing.is_set():  # close_begin may have looked too early to see it
-            life.kill()
-        try:
-            self._ready = life.load(self._start, self._limits.load_s, self._clock)
-            self._life = life
-            self._first_load_done.set()
-            life.wait()
-            return life.ending()
-        except LoadFailed as problem:
-            return self._failed(problem)
-        finally:
-            life.kill()
-            life.wait()
-            self._trouble = life.ending()
-            with self._in_use:
-                self._life = None
-                life.free()
-
-    def _failed(self, problem: FarthingError) -> str:
-        if not self._first_load_done.is_set():
-            self._first_failure = problem
-            self._first_load_done.set()
-        return f"could not be loaded: {problem.message}"
-
-
 def how_it_ended(status: int) -> str:
     """An exit status in words, to follow "the process"."""
     if status >= 0:
@@ -378,6 +219,3 @@ def how_it_ended(status: int) -> str:
         name = "unknown"
     also = "; the kernel does this when memory runs out" if status == -signal.SIGKILL else ""
     return f"was killed by signal {-status} ({name}{also})"
-
-
-_LOG: Final = logging.getLogger("farthing.engines.python")
