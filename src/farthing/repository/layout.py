@@ -133,7 +133,7 @@ def _model_file(listing: Listing, place: str, config: ModelConfig, filenames: Fi
     looked_for = f"; looked for {_joined(expected)}" if expected else ""
     raise LoadFailed(
         f"{where}: {_joined(found)} could each be the model" if found else f"{where} holds no model file{looked_for}",
-        hint="say which with default_model_filename or backend",
+        hint="say which with default_model_filename or backend, or serve each file by its own path",
     )
 
 
