@@ -76,6 +76,9 @@ def test_the_model_file_is_the_one_said_the_usual_one_or_the_only_one(tmp_path: 
     put(tmp_path / "code" / "1" / "model.py")
     put(tmp_path / "code" / "1" / "model.onnx")
     put(tmp_path / "code" / "config.pbtxt", 'backend: "python"')
+    put(tmp_path / "other" / "1" / "net.py")
+    put(tmp_path / "other" / "1" / "weights.onnx")
+    put(tmp_path / "other" / "config.pbtxt", 'backend: "python"')
     put(tmp_path / "ir" / "1" / "model.xml")
     put(tmp_path / "ir" / "1" / "model.bin")
     put(tmp_path / "odd" / "1" / "weights.xyz")
@@ -85,6 +88,7 @@ def test_the_model_file_is_the_one_said_the_usual_one_or_the_only_one(tmp_path: 
         "said": "b.onnx",
         "only": "weights.onnx",
         "code": "model.py",
+        "other": "net.py",
         "ir": "model.xml",
         "odd": "weights.xyz",
     }

@@ -9,7 +9,7 @@ Which names a model file may have is for the engines to say; they are handed in.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -39,7 +39,7 @@ def is_model_folder(folder: Path, filenames: Filenames) -> bool:
         return True
     if files & _defaults(filenames):
         return True
-    return not folders and bool(_by_ending(sorted(files), filenames))
+    return not folders and bool(_by_ending(sorted(files), _defaults(filenames)))
 
 
 def model_in_folder(
@@ -122,7 +122,7 @@ def _model_file(listing: Listing, place: str, config: ModelConfig, filenames: Fi
     expected = _expected(config, filenames)
     named = [name for name in expected if name in files]
     found = named[:1] if config.backend or config.platform else named
-    found = found or _by_ending(files, filenames) or files
+    found = found or _by_ending(files, expected) or files
     if len(found) == 1:
         return found[0]
     if not found and not place:
@@ -145,8 +145,8 @@ def _expected(config: ModelConfig, filenames: Filenames) -> list[str]:
     return list(dict.fromkeys(name for names in filenames.values() for name in names))
 
 
-def _by_ending(files: Sequence[str], filenames: Filenames) -> list[str]:
-    endings = {Path(name).suffix for name in _defaults(filenames)}
+def _by_ending(files: Iterable[str], expected: Iterable[str]) -> list[str]:
+    endings = {Path(name).suffix for name in expected}
     return [name for name in files if Path(name).suffix in endings]
 
 
