@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from farthing.repository.samples.recipes.graph import Graph, int64
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Ints = NDArray[np.int64]
 
 SEED: Final = 0
@@ -172,36 +172,48 @@ def _initial(random: np.random.Generator, category_counts: Ints, film_width: int
     return parameters
 
 
-def _gradients(parameters: Mapping[str, Floats], batch: Ratings) -> dict[str, Floats]:
+class _Activations(msgspec.Struct, frozen=True):
+    """What a forward pass leaves for the backward one."""
+
+    hidden: Floats
+    vectors: Floats
+    tops: list[Floats]
+    """Inputs of the top layers."""
+    logit: Floats
+
+
+def _forward(parameters: Mapping[str, Floats], batch: Ratings) -> _Activations:
     upper, lower = _pairs()
-    rows = len(batch.liked)
-    # Forward.
     hidden = np.maximum(batch.film @ parameters["bottom0.w"] + parameters["bottom0.b"], 0)
     bottom = hidden @ parameters["bottom1.w"] + parameters["bottom1.b"]
     tables = [parameters[f"table{index}"][batch.categories[:, index]] for index in range(len(CATEGORIES))]
     vectors = np.stack([*tables, bottom], axis=1)
     dots = (vectors @ vectors.transpose(0, 2, 1))[:, upper, lower]
-    activations = [np.concatenate([bottom, dots], axis=1)]
-    for layer in range(len(TOP_WIDTHS)):
-        activations.append(np.maximum(activations[-1] @ parameters[f"top{layer}.w"] + parameters[f"top{layer}.b"], 0))
+    tops = [np.concatenate([bottom, dots], axis=1)]
     last = len(TOP_WIDTHS)
-    logit = (activations[-1] @ parameters[f"top{last}.w"] + parameters[f"top{last}.b"])[:, 0]
-    # Backward, from the mean cross-entropy.
+    for layer in range(last):
+        tops.append(np.maximum(tops[-1] @ parameters[f"top{layer}.w"] + parameters[f"top{layer}.b"], 0))
+    logit = (tops[-1] @ parameters[f"top{last}.w"] + parameters[f"top{last}.b"])[:, 0]
+    return _Activations(hidden, vectors, tops, logit)
+
+
+def _gradients(parameters: Mapping[str, Floats], batch: Ratings) -> dict[str, Floats]:
+    """Slopes of the mean cross-entropy."""
+    upper, lower = _pairs()
+    was = _forward(parameters, batch)
     gradients: dict[str, Floats] = {}
-    flow = ((1 / (1 + np.exp(-logit)) - batch.liked) / rows)[:, None].astype(np.float32)
-    for layer in range(last, -1, -1):
-        gradients[f"top{layer}.w"] = activations[layer].T @ flow
-        gradients[f"top{layer}.b"] = flow.sum(axis=0)
+    flow = ((1 / (1 + np.exp(-was.logit)) - batch.liked) / len(batch.liked))[:, None]
+    for layer in range(len(TOP_WIDTHS), -1, -1):
+        gradients[f"top{layer}.w"], gradients[f"top{layer}.b"] = was.tops[layer].T @ flow, flow.sum(axis=0)
         flow = flow @ parameters[f"top{layer}.w"].T
         if layer:
-            flow = flow * (activations[layer] > 0)
-    to_bottom, to_dots = flow[:, :EMBEDDING_WIDTH], flow[:, EMBEDDING_WIDTH:]
-    pairwise = np.zeros((rows, vectors.shape[1], vectors.shape[1]), np.float32)
-    pairwise[:, upper, lower] = to_dots
-    to_vectors = (pairwise + pairwise.transpose(0, 2, 1)) @ vectors
-    to_bottom = to_bottom + to_vectors[:, -1]
-    gradients["bottom1.w"], gradients["bottom1.b"] = hidden.T @ to_bottom, to_bottom.sum(axis=0)
-    to_hidden = (to_bottom @ parameters["bottom1.w"].T) * (hidden > 0)
+            flow = flow * (was.tops[layer] > 0)
+    to_dots = np.zeros((len(flow), was.vectors.shape[1], was.vectors.shape[1]), flow.dtype)
+    to_dots[:, upper, lower] = flow[:, EMBEDDING_WIDTH:]
+    to_vectors = (to_dots + to_dots.transpose(0, 2, 1)) @ was.vectors
+    to_bottom = flow[:, :EMBEDDING_WIDTH] + to_vectors[:, -1]
+    gradients["bottom1.w"], gradients["bottom1.b"] = was.hidden.T @ to_bottom, to_bottom.sum(axis=0)
+    to_hidden = (to_bottom @ parameters["bottom1.w"].T) * (was.hidden > 0)
     gradients["bottom0.w"], gradients["bottom0.b"] = batch.film.T @ to_hidden, to_hidden.sum(axis=0)
     for index in range(len(CATEGORIES)):
         table = np.zeros_like(parameters[f"table{index}"])
