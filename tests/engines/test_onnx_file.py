@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from tests.models import small_convnet, tensor_info, tiny_mlp
 
-from farthing.engines.onnx_file import MESSAGES, MalformedError, check_onnx_file, external_locations
+from farthing.engines.onnx_file import MESSAGES, check_onnx_file, external_locations
+from farthing.engines.onnx_functions import check_functions
+from farthing.engines.onnx_wire import MalformedError
 from farthing.types.errors import LoadFailed
 
 X, Y = tensor_info("x", "FP32", ["n", 2]), tensor_info("y", "FP32", ["n", 2])
@@ -184,8 +186,43 @@ def test_endless_nesting_is_refused() -> None:
         list(external_locations(b"\x3a" + bytes([size & 0x7F | 0x80, size >> 7]) + message))
 
 
+def calling(**calls: list[str]) -> bytes:
+    """A model with functions of these names, which call those in their lists one after the other."""
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    functions = [
+        helper.make_function(
+            "f", name, ["x"], ["y"], [helper.make_node(c, ["x"], ["y"], domain="f") for c in called], opsets
+        )
+        for name, called in calls.items()
+    ]
+    return bytes(onnx.ModelProto(functions=functions).SerializeToString())
+
+
+def test_functions_that_multiply_are_refused_before_they_are_written_out() -> None:
+    levels = {f"F{i}": [f"F{i + 1}"] * 10 for i in range(8)}
+    with pytest.raises(MalformedError, match="more than 1000000 operators"):
+        check_functions(calling(**levels, F8=["Abs"]))
+    check_functions(calling(**dict(list(levels.items())[4:]), F8=["Abs"]))  # 10,000
+
+
+@pytest.mark.parametrize("calls", [{"F": ["F"]}, {"F": ["G"], "G": ["F"]}])
+def test_functions_that_call_themselves_are_refused(calls: dict[str, list[str]]) -> None:
+    with pytest.raises(MalformedError, match="calls itself"):
+        check_functions(calling(**calls))
+
+
+def test_calls_from_a_branch_count() -> None:
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("f", 1)]
+    body = helper.make_graph([helper.make_node("F", ["x"], ["y"], domain="f")] * 3, "g", [X], [Y])
+    function = helper.make_function("f", "F", ["x"], ["y"], [node(then_branch=body)], opsets)
+    with pytest.raises(MalformedError, match="calls itself"):
+        check_functions(onnx.ModelProto(functions=[function]).SerializeToString())
+
+
 @given(st.binary(max_size=400))
 def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
+    with contextlib.suppress(MalformedError):
+        check_functions(b"\xca\x01" + bytes([len(data) & 0x7F | 0x80, len(data) >> 7]) + data)
     with contextlib.suppress(MalformedError):
         list(external_locations(data))
 

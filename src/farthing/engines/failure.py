@@ -11,7 +11,8 @@ REASON_CHARACTERS_MAX: Final = 300
 
 _NOISE: Final = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : [A-Z_]+ : "  # the status has become our own
-    r"|/onnxruntime_src/\S+ "
+    r"|/onnxruntime_src/\S+ |onnxruntime::[\w:]+\([^()]*\) "
+    r"|Load model from \S+ failed: ?"
     r"|Exception from \S+:\d+:"
     r"|Check '[^\n]*' failed at \S+:\d+:"
 )

@@ -13,11 +13,10 @@ from typing import Final
 
 from farthing.engines.contract import ModelSource
 from farthing.engines.failure import shown
+from farthing.engines.onnx_functions import check_functions
+from farthing.engines.onnx_wire import Bytes, MalformedError, fields
 from farthing.engines.safety import companion_file
 from farthing.types.errors import LoadFailed
-
-_LENGTH_DELIMITED: Final = 2
-_VARINT: Final = 0
 
 MESSAGES: Final[dict[str, dict[int, str]]] = {
     "ModelProto": {7: "GraphProto", 20: "TrainingInfoProto", 25: "FunctionProto"},
@@ -86,21 +85,18 @@ def check_onnx_file(path: Path, folder: Path) -> dict[str, Path]:
                         files[location] = companion_file(location, of=path, folder=folder)
                         if len(files) > FILES_MAX:
                             raise MalformedError(f"it names more than {FILES_MAX} files")
+                check_functions(data)
     except OSError as error:
         raise LoadFailed(f"{path}: cannot be read: {error.strerror}") from error
     except MalformedError as error:
         raise LoadFailed(
-            f"{path}: not a whole ONNX model: {error}",
+            f"{path}: not a whole and sound ONNX model: {error}",
             hint="copy or export the model again; compare its size or checksum",
         ) from error
     return files
 
 
-class MalformedError(ValueError):
-    """The bytes are not a Protocol Buffers message of this kind; says where."""
-
-
-def external_locations(data: bytes | mmap.mmap) -> Iterator[str]:
+def external_locations(data: Bytes) -> Iterator[str]:
     """The `location` of every external tensor: initialisers, subgraphs, attributes, functions, sparse tensors."""
     budget = FIELDS_MAX
     waiting = [("ModelProto", 0, len(data), 0)]
@@ -112,7 +108,7 @@ def external_locations(data: bytes | mmap.mmap) -> Iterator[str]:
             yield from _location(data, start, end)
             continue
         inner = MESSAGES[message]
-        for field, field_start, field_end in _fields(data, start, end):
+        for field, field_start, field_end in fields(data, start, end):
             budget -= 1
             if budget < 0:
                 raise MalformedError(f"more than {FIELDS_MAX} fields")
@@ -121,9 +117,9 @@ def external_locations(data: bytes | mmap.mmap) -> Iterator[str]:
                 waiting.append((child, field_start, field_end, depth + 1))
 
 
-def _location(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[str]:
+def _location(data: Bytes, start: int, end: int) -> Iterator[str]:
     """The value of a key-value entry whose key is `location`. Later fields win, as in Protocol Buffers' readers."""
-    entry = {field: data[at:stop] for field, at, stop in _fields(data, start, end)}
+    entry = {field: data[at:stop] for field, at, stop in fields(data, start, end)}
     if entry.get(1) != _MARK:
         return
     try:
@@ -135,45 +131,3 @@ def _location(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[str]:
     if location.startswith("*"):
         raise MalformedError(f"external data at `{shown(location)}` is an address, not a file")
     yield location
-
-
-def _fields(data: bytes | mmap.mmap, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Each field of a message: its number, first byte, byte after the last; number 0 for fields that hold no bytes."""
-    at = start
-    while at < end:
-        tag_at = at
-        tag, at = _varint(data, at, end)
-        kind = tag & 7
-        if not 8 <= tag <= 0xFFFFFFFF:  # readers that keep 32 bits of a longer tag would see another field
-            raise MalformedError(f"byte {tag_at} starts no field that ONNX knows")
-        if kind == _LENGTH_DELIMITED:
-            size, at = _varint(data, at, end)
-            if size > end - at:
-                raise MalformedError(f"the field at byte {tag_at} has {size} bytes, {end - at} are left")
-            yield tag >> 3, at, at + size
-            at += size
-        elif kind == _VARINT:
-            _, at = _varint(data, at, end)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-            if at > end:
-                raise MalformedError(f"the number at byte {tag_at} is cut off")
-        else:
-            raise MalformedError(f"byte {tag_at} starts no field that ONNX knows")
-        if kind != _LENGTH_DELIMITED:
-            yield 0, at, at
-
-
-def _varint(data: bytes | mmap.mmap, at: int, end: int) -> tuple[int, int]:
-    """A number of at most ten bytes, seven bits each, lowest first; and where it ends."""
-    value = shift = 0
-    while at < end:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise MalformedError(f"the number before byte {at} is longer than ten bytes")
-    raise MalformedError(f"the file ends inside a number at byte {at}")
