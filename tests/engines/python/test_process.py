@@ -2,6 +2,7 @@
 
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from farthing.engines.contract import Batch, Member
+from farthing.engines.python.channel import MESSAGE_BYTES_MAX
 from farthing.engines.python.process import how_it_ended
-from farthing.types.errors import EngineFailed, LoadFailed, Unavailable
+from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed, Unavailable
 
 COMMANDED = """
     import ctypes, os, signal, subprocess, sys, time
@@ -161,7 +164,7 @@ def test_what_a_dead_model_started_goes_with_it(load_model: Any, run_alone: Any,
 def test_garbage_on_the_socket_costs_the_liar_its_process_only(load_model: Any, run_alone: Any) -> None:
     model = load_model(COMMANDED)
     garbage = "[os.write(fd, b'\\x05\\0\\0\\0hello') for fd in range(3, 20) if os.path.exists(f'/proc/self/fd/{fd}')"
-    with pytest.raises(EngineFailed, match="model `mine`: its process was killed by signal 9"):
+    with pytest.raises(EngineFailed, match=r"model `mine`: its process .* after it answered nonsense"):
         run_alone(model, **do(f"{garbage} and 'socket' in os.readlink(f'/proc/self/fd/{{fd}}')]"))
     eventually(lambda: model.health() == "")
     assert run_alone(model, **do("pass"))["pid"][0] == model.pids[0]
@@ -287,3 +290,26 @@ def test_a_process_that_dies_just_after_its_answer_costs_no_answer(load_model: A
             except (EngineFailed, Unavailable) as problem:
                 failure = problem
         assert "exited with status 1" in failure.message
+
+
+def test_descriptors_above_1023_are_as_good_as_any(load_model: Any, run_alone: Any) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < 2048:
+        pytest.skip("this machine allows too few descriptors")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+    try:
+        model = load_model(COMMANDED)
+        assert run_alone(model, **do("pass"))["pid"][0] == model.pids[0]
+    finally:
+        for fd in taken:
+            os.close(fd)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_parameter_that_cannot_travel_is_the_requests_mistake(load_model: Any, run_alone: Any) -> None:
+    model = load_model(COMMANDED)
+    for bad in (1 << 80, "\ud800", "x" * (MESSAGE_BYTES_MAX + 1)):
+        with pytest.raises(InvalidInput, match="model `mine`: "):
+            model.execute(Batch(do("pass"), ("pid",), (Member(rows=1, parameters={"p": bad}),)), 0)
+    assert run_alone(model, **do("pass"))["pid"][0] == model.pids[0]

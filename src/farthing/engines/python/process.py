@@ -18,9 +18,9 @@ import msgspec
 
 from farthing.engines.contract import Batch
 from farthing.engines.python import messages
-from farthing.engines.python.channel import Arena, Connection, Place, read_tensor, write_tensors
+from farthing.engines.python.channel import MESSAGE_BYTES_MAX, Arena, Connection, Place, read_tensor, write_tensors
 from farthing.engines.python.log import Pump
-from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed
+from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed, TooLarge, Unavailable
 from farthing.types.tensors import Tensor
 
 EXIT_WAIT_S: Final = 2.0
@@ -29,7 +29,7 @@ EXIT_WAIT_S: Final = 2.0
 LOG_WAIT_S: Final = 0.5
 """How long a dead process's last words may take to arrive."""
 
-_POLL_S: Final = 0.2
+_POLL_MS: Final = 200
 
 Answer = messages.Outputs | messages.Replies | messages.Raised
 """What a worker says to a batch."""
@@ -39,47 +39,39 @@ class Life:
     """One process, from its start to its end."""
 
     def __init__(self, start: messages.Start, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
+        self._model = start.name
         self._ended = threading.Event()
         self._ending = ""
-        self._model = start.name
-        self._inputs = Arena.create()
-        self._outputs = Arena.create()
         self._inputs_are_new = False
-        ours, theirs = socket.socketpair()
-        log_fd, log_end = os.pipe()
-        fds = (theirs.fileno(), self._inputs.fd, self._outputs.fd)
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own program
-                # -P: a file in the server's working folder must not pass for a library.
-                [sys.executable, "-P", "-m", "farthing.engines.python.worker", *map(str, fds), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                stdout=log_end,
-                stderr=log_end,
-                pass_fds=fds,
-                env=environment,
-                start_new_session=True,  # Ctrl-C in the server's terminal is for the server
-            )
-        except OSError:
-            self._inputs.close()
-            self._outputs.close()
-            ours.close()
-            os.close(log_fd)
-            raise
-        finally:
-            theirs.close()
-            os.close(log_end)
+        self.is_over = False
+        """It has ended, or is about to: it takes no more batches."""
+        with contextlib.ExitStack() as undo:  # descriptors may run out anywhere in here
+            self._inputs = Arena.create()
+            undo.callback(self._inputs.close)
+            self._outputs = Arena.create()
+            undo.callback(self._outputs.close)
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                log_fd, log_end = os.pipe()
+                undo.callback(os.close, log_fd)
+                try:
+                    self._process = _spawn(theirs.fileno(), self._inputs.fd, self._outputs.fd, log_end, environment)
+                finally:
+                    os.close(log_end)
+            undo.pop_all()
         self._connection = Connection(ours)
         self._log = Pump(log_fd, model=start.name, clock=clock)
         self.pid = self._process.pid
-        self.is_over = False
-        """It has ended, or is about to: it takes no more batches."""
 
     def load(self, start: messages.Start, timeout_s: float, clock: Callable[[], float]) -> messages.Ready:
         """Waits until the model is loaded. Raises `LoadFailed`. Called by the supervisor only."""
         deadline_s = clock() + timeout_s
         with contextlib.suppress(OSError):
             self._connection.send(messages.encode(start))
-        while not select.select([self._connection.socket], [], [], _POLL_S)[0]:
+        answers = select.poll()  # not select.select, which knows no descriptor above 1023
+        answers.register(self._connection.socket, select.POLLIN)
+        while not answers.poll(_POLL_MS):
             # A child of the model's may hold the socket open after its death, so look at the process too.
             if self._process.poll() is not None:
                 break
@@ -90,10 +82,9 @@ class Life:
                     hint="set the parameter `load_timeout_seconds` if it needs longer",
                 )
         answer = None
-        with contextlib.suppress(
-            OSError, ValueError, msgspec.DecodeError
-        ):  # an answer that is none: the process is at fault
-            answer = self._receive(_POLL_S)
+        # What is no answer counts as none: the process is at fault either way.
+        with contextlib.suppress(OSError, ValueError, msgspec.DecodeError):
+            answer = self._receive(_POLL_MS / 1000)
         if isinstance(answer, messages.Ready):
             return answer
         if isinstance(answer, messages.Broken):
@@ -122,13 +113,14 @@ class Life:
             places = write_tensors(self._inputs, batch.inputs.items())
         except ValueError as problem:
             raise InvalidInput(f"model `{self._model}`: {problem}") from problem
-        try:
-            order = messages.encode(messages.Run(places, batch.outputs, batch.members, self._inputs_are_new))
-        except OverflowError as problem:
-            raise InvalidInput(f"a request parameter is too large a number for a Python model: {problem}") from problem
+        order = self._order(batch, places)
         try:
             self._connection.send(order, self._inputs.fd if self._inputs_are_new else -1)
-            self._inputs_are_new = False
+        except OSError as problem:
+            died = self._death("before this batch")
+            raise Unavailable(died.message, hint=died.hint, retry_after_s=0.0) from problem
+        self._inputs_are_new = False
+        try:
             answer = self._receive(timeout_s)
         except TimeoutError:
             self.kill()
@@ -138,14 +130,38 @@ class Life:
             ) from None
         except (OSError, ValueError, msgspec.DecodeError) as problem:
             self.kill()
-            raise self._death(f" ({problem})") from problem
+            raise self._death(f"after it answered nonsense ({problem})") from problem
         if not isinstance(answer, messages.Outputs | messages.Replies | messages.Raised):
-            raise self._death()
+            raise self._death("while it ran this batch")
         if answer.keeps_inputs:
-            self._inputs.close()
-            self._inputs = Arena.create()
-            self._inputs_are_new = True
+            self._renew_inputs()
         return answer
+
+    def _order(self, batch: Batch, places: tuple[Place, ...]) -> bytes:
+        try:
+            order = messages.encode(messages.Run(places, batch.outputs, batch.members, self._inputs_are_new))
+        except (OverflowError, ValueError) as problem:
+            raise InvalidInput(
+                f"model `{self._model}`: a request's id or parameter cannot be handed to it: {problem}",
+                hint="numbers have at most 64 bits, and text is Unicode",
+            ) from problem
+        if len(order) > MESSAGE_BYTES_MAX:
+            raise TooLarge(
+                f"model `{self._model}`: ids and parameters of a batch take {len(order)} bytes; "
+                f"allowed: {MESSAGE_BYTES_MAX}"
+            )
+        return order
+
+    def _renew_inputs(self) -> None:
+        """Leaves the inputs' memory to the model, which still looks at it, and takes other."""
+        try:
+            arena = Arena.create()
+        except OSError:  # out of descriptors: without memory it cannot go on
+            self.kill()
+            return
+        self._inputs.close()
+        self._inputs = arena
+        self._inputs_are_new = True
 
     def take(self, places: Sequence[Place]) -> dict[str, Tensor]:
         """Copies tensors out of the worker's arena, which the next batch overwrites. Raises `ValueError`."""
@@ -162,13 +178,13 @@ class Life:
         data = self._connection.receive(timeout_s)
         return None if data is None else messages.decode_answer(data)
 
-    def _death(self, detail: str = "") -> EngineFailed:
+    def _death(self, when: str) -> EngineFailed:
         self.is_over = True
         if not self._ended.wait(EXIT_WAIT_S):  # it hung up, and lives
             self.kill()
             self._ended.wait(EXIT_WAIT_S)
         return EngineFailed(
-            f"model `{self._model}`: its process {self.ending()} while it ran this batch{detail}",
+            f"model `{self._model}`: its process {self.ending()} {when}",
             hint=self.last_words(),
         )
 
@@ -207,6 +223,22 @@ class Life:
         self._connection.close()
         self._inputs.close()
         self._outputs.close()
+
+
+def _spawn(
+    socket_fd: int, inputs_fd: int, outputs_fd: int, log_fd: int, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    fds = (socket_fd, inputs_fd, outputs_fd)
+    return subprocess.Popen(  # noqa: S603 - our own program
+        # -P: a file in the server's working folder must not pass for a library.
+        [sys.executable, "-P", "-m", "farthing.engines.python.worker", *map(str, fds), str(os.getpid())],
+        stdin=subprocess.DEVNULL,
+        stdout=log_fd,
+        stderr=log_fd,
+        pass_fds=fds,
+        env=environment,
+        start_new_session=True,  # Ctrl-C in the server's terminal is for the server
+    )
 
 
 def how_it_ended(status: int) -> str:

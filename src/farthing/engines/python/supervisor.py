@@ -134,6 +134,13 @@ class Supervisor:
         )
 
     def _supervise(self) -> None:
+        try:
+            self._live()
+        finally:
+            if not self._first_load_done.is_set():  # our own mistake must not leave `loaded` waiting
+                self._failed(LoadFailed(f"{self._start.path}: its process could not be looked after; see the log"))
+
+    def _live(self) -> None:
         while not self._is_closing.is_set():
             started_s = self._clock()
             trouble = self._one_life()

@@ -254,7 +254,8 @@ class InferenceResponse:
                 )
         self._tensors = list(output_tensors)
         self._error = error
-        self._parameters: dict[str, Any] = parsed
+        self.parameter_values: dict[str, Any] = parsed
+        """As given: `parameters` has to answer with JSON, as Triton's does."""
 
     def output_tensors(self) -> list[Tensor]:
         return self._tensors
@@ -267,7 +268,7 @@ class InferenceResponse:
 
     def parameters(self) -> str:
         """The response's parameters as a JSON object."""
-        return json.dumps(self._parameters)
+        return json.dumps(self.parameter_values)
 
 
 class Logger:

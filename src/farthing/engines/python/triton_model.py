@@ -89,7 +89,7 @@ class TritonModel:
             outputs = {name: as_tensor(name, tensors[name]) for name in run.outputs if name in tensors}
         except ModelMistake as mistake:
             return MemberResult(error_kind="EngineFailed", error=str(mistake))
-        return MemberResult(outputs, json.loads(response.parameters()))
+        return MemberResult(outputs, response.parameter_values)
 
     def close(self) -> None:
         if callable(finalize := getattr(self._model, "finalize", None)):
