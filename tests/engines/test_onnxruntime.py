@@ -434,21 +434,20 @@ def test_an_idle_model_burns_no_cpu(tmp_path: Path) -> None:
 
 
 def test_execute_adds_little_to_the_session(tmp_path: Path) -> None:
-    """The bound is loose for busy machines: about 0.5 us is added, where checks done twice add 1.1."""
+    """About 0.5 us to 3.3 on a quiet machine; on a busy one both grow, so their ratio is held."""
     mlp: Any = load(tmp_path, tiny_mlp(), threads=1)
     x = np.ones((1, 32), np.float32)
     batch = Batch(inputs={"x": x}, outputs=("y",), members=(Member(rows=1),))
 
-    def least_us(call: Any, *args: Any) -> float:
-        best = float("inf")
-        for _ in range(20):
-            start = time.perf_counter_ns()
-            for _ in range(500):
-                call(*args)
-            best = min(best, (time.perf_counter_ns() - start) / 500e3)
-        return best
+    def took_ns(call: Any, *args: Any) -> int:
+        start = time.perf_counter_ns()
+        for _ in range(300):
+            call(*args)
+        return time.perf_counter_ns() - start
 
-    assert least_us(mlp.execute, batch, 0) - least_us(mlp._run, ["y"], {"x": x}, None) < 2.0
+    rounds = [(took_ns(mlp.execute, batch, 0), took_ns(mlp._run, ("y",), {"x": x}, None)) for _ in range(30)]
+    whole, session = (min(column) for column in zip(*rounds, strict=True))
+    assert whole < 1.5 * session
 
 
 def test_importing_the_engine_does_not_import_onnxruntime() -> None:
