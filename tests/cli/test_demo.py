@@ -22,9 +22,10 @@ START = [sys.executable, "-c", "from farthing.cli.main import main; main()", "de
 
 
 @pytest.mark.samples
+@pytest.mark.timeout(400)
 def test_every_answer_of_every_task_is_right_over_the_wire() -> None:
     done = subprocess.run(
-        [*START, "--json", "--seconds", "0.1"], capture_output=True, text=True, timeout=110, check=False
+        [*START, "--json", "--seconds", "0.1"], capture_output=True, text=True, timeout=380, check=False
     )
     report = json.loads(done.stdout)
     wrong = [

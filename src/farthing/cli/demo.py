@@ -5,6 +5,7 @@ asked and what is right is in `demo_tasks`; pulling is `repository.samples`' wor
 """
 
 import json
+import signal
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ import msgspec
 from farthing.cli.demo_server import serving
 from farthing.cli.demo_tasks import DEFAULT_TASKS, TASKS, Finding, Task, task_named
 from farthing.cli.progress import progress_shown
+from farthing.cli.pull import stop
 from farthing.client import Client
 from farthing.repository.samples import input_folder, sample_paths
 from farthing.types.errors import FarthingError
@@ -62,6 +64,7 @@ def command(names: tuple[str, ...], seconds: float, is_json: bool) -> None:
     answer is right.
     """
     chosen = [name.removeprefix("sample:") for name in names] or list(DEFAULT_TASKS)
+    signal.signal(signal.SIGTERM, stop)  # the server has to go too
     started = time.monotonic()
     tasks = _prepare(chosen)
     click.echo(f"starting a server with {', '.join(chosen)}", err=True)

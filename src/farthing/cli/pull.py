@@ -31,7 +31,7 @@ def command(names: tuple[str, ...], is_list: bool, is_json: bool) -> None:
     if not names:
         raise click.UsageError("name a sample, such as `farthing pull sample:effnet-lite0`, or ask for `--list`")
     samples = list(dict.fromkeys(sample_named(name) for name in names))  # all names right before anything is fetched
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     pulled = _pull_all(samples)
     if is_json:
         click.echo(json.dumps([_as_json(sample, paths) for sample, paths in pulled.items()], indent=2))
@@ -58,8 +58,9 @@ def _pull_all(samples: list[Sample]) -> dict[Sample, list[Path]]:
     return pulled
 
 
-def _stop(signum: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + signum)  # so that what is half-made is removed on the way out
+def stop(signum: int, frame: FrameType | None) -> None:
+    """A signal handler that ends the command as an exception does: what is half-made goes on the way out."""
+    raise SystemExit(128 + signum)
 
 
 def _show_catalogue(is_json: bool) -> None:
@@ -73,7 +74,7 @@ def _show_catalogue(is_json: bool) -> None:
     table.columns[0].no_wrap = True
     table.columns[2].justify = "right"
     for sample in catalogue():
-        size = f"{sample.download_bytes / 1e6:.1f} MB"
+        size = f"{sample.download_bytes / 1e6:.1f} MB" if sample.download_bytes else "none"
         table.add_row(f"sample:{sample.name}", sample.does, size, sample.licence, "yes" if is_cached(sample) else "no")
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -12,7 +12,7 @@ from pathlib import Path
 from farthing.repository.samples import cache, fetch
 from farthing.repository.samples.catalogue import INPUTS, Sample, sample_named
 from farthing.repository.samples.progress import Progress, Step, silent
-from farthing.types.errors import LoadFailed
+from farthing.types.errors import LoadFailed, NotFound
 
 
 def sample_paths(name: str, *, progress: Progress | None = None) -> list[Path]:
@@ -30,7 +30,10 @@ def sample_path(name: str, *, progress: Progress | None = None) -> Path:
 
 def input_folder(name: str, *, progress: Progress | None = None) -> Path:
     """The folder of a set of sample inputs (`catalogue.INPUTS`), pulled if need be."""
-    return pull(next(inputs for inputs in INPUTS if inputs.name == name), progress=progress)[0]
+    for inputs in INPUTS:
+        if inputs.name == name:
+            return pull(inputs, progress=progress)[0]
+    raise NotFound(f"no sample inputs are called `{name}`; there are: {', '.join(inputs.name for inputs in INPUTS)}")
 
 
 def pull(sample: Sample, *, progress: Progress | None = None) -> list[Path]:
