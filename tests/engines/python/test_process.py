@@ -62,7 +62,7 @@ def is_gone(pid: int) -> bool:
         ("print('last words'); ctypes.string_at(0)", r"was killed by signal 11 \(SIGSEGV\)"),
         ("print('last words'); sys.exit(4)", "exited with status 4"),
         ("print('last words'); os._exit(5)", "exited with status 5"),
-        ("print('last words'); os.closerange(3, 100); time.sleep(600)", "was killed by signal 9"),
+        ("print('last words'); os.closerange(3, 100); time.sleep(600)", "was killed by the server"),
     ],
 )
 def test_a_crash_is_answered_and_mended(load_model: Any, run_alone: Any, command: str, ending: str) -> None:
@@ -141,6 +141,8 @@ def test_a_model_that_hangs_is_stopped_after_its_time(load_model: Any, run_alone
     model = load_model(COMMANDED, parameters={"execution_timeout_seconds": "0.2"})
     with pytest.raises(EngineFailed, match=r"model `mine` did not answer within 0\.2 s"):
         run_alone(model, **do("signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); time.sleep(600)"))
+    with pytest.raises(Unavailable, match="its process (was killed by the server|is going)"):
+        run_alone(model, **do("pass"))
     eventually(lambda: model.health() == "")
     assert run_alone(model, **do("pass"))["pid"][0] == model.pids[0]
 

@@ -18,6 +18,7 @@ ADD_SUB = """
         def initialize(self, args):
             self.model_config = json.loads(args["model_config"])
             config = pb_utils.get_output_config_by_name(self.model_config, "SUM")
+            assert self.model_config["max_batch_size"] == 0 and "dynamic_batching" not in self.model_config
             self.sum_dtype = pb_utils.triton_string_to_numpy(config["data_type"])
             pb_utils.Logger.log_warn(f"{args['model_name']} {args['model_version']} {args['model_instance_kind']}")
 
@@ -42,7 +43,8 @@ ADD_SUB = """
 ADD_SUB_CONFIG = {
     "name": "add_sub",
     "backend": "python",
-    "max_batch_size": 0,
+    "max_batch_size": None,
+    "dynamic_batching": None,
     "input": [{"name": n, "data_type": "TYPE_FP32", "dims": [4]} for n in "AB"],
     "output": [{"name": n, "data_type": "TYPE_FP32", "dims": [4]} for n in ("SUM", "DIFFERENCE")],
 }
@@ -119,7 +121,6 @@ def test_add_sub_runs_from_its_configuration(load_model: Any, caplog: pytest.Log
             name="add_sub",
             inputs=(spec("A"), spec("B")),
             outputs=(spec("SUM"), spec("DIFFERENCE")),
-            batch_rows_max=0,
             config=ADD_SUB_CONFIG,
         )
         a, b = np.arange(4, dtype=np.float32), np.full(4, 2, np.float32)

@@ -42,6 +42,7 @@ class Life:
         self._model = start.name
         self._ended = threading.Event()
         self._ending = ""
+        self._is_killed_by_us = False
         self._inputs_are_new = False
         self.is_over = False
         """It has ended, or is about to: it takes no more batches."""
@@ -102,7 +103,8 @@ class Life:
             return
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, signal.SIGKILL)  # what it may have left behind
-        self._ending = how_it_ended(status)
+        ours = self._is_killed_by_us and status == -signal.SIGKILL
+        self._ending = "was killed by the server" if ours else how_it_ended(status)
         self.is_over = True
         self._ended.set()
         self._connection.hang_up()  # wakes a thread that waits for an answer
@@ -189,6 +191,7 @@ class Life:
         )
 
     def ending(self) -> str:
+        """How it ended, to follow "the process"."""
         return self._ending or "is going"
 
     def last_words(self) -> str:
@@ -210,7 +213,9 @@ class Life:
                 self._ended.wait(EXIT_WAIT_S)
 
     def kill(self) -> None:
+        """Ends it now. `wait` tells when it is gone."""
         self.is_over = True
+        self._is_killed_by_us = True
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:

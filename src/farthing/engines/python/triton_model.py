@@ -112,13 +112,10 @@ def _sequence_flags(parameters: Any) -> int:
 
 def _configuration(start: Start) -> dict[str, Any]:
     """The model's configuration with what Triton would always have filled in."""
-    config: dict[str, Any] = json.loads(start.config)
+    config: dict[str, Any] = _without_nulls(json.loads(start.config))
     config["name"] = start.name
-    config.setdefault("backend", "python")
-    if start.batch_rows_max is not None:
-        config["max_batch_size"] = start.batch_rows_max
-    else:
-        config.setdefault("max_batch_size", 0)
+    config["backend"] = config.get("backend") or "python"
+    config["max_batch_size"] = start.batch_rows_max or 0
     skip = 1 if config["max_batch_size"] > 0 else 0
     for kind, specs in (("input", start.inputs), ("output", start.outputs)):
         if not config.get(kind):
@@ -126,6 +123,13 @@ def _configuration(start: Start) -> dict[str, Any]:
                 {"name": s.name, "data_type": _config_type(s.datatype), "dims": list(s.shape[skip:])} for s in specs
             ]
     return config
+
+
+def _without_nulls(value: Any) -> Any:
+    """What was not said is not there: as Triton writes it, and as `in` and `get` in a model's code expect."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(entry) for key, entry in value.items() if entry is not None}
+    return [_without_nulls(entry) for entry in value] if isinstance(value, list) else value
 
 
 def _completed(model_class: type[Any], config: dict[str, Any]) -> dict[str, Any]:

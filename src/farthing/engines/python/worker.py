@@ -161,11 +161,13 @@ def _place(problem: BaseException, start: messages.Start, *, or_file: bool) -> s
 
 def _trace(problem: BaseException, start: messages.Start) -> str:
     """The end of the traceback, without our own frames before the user's."""
+    if isinstance(problem, ModelMistake):
+        return ""  # says all by itself
     told = traceback.TracebackException.from_exception(problem)
     frames = list(told.stack)
-    while frames and not Path(frames[0].filename).is_relative_to(start.folder):
-        del frames[0]
-    told.stack = traceback.StackSummary.from_list(frames)
+    own = [i for i, frame in enumerate(frames) if Path(frame.filename).is_relative_to(start.folder)]
+    if own:
+        told.stack = traceback.StackSummary.from_list(frames[own[0] :])
     return short_text("\n".join("".join(told.format()).splitlines()[-TRACE_LINES:]))
 
 
