@@ -20,7 +20,7 @@ def test_a_count_that_cannot_be_is_refused_before_reading() -> None:
 
 
 def test_a_model_that_puts_other_things_into_bytes_is_named() -> None:
-    for wrong in ("text", 3, None, np.bytes_(b"a")):
+    for wrong in ("text", 3, None, bytearray(b"a")):
         tensor = np.empty(1, object)
         tensor[0] = wrong
         with pytest.raises(EngineFailed, match="`y` is BYTES and the model put a"):

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from farthing.protocols.kserve import (
     WireLimits,
+    decode,
     decode_infer,
     encode_infer,
     parse_header_length,
@@ -120,6 +121,53 @@ def test_almost_right_requests_are_answered_or_refused(request_, tail) -> None:
         for tensor in request.inputs.values():
             assert tensor.flags.c_contiguous
             assert tensor.dtype in NUMPY_DTYPES.values()
+
+
+HEADER = b'{"id":"abc","inputs":[{"name":"x","shape":[1],"datatype":"INT8","parameters":{"binary_data_size":1}}]}'
+PIECES = [
+    b'"',
+    b"\\",
+    b'"id":"z",',
+    b'{"id":"',
+    b'","',
+    b"{",
+    b"}",
+    b"\n",
+    b"\xff",
+    b"\\u0041",
+    b" ",
+    b"1",
+    b'"\\u0069d":"y",',
+    b"",
+]
+changes = st.lists(st.tuples(st.integers(0, len(HEADER)), st.integers(0, 12), st.sampled_from(PIECES)), max_size=2)
+
+
+def outcome(header: bytes) -> tuple[str, str]:
+    try:
+        request = decode_infer(
+            header + b"7", model_name="m", model_version="", header_length=len(header), spec=lambda: SPEC, limits=LIMITS
+        )
+    except (InvalidInput, Unsupported) as error:
+        return "refused", str(error)
+    return request.id, str(request.inputs)
+
+
+@MANY
+@given(requests=st.lists(changes, min_size=1, max_size=4))
+def test_what_is_kept_of_a_header_never_changes_an_answer(requests) -> None:
+    outcome(HEADER)
+    for request in requests:
+        header = HEADER
+        for start, length, piece in request:
+            header = header[:start] + piece + header[start + length :]
+        if not header:
+            continue
+        warm = outcome(header)
+        for memo in (decode._plans, decode._plans_after_id):
+            memo.clear()
+        assert outcome(header) == warm
+        outcome(HEADER)
 
 
 @MANY

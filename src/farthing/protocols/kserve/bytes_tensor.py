@@ -47,7 +47,7 @@ def pack_bytes(tensor: Tensor, name: str) -> bytes:
     parts: list[bytes] = []
     length = _LENGTH.pack
     for value in tensor.reshape(-1).tolist():
-        if type(value) is not bytes:
+        if not isinstance(value, bytes):
             raise not_bytes(name, value)
         parts.append(length(len(value)))
         parts.append(value)
