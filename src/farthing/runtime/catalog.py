@@ -23,6 +23,9 @@ from farthing.types.models import ModelState, ModelStatus
 CLOSE_S_MAX: Final = 10.0
 """How long the closing of a model that has nothing left to do may take before it is left behind."""
 
+VERSION_DIGITS_MAX: Final = 18
+"""Digits of a version in a request: what fits 64 bits."""
+
 log = logging.getLogger(__name__)
 
 
@@ -89,8 +92,11 @@ class Catalog:
             if model.latest is not None:
                 return model.latest
             raise self._no_version(model)
-        if not (version.isascii() and version.isdigit()):
-            raise InvalidInput(f"model version `{version}` is not a whole number", hint="leave it out for the latest")
+        if not (version.isascii() and version.isdigit() and len(version) <= VERSION_DIGITS_MAX):
+            raise InvalidInput(
+                f"model version `{version[:32]}` is not a whole number of at most {VERSION_DIGITS_MAX} digits",
+                hint="leave it out for the latest",
+            )
         one = model.versions.get(int(version))
         if one is None:
             found = ", ".join(map(str, sorted(model.versions))) or "none"

@@ -20,13 +20,14 @@ class Admission:
 
     def take_bytes(self, size: int) -> None:
         """Counts a part of a request body. Raises `Overloaded` when that is more than fits."""
-        self.bytes += size
-        if self.bytes > self._inflight_bytes_max:
+        if self.bytes + size > self._inflight_bytes_max:
             raise Overloaded(
-                f"requests under way hold {self.bytes} bytes, more than the {self._inflight_bytes_max} allowed",
+                f"requests under way hold {self.bytes} bytes, and {size} more would exceed the "
+                f"{self._inflight_bytes_max} allowed",
                 hint="come back after the time in Retry-After, or raise --inflight-bytes-max",
                 retry_after_s=1,
             )
+        self.bytes += size
 
     def give_bytes(self, size: int) -> None:
         """A request is answered, or its client has gone."""

@@ -10,7 +10,6 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from farthing.runtime.runtime import Runtime
 from farthing.server.admission import Admission
 from farthing.server.auth import Door, Keys
 from farthing.server.http1 import Exchange
@@ -37,7 +36,6 @@ class App:
     def __init__(
         self,
         *,
-        runtime: Runtime,
         routes: Routes,
         keys: Keys | None,
         admission: Admission,
@@ -46,7 +44,6 @@ class App:
         begins_trace: Callable[[], bool] = lambda: False,
         has_access_log: bool = False,
     ) -> None:
-        self._runtime = runtime
         self._routes = routes
         self._keys = keys
         self._admission = admission

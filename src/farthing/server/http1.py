@@ -27,6 +27,7 @@ from farthing.types.errors import (
     FarthingError,
     HeadersTooLarge,
     InvalidInput,
+    MethodNotAllowed,
     Overloaded,
     RequestTimeout,
     TooLarge,
@@ -41,12 +42,18 @@ LINGER_S: Final = 2.0
 """How long an errant client may go on sending after we said goodbye, so that it can read why (a closed socket with
 unread bytes sends a reset, and the answer is lost)."""
 LINGER_BYTES_MAX: Final = 16 << 20
+UPGRADES_MAX: Final = 8
+"""Wishes for another protocol that are declined on one connection; clients that have them (curl, Java's) ask once."""
 STATE_CLOSED: Final = 7
 """`TCP_CLOSE` in the first byte of Linux's tcp_info: the peer answered with a reset."""
 GONE_CHECKS_S: Final = (0.005, 0.05, 0.25, 1.0)
 """When to look whether a client that closed its sending side has gone: a reset takes one round trip."""
 
 log = logging.getLogger(__name__)
+
+
+class _NoMoreRequests(Exception):
+    """Ends the parsing of bytes that follow the last request of a connection."""
 
 
 class App(Protocol):
@@ -129,7 +136,14 @@ class Exchange:
             headers = b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
         if error.http_status == HTTPStatus.UNAUTHORIZED:
             headers += b"WWW-Authenticate: Bearer\r\n"
+        if isinstance(error, MethodNotAllowed):
+            headers += b"Allow: " + ", ".join(error.allowed).encode() + b"\r\n"
         self.respond(error.http_status, encode_error(error), headers=headers)
+
+    def replace_body(self, body: bytes) -> None:
+        """Puts the inflated body in the place of the coded one. Raises `Overloaded` when that is more than fits."""
+        self.connection.count_body(self, len(body))
+        self.body = body
 
     def gone(self) -> None:
         """The client left."""
@@ -198,6 +212,10 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._phase = IDLE
         self._deadline_s = 0.0
+        """When the client must have sent what it owes, or is idle for too long; 0 while it owes nothing."""
+        self._write_deadline_s = 0.0
+        """When the client must have read more of its answer; 0 while it keeps up."""
+        self._unsent_bytes = 0
         # the request being read
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
@@ -205,6 +223,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._body: bytes | bytearray = b""
         self._body_bytes = 0
+        self._is_upgrade = False
+        self._upgrades = 0
         # requests being answered
         self._current: Exchange | None = None
         self._pending: deque[Exchange] = deque()
@@ -225,12 +245,14 @@ class Connection(asyncio.Protocol):
         listener.empty.clear()
         self._deadline_s = listener.now_s + self._limits.idle_timeout_s
         if len(listener.connections) > self._limits.connections_max:
+            self._phase = HEAD  # its request is on the way
             self._refuse(
                 Overloaded(
                     f"the server has {self._limits.connections_max} connections open, its limit",
                     hint="reuse connections (keep-alive), or come back later",
                     retry_after_s=1,
-                )
+                ),
+                RejectReason.CONNECTIONS,
             )
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -251,20 +273,22 @@ class Connection(asyncio.Protocol):
         self._has_sent_eof = True
         self._is_last = True
         # An interim answer (RFC 9110, 15.2) draws a reset from a client that has gone; one that still listens
-        # skips it. The reset shows in the socket's state a round trip later.
-        if self._current is not None:
+        # skips it, unless it speaks HTTP/1.0. The reset shows in the socket's state a round trip later.
+        if self._current is not None and self._parser.get_http_version() != "1.0":
             transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
         self._look_for_reset(0)
         return True
 
     def pause_writing(self) -> None:
         self._is_writing_paused = True
-        self._deadline_s = self._listener.now_s + self._limits.write_timeout_s
+        self._expect_reading()
         self._pause_reading()
 
     def resume_writing(self) -> None:
         self._is_writing_paused = False
-        self._deadline_s = 0.0 if self._current else self._listener.now_s + self._limits.idle_timeout_s
+        self._write_deadline_s = 0.0
+        if self._phase == IDLE and self._current is None:
+            self._deadline_s = self._listener.now_s + self._limits.idle_timeout_s
         self._advance()
 
     def data_received(self, data: bytes) -> None:
@@ -276,12 +300,15 @@ class Connection(asyncio.Protocol):
             return
         if self._is_last:
             return
+        headers = self._headers
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._is_last = True  # we stay with HTTP/1.1; the request itself has been taken
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as wrapped:
             cause = wrapped.__context__
+            if isinstance(cause, _NoMoreRequests):
+                return
             if not isinstance(cause, FarthingError):
                 log.error("handling a request failed", exc_info=cause)
                 self.abort()
@@ -292,8 +319,8 @@ class Connection(asyncio.Protocol):
                 InvalidInput(f"this is not HTTP/1.1: {wrong}", hint="check the scheme (http or https) and the port")
             )
         else:
-            if self._phase == HEAD and len(data) > 256:
-                # Inside one enormous header line no callback has run yet.
+            if self._phase == HEAD and self._headers is headers:
+                # No request began in these bytes, and no callback runs inside one enormous header line.
                 self._head_bytes += len(data)
                 if self._head_bytes > 2 * self._limits.head_bytes_max:
                     self._refuse(self._head_error())
@@ -301,6 +328,8 @@ class Connection(asyncio.Protocol):
     # -- httptools -----------------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        if self._is_last:
+            raise _NoMoreRequests
         self._phase = HEAD
         self._deadline_s = self._listener.now_s + self._limits.head_timeout_s
         self._url = b""
@@ -332,6 +361,9 @@ class Connection(asyncio.Protocol):
         length = headers.get(b"content-length")
         if length is not None and int(length) > self._limits.body_bytes_max:
             raise self._body_error(int(length))
+        if b"upgrade" in headers and self._parser.should_upgrade():
+            self._is_upgrade = True
+            return
         if b"expect" in headers and headers[b"expect"].lower() == b"100-continue" and self._transport is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
@@ -348,6 +380,8 @@ class Connection(asyncio.Protocol):
             self._body += body
 
     def on_message_complete(self) -> None:
+        if self._is_upgrade:
+            return
         self._phase = IDLE
         self._deadline_s = 0.0
         parser = self._parser
@@ -371,6 +405,11 @@ class Connection(asyncio.Protocol):
             self._pending.append(exchange)
             if len(self._pending) >= self._limits.pipeline_max:
                 self._pause_reading()
+
+    def count_body(self, exchange: Exchange, size: int) -> None:
+        """Counts more bytes that a request holds until it is answered; called by `Exchange.replace_body` alone."""
+        self._admission.take_bytes(size)
+        exchange.body_bytes += size
 
     # -- answers -------------------------------------------------------------------------------------------------
 
@@ -420,7 +459,8 @@ class Connection(asyncio.Protocol):
         if not keep_alive or (self._has_sent_eof and not self._pending):
             self._finish()
             return
-        self._deadline_s = self._listener.now_s + self._limits.idle_timeout_s
+        if self._phase == IDLE:
+            self._deadline_s = self._listener.now_s + self._limits.idle_timeout_s
         self._advance()
 
     def _start(self, exchange: Exchange) -> None:
@@ -451,22 +491,32 @@ class Connection(asyncio.Protocol):
             self._is_reading_paused = False
             if self._transport is not None and not self._has_sent_eof:
                 self._transport.resume_reading()
+                if self._phase in (HEAD, BODY):  # it could not send on while we did not read
+                    limits = self._limits
+                    self._deadline_s = self._listener.now_s + (
+                        limits.head_timeout_s if self._phase == HEAD else limits.body_timeout_s
+                    )
 
     # -- ends ----------------------------------------------------------------------------------------------------
 
     def check_time(self, now_s: float) -> None:
         """Ends the connection if the client is out of time."""
+        if self._write_deadline_s and now_s >= self._write_deadline_s and not self._has_read_more():
+            self._counters.rejected[RejectReason.SLOW] += 1
+            self.abort()
+            return
         limits = self._limits
         deadline_s = self._deadline_s
+        if not deadline_s or self._is_reading_paused:
+            return
         if self._phase == BODY:
             deadline_s += self._body_bytes / limits.body_bytes_per_s_min
-        if not deadline_s or now_s < deadline_s:
+        if now_s < deadline_s:
             return
-        if self._is_writing_paused or self._phase == LINGERING:
+        if self._phase == LINGERING:
             self.abort()
         elif self._phase == IDLE:
-            if self._current is None and self._transport is not None:
-                self._transport.close()
+            self.end_if_idle()
         else:
             part, limit = ("headers", limits.head_timeout_s) if self._phase == HEAD else ("body", limits.body_timeout_s)
             self._refuse(
@@ -480,18 +530,20 @@ class Connection(asyncio.Protocol):
 
     def end_if_idle(self) -> None:
         """Ends the connection unless a request is under way or arriving."""
-        if self._current is None and self._phase == IDLE and self._transport is not None:
-            self._transport.close()
+        if self._current is None and self._phase == IDLE:
+            self._close()
 
     def abort(self) -> None:
         """Ends the connection without a word."""
         if self._transport is not None:
             self._transport.abort()
 
-    def _refuse(self, error: FarthingError) -> None:
+    def _refuse(self, error: FarthingError, reason: RejectReason | None = None) -> None:
         """Answers what is not (yet) a request, after everything before it, and ends the connection."""
+        if self._is_last:
+            return  # what follows the last request is of no interest
         self._is_last = True
-        self._counters.rejected[_reject_reason(error)] += 1
+        self._counters.rejected[reason or _reject_reason(error)] += 1
         exchange = Exchange(self, b"GET", b"", {})
         exchange.keep_alive = False
         exchange.refusal = error
@@ -501,14 +553,16 @@ class Connection(asyncio.Protocol):
             self._pending.append(exchange)  # requests before the broken one still get their answers
 
     def _finish(self) -> None:
-        """Says goodbye: closes once the answer is written, and reads on for a while if the client still sends."""
+        """Says goodbye: closes once the answer is written, and reads on for a while if the client may still send."""
         transport = self._transport
+        self._is_last = True
         self._forget_requests()
         if transport is None:
             return
-        is_client_sending = self._phase in (HEAD, BODY)
+        # A client that asked to keep the connection, and hears from us that it ends, may have sent the next request.
+        is_client_sending = self._phase in (HEAD, BODY) or self._listener.is_draining
         if not is_client_sending or not transport.can_write_eof() or self._has_sent_eof:
-            transport.close()
+            self._close()
             return
         self._phase = LINGERING
         self._head_bytes = 0
@@ -517,6 +571,52 @@ class Connection(asyncio.Protocol):
         if self._is_reading_paused:
             self._is_reading_paused = False
             transport.resume_reading()
+
+    def _close(self) -> None:
+        """Ends the connection once what was written is sent, or the client has not read it for too long."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._expect_reading()
+            self._transport.close()
+
+    def _expect_reading(self) -> None:
+        if self._transport is not None:
+            self._unsent_bytes = self._transport.get_write_buffer_size()
+            self._write_deadline_s = self._listener.now_s + self._limits.write_timeout_s
+
+    def _has_read_more(self) -> bool:
+        """Whether the client read at a bearable pace since the last look; then it has as long again."""
+        before, limits = self._unsent_bytes, self._limits
+        self._expect_reading()
+        return before - self._unsent_bytes >= limits.body_bytes_per_s_min * limits.write_timeout_s
+
+    def _decline_upgrade(self, rest: bytes) -> None:
+        """Stays with HTTP/1.1 (RFC 9110, 7.8): the request is read again without its wish, then what follows it."""
+        parser = self._parser
+        if not self._is_upgrade:  # CONNECT: answered like any unknown path; what follows is not HTTP
+            if self._pending:
+                self._pending[-1].keep_alive = False
+                self._is_last = True
+            else:
+                self._finish()
+            return
+        self._is_upgrade = False
+        self._upgrades += 1
+        if self._upgrades > UPGRADES_MAX:
+            self._refuse(InvalidInput("this server speaks HTTP/1.1 only", hint="leave out the Upgrade header"))
+            return
+        lines = [b"%s %s HTTP/%s" % (parser.get_method(), self._url, parser.get_http_version().encode())]
+        for name, value in self._headers.items():
+            if name == b"connection":
+                tokens = [token.strip() for token in value.lower().split(b",")]
+                value = b", ".join(token for token in tokens if token in (b"close", b"keep-alive"))  # noqa: PLW2901
+            if name != b"upgrade" and value:
+                lines.append(name + b": " + value)
+        head = b"\r\n".join([*lines, b"", b""])
+        self._parser = httptools.HttpRequestParser(self)
+        self._counters.bytes_received -= len(head) + len(rest)
+        self.data_received(head)
+        if rest:
+            self.data_received(rest)
 
     def _forget_requests(self) -> None:
         taken = self._body_bytes  # of a request that never became one

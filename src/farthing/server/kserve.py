@@ -35,7 +35,14 @@ from farthing.server.auth import Door
 from farthing.server.http1 import JSON, Exchange
 from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
-from farthing.types.errors import FarthingError, Forbidden, InvalidInput, Unsupported
+from farthing.types.errors import (
+    FarthingError,
+    Forbidden,
+    InvalidInput,
+    Unavailable,
+    Unsupported,
+    not_ready_error,
+)
 from farthing.types.requests import InferRequest, InferResponse
 
 EXTENSIONS: Final = (
@@ -55,13 +62,16 @@ INLINE_CODING_BYTES_MAX: Final = 32 * 1024
 
 TIMEOUT_HEADER: Final = b"x-envoy-expected-rq-timeout-ms"
 """How long the proxy in front will wait for the whole answer, milliseconds (Envoy sets it by itself)."""
+TIMEOUT_DIGITS_MAX: Final = 12
+"""31 years."""
 
 
 class KServe:
     """The handlers of one server."""
 
-    def __init__(self, runtime: Runtime, body_bytes_max: int) -> None:
+    def __init__(self, runtime: Runtime, body_bytes_max: int, *, not_ready_status: int) -> None:
         self._runtime = runtime
+        self._not_ready = not_ready_error(not_ready_status)
         self._limits = WireLimits(body_bytes_max=body_bytes_max)
         self._server_metadata = encode_json(server_metadata("farthing", __version__, EXTENSIONS))
 
@@ -161,11 +171,13 @@ class KServe:
         if encoding != "identity":
             args = (exchange.body, encoding, self._limits.body_bytes_max)
             is_small = exchange.body_bytes <= INLINE_CODING_BYTES_MAX
-            exchange.body = (
+            body = (
                 inflate(*args) if is_small else await asyncio.get_running_loop().run_in_executor(None, inflate, *args)
             )
-        if not exchange.is_done:  # else the client left meanwhile
-            self._infer(exchange, model, version)
+            if exchange.is_done:
+                return  # the client left meanwhile
+            exchange.replace_body(body)
+        self._infer(exchange, model, version)
 
     def _respond_coded(self, exchange: Exchange, body: bytes | list[Any], content_type: bytes, headers: bytes) -> None:
         size = len(body) if isinstance(body, bytes) else sum(memoryview(part).nbytes for part in body)
@@ -204,10 +216,13 @@ class KServe:
 
     def model_ready(self, exchange: Exchange, model: str, version: str = "") -> None:
         """`GET /v2/models/{m}[/versions/{v}]/ready`."""
-        served = self._runtime.resolve(model, version)
+        try:
+            served = self._runtime.resolve(model, version)
+        except Unavailable as error:
+            raise self._not_ready(error.message, hint=error.hint, retry_after_s=error.retry_after_s) from None
         trouble = served.executable.health()
         if trouble:
-            raise InvalidInput(f"Model version not ready: {trouble}")
+            raise self._not_ready(f"Model version not ready: {trouble}")
         exchange.respond(200, encode_json(model_ready_json(served.spec.name)))
 
     def config(self, exchange: Exchange, model: str, version: str = "") -> None:
@@ -251,9 +266,10 @@ class KServe:
 
 
 def _shorten_timeout(request: InferRequest, said: bytes) -> None:
-    try:
-        timeout_us = int(said) * 1000
-    except ValueError:
-        raise InvalidInput(f"{TIMEOUT_HEADER.decode()}: `{said[:32]!r}` is not a number of milliseconds") from None
+    if not said.isdigit() or len(said) > TIMEOUT_DIGITS_MAX:
+        raise InvalidInput(
+            f"{TIMEOUT_HEADER.decode()}: `{said[:32].decode('latin-1')}` is not a number of milliseconds"
+        )
+    timeout_us = int(said) * 1000
     if timeout_us > 0 and (not request.timeout_us or timeout_us < request.timeout_us):
         request.timeout_us = timeout_us

@@ -11,13 +11,7 @@ from farthing.server.http1 import Exchange
 from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.telemetry.metrics import CONTENT_TYPE, Metrics, render
-from farthing.types.errors import FarthingError, Unavailable
-
-
-class _NotReady(Unavailable):
-    """400 for those who need Triton's own status."""
-
-    http_status = 400
+from farthing.types.errors import not_ready_error
 
 
 class Operations:
@@ -26,7 +20,7 @@ class Operations:
     def __init__(self, runtime: Runtime, metrics: Metrics, *, not_ready_status: int) -> None:
         self._runtime = runtime
         self._metrics = metrics
-        self._not_ready: type[FarthingError] = _NotReady if not_ready_status == 400 else Unavailable
+        self._not_ready = not_ready_error(not_ready_status)
         self._openapi = b""
 
     def routes(self) -> list[Route]:
@@ -35,9 +29,13 @@ class Operations:
         return [
             Route(get, "/v2/health/live", self.live, Door.OPEN, RouteClass.HEALTH),
             Route(get, "/v2/health/ready", self.ready, Door.OPEN, RouteClass.HEALTH),
-            Route(get, "/metrics", self.metrics, Door.INFERENCE, RouteClass.METRICS),
             Route(get, "/openapi.json", self.openapi, Door.OPEN, RouteClass.METADATA),
+            *self.metrics_routes(),
         ]
+
+    def metrics_routes(self) -> list[Route]:
+        """All that a port for metrics alone has."""
+        return [Route(b"GET", "/metrics", self.metrics, Door.INFERENCE, RouteClass.METRICS)]
 
     def live(self, exchange: Exchange) -> None:
         """`GET /v2/health/live`: is there progress? A batch that hangs in its engine turns this red."""

@@ -16,6 +16,9 @@ from farthing.types.errors import InvalidInput, MethodNotAllowed, NotFound
 REMEMBERED_MAX: Final = 4096
 """Paths whose match is remembered; clients choose paths, so there is an end to it."""
 
+REMEMBERED_BYTES_MAX: Final = 256
+"""Longer paths are matched anew each time; model names are short."""
+
 Handler = Callable[..., Any]
 
 
@@ -46,9 +49,10 @@ class Routes:
         found = self._remembered.get((method, path))
         if found is None:
             found = self._match(method, path)
-            if len(self._remembered) >= REMEMBERED_MAX:
-                self._remembered.clear()
-            self._remembered[(method, path)] = found
+            if len(path) <= REMEMBERED_BYTES_MAX:
+                if len(self._remembered) >= REMEMBERED_MAX:
+                    self._remembered.clear()
+                self._remembered[(method, path)] = found
         return found
 
     def _match(self, method: bytes, path: bytes) -> Match:
@@ -60,13 +64,17 @@ class Routes:
                 continue
             if route.method == method or (method == b"HEAD" and route.method == b"GET"):
                 return Match(route, args)
-            allowed.append(route.method.decode())
+            allowed += ["GET", "HEAD"] if route.method == b"GET" else [route.method.decode()]
         if allowed:
-            raise MethodNotAllowed("Method Not Allowed", hint=f"allowed here: {', '.join(sorted(set(allowed)))}")
+            methods = tuple(sorted(set(allowed)))
+            raise MethodNotAllowed("Method Not Allowed", hint=f"allowed here: {', '.join(methods)}", allowed=methods)
         raise NotFound("Not Found", hint="GET /openapi.json lists every path")
 
 
 def _segments(path: bytes) -> list[str]:
+    if not path.startswith(b"/") and b"://" in path:
+        # The absolute form, http://host/path, as clients send it through proxies (RFC 9112, 3.2.2).
+        path = path.partition(b"://")[2].partition(b"/")[2]
     try:
         return [unquote_to_bytes(segment).decode() for segment in path.strip(b"/").split(b"/")]
     except UnicodeDecodeError:

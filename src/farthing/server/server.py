@@ -10,7 +10,7 @@ import gc
 import logging
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from farthing import __version__
 from farthing.config.server import Address, ServerConfig
@@ -22,7 +22,7 @@ from farthing.server.auth import Keys
 from farthing.server.http1 import Listener
 from farthing.server.kserve import KServe
 from farthing.server.operations import Operations
-from farthing.server.routes import Routes
+from farthing.server.routes import Route, Routes
 from farthing.server.tls import tls_context
 from farthing.telemetry.counters import HttpCounters
 from farthing.telemetry.looplag import LoopLag
@@ -69,32 +69,38 @@ class Server:
         )
         admission = Admission(config.admission)
         operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
-        kserve = KServe(self.runtime, config.limits.body_bytes_max)
+        kserve = KServe(self.runtime, config.limits.body_bytes_max, not_ready_status=config.not_ready_status)
         keys = Keys.read(config.keys) if config.keys is not None else None
-        app = App(
-            runtime=self.runtime,
-            routes=Routes(operations.routes() + kserve.routes()),
-            keys=keys,
-            admission=admission,
-            counters=self._counters,
-            spans=spans,
-            begins_trace=begins_trace,
-            has_access_log=config.access_log,
-        )
+
+        def listener(routes: list[Route]) -> Listener:
+            app = App(
+                routes=Routes(routes),
+                keys=keys,
+                admission=admission,
+                counters=self._counters,
+                spans=spans,
+                begins_trace=begins_trace,
+                has_access_log=config.access_log,
+            )
+            return Listener(app, config.limits, admission, self._counters)
+
         self._tls = tls_context(config.tls) if config.tls is not None else None
-        self._listener = Listener(app, config.limits, admission, self._counters)
+        self._listener = listener(operations.routes() + kserve.routes())
+        self._metrics_listener = listener(operations.metrics_routes())
         self._sockets: list[asyncio.Server] = []
         self._sweeper: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self.http: Address | None = None
         """Where it listens, once it does."""
+        self.metrics: Address | None = None
+        """Where `/metrics` is alone, if it was asked for."""
 
     async def listen(self) -> None:
         """Opens the port; `http` then says which. Raises `CannotListen`."""
         loop = asyncio.get_running_loop()
         self.http = await self._open(self._config.http, self._listener, is_tls=True)
         if self._config.metrics is not None:
-            await self._open(self._config.metrics, self._listener, is_tls=False)
+            self.metrics = await self._open(self._config.metrics, self._metrics_listener, is_tls=False)
         self._lag.start(loop)
         self._sweep(loop)
 
@@ -122,29 +128,33 @@ class Server:
         except TimeoutError:
             log.warning("not every request could be answered within %g s", self._config.exit_timeout_s)
         is_clean = not any(connection.is_busy for connection in self._listener.connections)
-        self._listener.abort()
+        self._abort()
         return is_clean
 
     async def close(self) -> None:
         """Unloads the models and lets go of everything."""
         for server in self._sockets:
             server.close()
-        self._listener.abort()
+        self._abort()
         self._lag.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
         await self.runtime.close()
 
+    def _abort(self) -> None:
+        self._listener.abort()
+        self._metrics_listener.abort()
+
     async def _open(self, address: Address, listener: Listener, *, is_tls: bool) -> Address:
         loop = asyncio.get_running_loop()
+        tls: dict[str, Any] = {}
+        if is_tls and self._tls is not None:
+            # A client that says nothing, or no goodbye, is held no longer than one that sends half a request.
+            seconds = self._config.limits.head_timeout_s
+            tls = {"ssl": self._tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
         try:
             server = await loop.create_server(
-                listener,
-                address.host,
-                address.port,
-                ssl=self._tls if is_tls else None,
-                backlog=BACKLOG,
-                reuse_address=True,
+                listener, address.host, address.port, backlog=BACKLOG, reuse_address=True, **tls
             )
         except OSError as error:
             raise CannotListen(
@@ -159,4 +169,5 @@ class Server:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._listener.sweep()
+        self._metrics_listener.sweep()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)

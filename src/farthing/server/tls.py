@@ -17,12 +17,17 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
                 f"{path}: no such file", hint="give PEM files to --tls-cert, --tls-key and --tls-client-ca"
             )
     try:
-        context.load_cert_chain(tls.certificate, tls.key)
+        context.load_cert_chain(tls.certificate, tls.key, password=_refuse_password)
         if tls.client_ca is not None:
             context.load_verify_locations(tls.client_ca)
             context.verify_mode = ssl.CERT_REQUIRED
-    except ssl.SSLError as error:
+    except OSError as error:  # ssl.SSLError is one, and so is a file that may not be read
         raise LoadFailed(
             f"{tls.certificate}, {tls.key}: {error}", hint="both must be PEM, and belong together"
         ) from None
     return context
+
+
+def _refuse_password() -> str:
+    """Without this, OpenSSL would ask for it on the terminal and wait."""
+    raise LoadFailed("the TLS key is encrypted", hint="openssl pkey -in KEY -out PLAIN removes the password")

@@ -74,10 +74,14 @@ class NotFound(FarthingError):
 
 
 class MethodNotAllowed(FarthingError):
-    """The path exists, the HTTP method does not."""
+    """The path exists, the HTTP method does not; `allowed` are those that do."""
 
     http_status = 405
     grpc_status = GRPC_UNIMPLEMENTED
+
+    def __init__(self, message: str, *, hint: str = "", allowed: tuple[str, ...] = ()) -> None:
+        super().__init__(message, hint=hint)
+        self.allowed = allowed
 
 
 class RequestTimeout(FarthingError):
@@ -127,6 +131,17 @@ class Unavailable(FarthingError):
 
     http_status = 503
     grpc_status = GRPC_UNAVAILABLE
+
+
+class NotReady(Unavailable):
+    """As Triton's health endpoints say it, for those who need its status."""
+
+    http_status = 400
+
+
+def not_ready_error(http_status: int) -> type[Unavailable]:
+    """What health endpoints raise when the answer is no; load balancers expect 503, Triton's tests 400."""
+    return NotReady if http_status == NotReady.http_status else Unavailable
 
 
 class Overloaded(Unavailable):
