@@ -63,7 +63,7 @@ def command(names: tuple[str, ...], seconds: float, is_json: bool) -> None:
     requests/s is what four clients get together, on this machine, beside the server. Exit status 0 only if every
     answer is right.
     """
-    chosen = [name.removeprefix("sample:") for name in names] or list(DEFAULT_TASKS)
+    chosen = list(dict.fromkeys(name.removeprefix("sample:") for name in names)) or list(DEFAULT_TASKS)
     signal.signal(signal.SIGTERM, stop)  # the server has to go too
     started = time.monotonic()
     tasks = _prepare(chosen)

@@ -93,6 +93,8 @@ class Connections:
 
 
 def _is_readable(connection: http.client.HTTPConnection) -> bool:
+    if not hasattr(select, "poll"):  # Windows
+        return bool(select.select([connection.sock], [], [], 0)[0])
     poll = select.poll()
     poll.register(connection.sock, select.POLLIN)
     return bool(poll.poll(0))
