@@ -141,7 +141,7 @@ def test_a_model_that_hangs_is_stopped_after_its_time(load_model: Any, run_alone
     model = load_model(COMMANDED, parameters={"execution_timeout_seconds": "0.2"})
     with pytest.raises(EngineFailed, match=r"model `mine` did not answer within 0\.2 s"):
         run_alone(model, **do("signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals()); time.sleep(600)"))
-    with pytest.raises(Unavailable, match="its process (was killed by the server|is going)"):
+    with pytest.raises(Unavailable, match=r"its process (was killed by the server|is going)"):
         run_alone(model, **do("pass"))
     eventually(lambda: model.health() == "")
     assert run_alone(model, **do("pass"))["pid"][0] == model.pids[0]
@@ -284,13 +284,14 @@ def test_a_process_that_dies_just_after_its_answer_costs_no_answer(load_model: A
         eventually(lambda: model.health() == "")
         pid = model.pids[0]
         assert run_alone(model, **do("pass"))["pid"][0] == pid
-        run_alone(model, **do(f"import threading; threading.Timer({delay_s} + 0.005, os._exit, (1,)).start()"))
+        command = f"import threading; threading.Timer({delay_s} + 0.005, os._exit, (1,)).start()"
         failure = None
         while failure is None:
             try:
-                assert run_alone(model, **do("pass"))["pid"][0] == pid
+                assert run_alone(model, **do(command))["pid"][0] == pid
             except (EngineFailed, Unavailable) as problem:
                 failure = problem
+            command = "pass"
         assert "exited with status 1" in failure.message
 
 

@@ -215,7 +215,7 @@ class Life:
     def kill(self) -> None:
         """Ends it now. `wait` tells when it is gone."""
         self.is_over = True
-        self._is_killed_by_us = True
+        self._is_killed_by_us = self._process.returncode is None  # else it was quicker
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
