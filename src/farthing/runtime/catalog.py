@@ -26,6 +26,12 @@ CLOSE_S_MAX: Final = 10.0
 VERSION_DIGITS_MAX: Final = 18
 """Digits of a version in a request: what fits 64 bits."""
 
+RESOLVED_MAX: Final = 4096
+"""Names and versions whose look-up is remembered."""
+
+VERSION_DIGITS_MAX: Final = 19
+"""As many as a 64-bit number has."""
+
 log = logging.getLogger(__name__)
 
 
@@ -78,7 +84,8 @@ class Catalog:
         served = self._resolved.get((name, version))
         if served is None:
             served = self._resolve(name, version)
-            self._resolved[(name, version)] = served
+            if len(self._resolved) < RESOLVED_MAX:  # "1", "01", "001": clients choose how they write a number
+                self._resolved[(name, version)] = served
         return served
 
     def _resolve(self, name: str, version: str) -> ServedVersion:
