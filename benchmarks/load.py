@@ -24,6 +24,10 @@ class ToolMissing(Exception):
     """A program that this benchmark needs is not installed."""
 
 
+class LoadFailed(Exception):
+    """The load generator itself failed; the message ends with what it said."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
     """What the clients saw."""
@@ -71,7 +75,7 @@ def run(port: int, request: Request, *, connections: int, seconds: float, core: 
     wall_s = time.monotonic() - started
     line = next((line for line in output.splitlines() if line.startswith("LOAD ")), None)
     if wrk.returncode or line is None:
-        raise RuntimeError(f"wrk exited {wrk.returncode}:\n{output[-2000:]}")
+        raise LoadFailed(f"wrk exited {wrk.returncode}:\n{output[-2000:]}")
     figures = json.loads(line.removeprefix("LOAD "))
     cpu_s = usage.ru_utime + usage.ru_stime
     return Load(

@@ -163,10 +163,10 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"round {round_}: {model.name} on {peer.name}", file=sys.stderr, flush=True)
                 try:
                     run.cells += measure_server(peer, model, best, options, round_)
-                except ServerFailed as failed:
+                except (ServerFailed, load.LoadFailed) as failed:
                     print(f"  FAILED {failed}", file=sys.stderr, flush=True)
                     run.failures.append(f"round {round_}, {model.name}: {str(failed).partition(chr(10))[0]}")
-        options.out.write_text(json.dumps(asdict(run), indent=1) + "\n")
+            options.out.write_text(json.dumps(asdict(run), indent=1) + "\n")
     print(report.markdown(run))
     print("\n#### targets\n")
     print(*targets.lines(run.cells), sep="\n")
