@@ -29,8 +29,6 @@ VERSION_DIGITS_MAX: Final = 18
 RESOLVED_MAX: Final = 4096
 """Names and versions whose look-up is remembered."""
 
-VERSION_DIGITS_MAX: Final = 19
-"""As many as a 64-bit number has."""
 
 log = logging.getLogger(__name__)
 
