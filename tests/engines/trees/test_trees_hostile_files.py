@@ -104,6 +104,13 @@ def test_any_bytes_give_load_failed(tmp_path: Path, content: bytes, head: bytes)
         assert attempt(tmp_path / f"model{suffix}", head + content) is not None
 
 
+def test_text_that_is_no_utf8_is_refused_or_does_not_matter(tmp_path: Path) -> None:
+    content = (DATA / "xgboost_binary.json").read_bytes().replace(b'"name":"gbtree"', b'"name":"\x80btree"')
+    error = attempt(tmp_path / "model.json", content)
+    assert error is not None
+    assert "utf-8" in error.message
+
+
 def test_a_child_that_is_its_own_ancestor_is_refused(tmp_path: Path) -> None:
     text = (DATA / "lightgbm_zero_as_missing.txt").read_text()
     line = next(line for line in text.splitlines() if line.startswith("left_child="))

@@ -37,7 +37,7 @@ class Trees:
 
     def recognises(self, path: Path) -> bool:
         """Whether the first bytes are those of a format named in `_format_of`."""
-        if path.suffix not in self.suffixes:
+        if path.suffix not in self.suffixes or not path.is_file():
             return False
         try:
             with path.open("rb") as file:
@@ -53,6 +53,8 @@ class Trees:
         path = source.path
         try:
             size = path.stat().st_size
+            if not path.is_file():  # a pipe would be waited for
+                raise BadModel("not a plain file")
             if size > MODEL_BYTES_MAX:
                 raise BadModel(f"{size} bytes; {MODEL_BYTES_MAX} are allowed")
             raw = path.read_bytes()
@@ -60,7 +62,7 @@ class Trees:
             forest = _parse(raw, model_format)
             del raw
             return ForestExecutable(forest, interface_of(forest, source), model_format, source)
-        except BadModel as error:
+        except (BadModel, UnicodeDecodeError) as error:
             reason, hint = str(error), "check that the file is whole and was written by the library's own `save_model`"
         except msgspec.MsgspecError as error:
             reason, hint = str(error), "save the model again with its training library"
@@ -116,5 +118,5 @@ def _decode(raw: bytes, document: type[_Document]) -> _Document:
             raise
         try:
             return msgspec.convert(json.loads(raw), document)
-        except (ValueError, UnicodeDecodeError) as error:
+        except ValueError as error:
             raise BadModel(str(error)[:200]) from error

@@ -14,7 +14,7 @@ import numpy as np
 from farthing.types.tensors import Tensor
 
 Transform = Callable[[Tensor], Tensor]
-"""Takes (rows, targets), which it may overwrite; returns (rows, outputs)."""
+"""Takes (rows, targets) and leaves it as it is; returns (rows, outputs)."""
 
 
 class LinkKind(Enum):
@@ -44,31 +44,36 @@ class Link:
 def _exp(sums: Tensor) -> Tensor:
     """The exponential of float32 is taken in float64 and rounded, as the C library's `expf` does."""
     if sums.dtype == np.float64:
-        return np.exp(sums, out=sums)
-    with np.errstate(over="ignore"):
-        result: Tensor = np.exp(sums, dtype=np.float64).astype(np.float32)
+        return np.exp(sums)
+    result: Tensor = np.exp(sums, dtype=np.float64).astype(np.float32)
     return result
+
+
+def _exp_of_any_size(sums: Tensor) -> Tensor:
+    with np.errstate(over="ignore"):  # infinite is the right answer
+        return _exp(sums)
 
 
 def _sigmoid(scale: float) -> Transform:
     def sigmoid(sums: Tensor) -> Tensor:
-        np.multiply(sums, -scale, out=sums)
-        if sums.dtype == np.float32:
-            np.minimum(sums, np.float32(88.7), out=sums)  # XGBoost's own guard against overflow
-        exponentials = _exp(sums)
-        np.add(exponentials, 1, out=exponentials)
-        return np.divide(1, exponentials, out=exponentials)
+        exponents = sums * -scale
+        if exponents.dtype == np.float32:
+            exponents = np.minimum(exponents, _EXPONENT_MAX)
+        return 1.0 / (_exp(exponents) + 1.0)
 
     return sigmoid
 
 
+_EXPONENT_MAX: Final = np.float32(88.7)
+"""XGBoost's own guard against overflow."""
+
+
 def _softmax(sums: Tensor) -> Tensor:
-    sums -= sums.max(axis=1, keepdims=True)
-    exponentials = _exp(sums)
+    exponentials = _exp(sums - sums.max(axis=1, keepdims=True))
     # One class after the other, in float64: `sum` would add in pairs, and the libraries do not.
     total = np.add.accumulate(exponentials, axis=1, dtype=np.float64)[:, -1:].astype(sums.dtype)
-    exponentials /= total
-    return exponentials
+    result: Tensor = exponentials / total
+    return result
 
 
 def _signed_square(sums: Tensor) -> Tensor:
@@ -86,7 +91,7 @@ def _positive(sums: Tensor) -> Tensor:
 
 
 def _log1p_exp(sums: Tensor) -> Tensor:
-    return np.log1p(_exp(sums))
+    return np.log1p(_exp_of_any_size(sums))
 
 
 def transform_of(link: Link, *, as_classes: bool = False) -> Transform | None:
@@ -105,7 +110,7 @@ _TRANSFORMS: Final[dict[LinkKind, Transform | None]] = {
     LinkKind.IDENTITY: None,
     LinkKind.SOFTMAX: _softmax,
     LinkKind.SOFTMAX_ARGMAX: _argmax,
-    LinkKind.EXP: _exp,
+    LinkKind.EXP: _exp_of_any_size,
     LinkKind.LOG1P_EXP: _log1p_exp,
     LinkKind.SIGNED_SQUARE: _signed_square,
     LinkKind.POSITIVE: _positive,
