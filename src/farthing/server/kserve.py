@@ -14,6 +14,7 @@ from farthing import __version__
 from farthing.config.model import config_json, parse_model_config
 from farthing.protocols.compression import ENCODINGS_ACCEPTED, deflate, inflate, request_encoding, response_encoding
 from farthing.protocols.kserve import (
+    LoadRequest,
     WireLimits,
     check_outputs,
     decode_infer,
@@ -242,16 +243,7 @@ class KServe:
 
     async def load(self, exchange: Exchange, model: str) -> None:
         """`POST /v2/repository/models/{m}/load`."""
-        asked = parse_load_request(exchange.body)
-        if asked.files:
-            raise Forbidden(
-                "load with `file:` entries is closed: whoever may write a model's files may run code here",
-                hint="put the files into the repository",
-            )
-        config = None
-        if asked.config:
-            config = parse_model_config(msgspec.json.decode(asked.config), source="parameters.config")
-        await self._runtime.load(model, config)
+        await load_as_asked(self._runtime, model, parse_load_request(exchange.body))
         exchange.respond(200)
 
     async def unload(self, exchange: Exchange, model: str) -> None:
@@ -263,6 +255,19 @@ class KServe:
     def named_repository(self, exchange: Exchange, repository: str, model: str = "") -> None:
         """`/v2/repository/{r}/...`: there is one repository, and it has no name."""
         raise Unsupported("naming a repository is not supported", hint="leave the repository's name out of the path")
+
+
+async def load_as_asked(runtime: Runtime, model: str, asked: LoadRequest) -> None:
+    """Loads a model the way a client asked for it. Raises `Forbidden` for files, else as `Runtime.load` does."""
+    if asked.files:
+        raise Forbidden(
+            "load with `file:` entries is closed: whoever may write a model's files may run code here",
+            hint="put the files into the repository",
+        )
+    config = None
+    if asked.config:
+        config = parse_model_config(msgspec.json.decode(asked.config), source="parameters.config")
+    await runtime.load(model, config)
 
 
 def _shorten_timeout(request: InferRequest, said: bytes) -> None:

@@ -24,9 +24,11 @@ from farthing.protocols.kserve.repository_requests import (
     IndexRequest,
     LoadRequest,
     UnloadRequest,
+    load_request,
     parse_index_request,
     parse_load_request,
     parse_unload_request,
+    unload_request,
 )
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "encode_json",
     "index_json",
     "live_json",
+    "load_request",
     "model_metadata",
     "model_ready_json",
     "openapi_document",
@@ -51,4 +54,5 @@ __all__ = [
     "ready_json",
     "server_metadata",
     "statistics_json",
+    "unload_request",
 ]

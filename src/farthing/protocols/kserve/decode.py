@@ -139,7 +139,7 @@ def _read(text: bytes | memoryview, limits: WireLimits) -> _Plan:
             raise _sources(item.name, f"inputs[{index}]")
         json_inputs[item.name] = tensor_from_json(item.data, item.datatype, item.shape, elements, index)
     if len(items) > 1:
-        _check_names([item.name for item in items], "input")
+        check_names([item.name for item in items], "input")
     return _Plan(
         wire.id or "",
         request_options(wire.parameters) if wire.parameters else NO_OPTIONS,
@@ -189,11 +189,12 @@ def _outputs(wire: list[WireOutput]) -> tuple[RequestedOutput, ...]:
         requested_output(item.name, item.parameters, f"outputs[{index}]") for index, item in enumerate(wire)
     )
     if len(outputs) > 1:
-        _check_names([output.name for output in outputs], "output")
+        check_names([output.name for output in outputs], "output")
     return outputs
 
 
-def _check_names(names: list[str], kind: str) -> None:
+def check_names(names: list[str], kind: str) -> None:
+    """Raises `AlreadyExists` if a name stands twice."""
     if len(set(names)) == len(names):
         return
     for index, name in enumerate(names):

@@ -47,9 +47,9 @@ def check_outputs(request: InferRequest, spec: ModelSpec) -> None:
         return
     for asked in request.outputs:
         if asked.classes:
-            check_classification(_spec_of(asked.name, spec))
+            check_classification(output_spec(asked.name, spec))
         elif not _is_binary(asked, request):
-            output = _spec_of(asked.name, spec)
+            output = output_spec(asked.name, spec)
             if output.datatype in BINARY_ONLY:
                 raise _not_in_json(output.name, output.datatype)
 
@@ -74,7 +74,7 @@ def encode_infer(
             if asked:
                 is_binary = _is_binary(asked, request)
                 if asked.classes:
-                    shown = classify(tensor, asked.classes, _spec_of(name, spec), is_batched=spec.batch_rows_max > 0)
+                    shown = classify(tensor, asked.classes, output_spec(name, spec), is_batched=spec.batch_rows_max > 0)
         if is_binary:
             parts += (_binary_output(name, shown, buffers), b",")
         else:
@@ -125,7 +125,7 @@ def _model_head(model_name: str, model_version: str) -> bytes:
 
 
 def _json_head(name: str, tensor: Tensor) -> bytes:
-    datatype = _datatype(name, tensor)
+    datatype = datatype_named(name, tensor)
     if datatype in BINARY_ONLY:
         raise _not_in_json(name, datatype)
     return _json({"name": name, "datatype": datatype, "shape": tensor.shape})[:-1] + b',"data":'
@@ -134,14 +134,15 @@ def _json_head(name: str, tensor: Tensor) -> bytes:
 def _binary_head(name: str, tensor: Tensor, size: int) -> bytes:
     output = {
         "name": name,
-        "datatype": _datatype(name, tensor),
+        "datatype": datatype_named(name, tensor),
         "shape": tensor.shape,
         "parameters": {"binary_data_size": size},
     }
     return _json(output)
 
 
-def _datatype(name: str, tensor: Tensor) -> str:
+def datatype_named(name: str, tensor: Tensor) -> str:
+    """The protocol's datatype of what a model made. `name` is the output's, for the error."""
     try:
         return DATATYPES[tensor.dtype]
     except KeyError:
@@ -156,7 +157,8 @@ def _is_binary(asked: RequestedOutput, request: InferRequest) -> bool:
     return request.binary_output if asked.is_binary is None else asked.is_binary
 
 
-def _spec_of(name: str, spec: ModelSpec) -> TensorSpec:
+def output_spec(name: str, spec: ModelSpec) -> TensorSpec:
+    """One output of a model that has it."""
     return next(output for output in spec.outputs if output.name == name)
 
 

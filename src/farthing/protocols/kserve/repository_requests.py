@@ -62,9 +62,14 @@ def parse_index_request(body: bytes | memoryview) -> IndexRequest:
 
 def parse_load_request(body: bytes | memoryview) -> LoadRequest:
     """The body of a load. Paths are relative, stay in the model's folder and are not over 255 bytes a part."""
+    return load_request(_load.parse(body).parameters or {})
+
+
+def load_request(parameters: Mapping[str, Parameter | bytes]) -> LoadRequest:
+    """What a load's parameters ask for; files come as bytes, or as base64 where the wire has only text."""
     config = ""
     files: dict[str, bytes] = {}
-    for name, value in (_load.parse(body).parameters or {}).items():
+    for name, value in parameters.items():
         if name == "config":
             config = _config(value)
         elif name.startswith(_FILE):
@@ -86,8 +91,13 @@ def parse_load_request(body: bytes | memoryview) -> LoadRequest:
 
 def parse_unload_request(body: bytes | memoryview) -> UnloadRequest:
     """The body of an unload."""
+    return unload_request(_unload.parse(body).parameters or {})
+
+
+def unload_request(parameters: Mapping[str, Parameter | bytes]) -> UnloadRequest:
+    """What an unload's parameters ask for."""
     unload_dependents = False
-    for name, value in (_unload.parse(body).parameters or {}).items():
+    for name, value in parameters.items():
         if name != "unload_dependents":
             raise InvalidInput(
                 f"parameters.{name[:80]}: an unload takes no such parameter", hint="it takes `unload_dependents`"
@@ -98,7 +108,7 @@ def parse_unload_request(body: bytes | memoryview) -> UnloadRequest:
     return UnloadRequest(unload_dependents=unload_dependents)
 
 
-def _config(value: Parameter) -> str:
+def _config(value: Parameter | bytes) -> str:
     if not isinstance(value, str):
         raise InvalidInput("parameters.config: expected a model configuration as JSON text in a string")
     try:
@@ -122,7 +132,9 @@ def _path(path: str) -> str:
     return path
 
 
-def _content(name: str, value: Parameter) -> bytes:
+def _content(name: str, value: Parameter | bytes) -> bytes:
+    if isinstance(value, bytes):
+        return value
     if not isinstance(value, str):
         raise InvalidInput(f"parameters.{name[:80]}: expected the file's content as base64 text in a string")
     try:
