@@ -19,8 +19,9 @@ interpreter's lock) only ever adds time, so the figure follows the fast runs: ab
 RUNS_KNOWN: Final = 3
 """Runs after which a size's time is trusted; until then the fastest run stands, since first runs pay for warm-up."""
 
-RETRY_RUNS: Final = 256
-"""After so many runs the next larger size is tried once more: what was slow at night may be fast by day."""
+RETRY_RUNS: Final = 128
+"""After so many runs the sizes above the best one are forgotten and tried afresh: what was slow at night may be fast by
+day, and a size that was first met while the machine was busy must not be condemned for good."""
 
 OUTLIER: Final = 2.0
 """A run so many times slower tells of the machine, not of the model: it counts as this much slower."""
@@ -48,6 +49,9 @@ class RowTimes:
     def observe(self, rows: int, elapsed_ns: int) -> None:
         """Takes in one run of `rows` > 0 rows."""
         self._since_retry += 1
+        if self._since_retry >= RETRY_RUNS:
+            self._since_retry = 0
+            self._forget_above(self._measured_best(self._best_limit))
         elapsed = max(elapsed_ns, 1)
         at = bisect_left(self._rows, rows)
         if at == len(self._rows) or self._rows[at] != rows:
@@ -87,10 +91,6 @@ class RowTimes:
         untried: sizes double for as long as each doubling gains `GAIN_MIN`. A model for which batching does not
         pay stays at one row after a few tries.
         """
-        if self._since_retry >= RETRY_RUNS:
-            self._since_retry = 0
-            self._best = 0
-            return min(_power_of_two_above(self._measured_best(limit)), limit)
         if not self._best or limit != self._best_limit:
             self._best, self._best_limit = self._choose(limit), limit
         return self._best
@@ -98,6 +98,13 @@ class RowTimes:
     def table(self) -> dict[int, float]:
         """Rows -> nanoseconds, as learned so far."""
         return dict(zip(self._rows, self._times_ns, strict=True))
+
+    def _forget_above(self, rows: int) -> None:
+        if not rows:
+            return
+        at = bisect_left(self._rows, rows + 1)
+        del self._rows[at:], self._times_ns[at:], self._runs[at:]
+        self._best = 0
 
     def _choose(self, limit: int) -> int:
         best = self._measured_best(limit)

@@ -87,6 +87,10 @@ class Executable(Protocol):
         """
 
     @property
+    def batch_rows_max(self) -> int | None:
+        """Rows the model itself allows in a run; None if it does not say."""
+
+    @property
     def platform(self) -> str:
         """The platform name of the model metadata, such as `onnxruntime_onnx`."""
 

@@ -37,7 +37,7 @@ LOG_FATAL: Final = 4
 """ONNX Runtime's severity from which it may write to stderr. Its errors reach us as exceptions; as log lines they would
 let any client that sends bad shapes fill the log."""
 
-INVENTED_NAME: Final = re.compile(r"unk__\d+|.*_dim_\d+|.*_dynamic_axes_\d+|DynamicDimension\.\d+")
+INVENTED_NAME: Final = re.compile(r"unk__\d+|.*_dim_\d+|.*_dynamic_axes_\d+|(p2o\.)?DynamicDimension\.\d+")
 """Names that exporters (tf2onnx, torch, Paddle2ONNX) make up, a new one for each dimension they do not know."""
 
 
@@ -113,6 +113,7 @@ class OnnxExecutable:
     """A session, and what it takes and gives."""
 
     platform = "onnxruntime_onnx"
+    batch_rows_max: int | None = None
     is_pure = True
     can_run_on_event_loop = True
 

@@ -159,6 +159,7 @@ class OpenVinoExecutable:
     """A compiled model with one infer request for each instance."""
 
     platform = "openvino"
+    batch_rows_max: int | None = None
     is_pure = True
     can_run_on_event_loop = True
 

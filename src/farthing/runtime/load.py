@@ -136,7 +136,7 @@ def _batch_rows_max(config: ModelConfig, executable: Executable) -> int:
     if executable.batch_axis is False:
         return 0
     if not executable.is_pure:
-        return AUTO_ROWS_MAX if executable.batch_axis else 0
+        return (executable.batch_rows_max or AUTO_ROWS_MAX) if executable.batch_axis else 0
     is_independent = has_independent_rows(executable)
     if is_independent is None:
         is_independent = executable.batch_axis is True

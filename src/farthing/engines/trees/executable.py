@@ -24,6 +24,7 @@ _SEVERITY_ERROR: Final = 3
 class ForestExecutable:
     """A forest behind the engine contract."""
 
+    batch_rows_max: int | None = None
     is_pure = True
     can_run_on_event_loop = True
     batch_axis = True
