@@ -1,8 +1,9 @@
 """When do waiting requests leave together?
 
 The batcher decides and never waits. It is given what is queued, the limits, what is known of the model's speed and
-of arrivals, and the time; it answers with how many requests to run now or the moment to ask again. Sleeping and
-running belong to `batching.loop`, who is queued in which order to `batching.queue`.
+of its callers, and the time; it answers with how many requests to run now or the moment to ask again. Sleeping and
+running belong to `batching.loop`, who is queued in which order to `batching.queue`. Why it decides as it does is told
+in docs/decisions/0002.
 
 Requests are counted from the head of the queue. Units are nanoseconds and rows.
 """
@@ -15,11 +16,10 @@ import msgspec
 from farthing.batching.row_times import RowTimes
 
 WAIT_SHARE_MAX: Final = 0.5
-"""A request never waits for company longer than this share of its own run time, so the choice to wait can cost a
-request half a run at worst and a lone one (whose next companion is a whole run away) never waits at all."""
+"""Waiting by choice ends when so much of a run's time has passed since an instance came free: it costs nobody more."""
 
 WAIT_NS_MIN: Final = 1_000_000
-"""Shorter waits are not begun: event loops keep time in milliseconds, so a shorter one would last that long."""
+"""Event loops keep time in milliseconds, so a shorter wait might last that long: none is begun that may not."""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +31,20 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes to wait for (`preferred_batch_size`), ascending."""
     delay_ns_max: int | None = None
     """How long the oldest may be kept waiting for them; None: nobody said, so measure."""
+
+
+class Callers(msgspec.Struct, frozen=True, gc=False):
+    """What is known of those who send requests."""
+
+    away: int = 0
+    """Callers answered by the last run who have not come back since."""
+    gap_ns: int = 0
+    """Mean time from an arrival, or from the answers if they came later, to the next arrival."""
+    free_ns: int = 0
+    """When the last run ended."""
+
+
+NOBODY: Final = Callers()
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -50,13 +64,13 @@ def decide(
     arrivals_ns: Sequence[int],
     limits: Limits,
     times: RowTimes,
-    gap_ns: int,
+    callers: Callers,
     now_ns: int,
 ) -> Run | Wait | None:
     """What an idle instance should do with the requests at the head of the queue.
 
     `rows` and `arrivals_ns` describe requests that may share a batch, first to be served first; `arrivals_ns` need
-    not ascend. `gap_ns` is the mean time between arrivals lately (0: unknown). None when there is nothing to do.
+    not ascend. None when there is nothing to do.
     """
     if not rows:
         return None
@@ -69,7 +83,11 @@ def decide(
         return _as_configured(rows, arrivals_ns, limits, requests, total, now_ns)
     if total >= aim or requests < len(rows):
         return Run(requests)
-    return _as_measured(arrivals_ns[:requests], total, times, gap_ns, now_ns) or Run(requests)
+    if callers.away > 0:
+        until_ns = _wait_until_ns(max(arrivals_ns), requests, total, aim, times, callers)
+        if until_ns > now_ns:
+            return Wait(until_ns)
+    return Run(requests)
 
 
 def _as_configured(
@@ -89,24 +107,23 @@ def _as_configured(
     return Wait(due_ns)
 
 
-def _as_measured(arrivals_ns: Sequence[int], total: int, times: RowTimes, gap_ns: int, now_ns: int) -> Wait | None:
-    """Whether waiting for one more row lowers the mean time to an answer.
+def _wait_until_ns(newest_ns: int, requests: int, total: int, aim: int, times: RowTimes, callers: Callers) -> int:
+    """Until when to wait for callers who were just answered and may come back with the next request; 0 for not at all.
 
-    Without waiting, n requests end after t(n), and the next one (a gap g away) starts when they do: it ends
-    t(n) - g + t(1) after its arrival. With waiting all n + 1 end at g + t(n+1). Wait when the sum of times is less:
-
-        n (g + t(n+1)) + t(n+1)  <  n t(n) + t(n) - g + t(1)
+    Many clients send their next request when they have the answer to the last. Run those who wait now, n rows, and the
+    k rows of those who come back run after them: a round takes t(n) + t(k). Wait for them, and it takes t(n + k) and
+    the waiting. Waiting pays when it is shorter than the time saved.
     """
-    if gap_ns <= 0 or not times:
-        return None
-    n = len(arrivals_ns)
-    now_time, one, together = times.estimate_ns(total), times.estimate_ns(1), times.estimate_ns(total + 1)
-    if n * (gap_ns + together) + together >= n * now_time + now_time - gap_ns + one:
-        return None
-    newest, oldest = max(arrivals_ns), min(arrivals_ns)
-    # The companion is overdue after twice the usual gap: then it is not coming.
-    until_ns = min(newest + 2 * gap_ns, oldest + int(WAIT_SHARE_MAX * now_time))
-    return Wait(until_ns) if until_ns - now_ns >= WAIT_NS_MIN else None
+    latest_ns = callers.free_ns + int(WAIT_SHARE_MAX * times.estimate_ns(total))
+    begun_ns = max(newest_ns, callers.free_ns)
+    if latest_ns - begun_ns < WAIT_NS_MIN:
+        return 0
+    more = min(callers.away * max(total // requests, 1), aim - total)
+    saved_ns = times.estimate_ns(total) + times.estimate_ns(more) - times.estimate_ns(total + more)
+    if more * callers.gap_ns >= saved_ns:
+        return 0
+    # Whoever has not come after twice the usual gap is not coming.
+    return min(begun_ns + max(2 * callers.gap_ns, WAIT_NS_MIN), latest_ns)
 
 
 def _prefix(rows: Sequence[int], rows_max: int) -> tuple[int, int]:

@@ -1,19 +1,18 @@
 """The thin loop that carries out what the batcher decides, for one model version.
 
-Lives on the event-loop thread: requests are submitted and answered there. Batches run on one thread an instance, or
-on the event loop itself when a run is shorter than a hand-off to a thread would be. Deciding belongs to
+Lives on the event-loop thread: requests are submitted and answered there. Batches run in `batching.instances`, or on
+the event loop itself when a run is shorter than a hand-off to a thread would be. Deciding belongs to
 `batching.batcher`, order and bounds to `batching.queue`, the run itself to `batching.run`.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterable
-from queue import SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from farthing.batching.batcher import Limits, Run, Wait, decide
-from farthing.batching.queue import ENDED, FIXED_SHAPES, Queue, Waiter
+from farthing.batching.batcher import Callers, Limits, Run, Wait, decide
+from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
+from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran, run_batch
 from farthing.engines.contract import Executable
@@ -36,34 +35,16 @@ WAIT_NS_MAX: Final = 30_000_000_000
 GAP_SMOOTHING: Final = 0.1
 """Weight of the newest gap between arrivals in their mean."""
 
+GAP_NS_MAX: Final = 100_000_000
+"""A longer gap counts as this long: nobody waits so long for company, and a quiet hour must be forgotten soon."""
+
+LOOP_BUSY_NS_MAX: Final = 2_000_000
+"""Runs on the event loop take turns with everything else there once they have taken so long together."""
+
 SIGNATURES_MAX: Final = 64
-"""Row shapes whose times are remembered; clients choose shapes, so there is an end to it."""
+"""Row shapes whose times are remembered; clients choose shapes, so there is an end to it. The one met first goes."""
 
 log = logging.getLogger(__name__)
-
-
-class Scheduler(Protocol):
-    """What the loop needs of an event loop; asyncio's and uvloop's have it."""
-
-    def call_soon(self, callback: Callable[..., Any], *args: Any) -> Any: ...
-
-    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any) -> Any: ...
-
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any) -> Any: ...
-
-
-class Job:
-    """A batch under way on an instance."""
-
-    __slots__ = ("instance", "requests", "rows", "started_ns", "times", "waiters")
-
-    def __init__(self, waiters: list[Waiter], rows: int, instance: int, times: RowTimes, started_ns: int) -> None:
-        self.waiters = waiters
-        self.requests = len(waiters)
-        self.rows = rows
-        self.instance = instance
-        self.times = times
-        self.started_ns = started_ns
 
 
 class BatchLoop:
@@ -82,30 +63,36 @@ class BatchLoop:
         times: RowTimes | None = None,
         clock: Clock | None = None,
         run_inline_ns_max: int = LOOP_RUN_NS_MAX,
+        make_instances: Callable[..., Instances] = InstanceThreads,
     ) -> None:
         self.spec = spec
         self.statistics = statistics
-        self.times = times or RowTimes()
+        self.times = RowTimes() if times is None else times
         """Of the row shapes that ran last."""
-        self._times_of: dict[Hashable, RowTimes] = {FIXED_SHAPES: self.times}
+        has_batch_axis = limits.rows_max > 0
+        self._times_of: dict[Hashable, RowTimes] = {FIXED_SHAPES if has_batch_axis else SIGNATURE_ALONE: self.times}
         self._executable = executable
         self._limits = limits
         self._queue = queue
         self._scheduler = scheduler
         self._now_ns = (clock or MonotonicClock()).now_ns
-        self._run_inline_ns_max = run_inline_ns_max if executable.can_run_on_event_loop else 0
-        self._has_batch_axis = limits.rows_max > 0
+        can_run_inline = executable.can_run_on_event_loop and _is_time_told_by_signature(spec)
+        self._run_inline_ns_max = run_inline_ns_max if can_run_inline else 0
+        self._has_batch_axis = has_batch_axis
         self._head_max = limits.rows_max or 1
         self._version = str(spec.version)
 
+        self._instances = instances
+        self._threads = make_instances(f"{spec.name}/{spec.version}", self._execute, self._done_elsewhere, scheduler)
         self._idle = list(range(instances))
         self._running: dict[int, Job] = {}
-        self._threads: dict[int, tuple[threading.Thread, SimpleQueue[Job | None]]] = {}
         self._is_pump_due = False
         self._timer: Any = None
         self._timer_ns = 0
-        self._last_arrival_ns = 0
+        self._last_event_ns = 0  # the last arrival or the last run's end
         self._gap_ns = 0.0
+        self._free_ns = 0
+        self._away = 0
         self._closed = False
         self._on_empty: list[Callable[[], None]] = []
 
@@ -114,13 +101,16 @@ class BatchLoop:
     def submit(self, waiter: Waiter) -> None:
         """Queues a request. Raises `Overloaded`, `DeadlineExceeded` or `Unavailable` when that is already clear."""
         if self._closed:
+            self.statistics.failed(FailureReason.REJECTED)
             raise Unavailable(f"model `{self.spec.name}` version {self._version} is being unloaded", retry_after_s=1)
         arrival = waiter.arrival_ns
-        if self._last_arrival_ns:
-            self._gap_ns += GAP_SMOOTHING * (arrival - self._last_arrival_ns - self._gap_ns)
-        self._last_arrival_ns = arrival
+        gap_ns = arrival - self._last_event_ns
+        self._last_event_ns = arrival
+        self._gap_ns += GAP_SMOOTHING * ((gap_ns if gap_ns < GAP_NS_MAX else GAP_NS_MAX) - self._gap_ns)
+        if self._away:
+            self._away -= 1
         queue = self._queue
-        if waiter.deadline_ns or waiter.request.timeout_us or queue.requests > self._head_max:
+        if queue.requests and (waiter.request.timeout_us or queue.has_timeouts or queue.requests > self._head_max):
             self._check_in_time(waiter)
         try:
             queue.add(waiter)
@@ -128,6 +118,9 @@ class BatchLoop:
             full.retry_after_s = self.wait_s() or full.retry_after_s
             self.statistics.failed(FailureReason.REJECTED)
             raise
+        self._pump_soon()
+
+    def _pump_soon(self) -> None:
         if not self._is_pump_due:
             self._is_pump_due = True
             self._scheduler.call_soon(self._pump)
@@ -140,15 +133,17 @@ class BatchLoop:
             waiter.state = ENDED
         self.statistics.failed(FailureReason.CANCELED)
         self._gauges()
+        self._tell_if_empty()
 
-    def wait_s(self) -> float:
-        """How long a request that came now would wait before it runs, seconds, as far as is known."""
+    def wait_s(self, rows: int | None = None) -> float:
+        """How long a request behind so many rows (None: all that wait) waits before it runs, as far as is known."""
         if not self.times:
             return 0.0
-        rows = max(self._queue.rows, self._queue.requests)
+        if rows is None:
+            rows = max(self._queue.rows, self._queue.requests)
         best = self.times.best_rows(self._limits.rows_max) if self._limits.rows_max else 1
         per_row_ns = self.times.estimate_ns(best) / best
-        return rows * per_row_ns / (len(self._idle) + len(self._running)) / 1e9
+        return rows * per_row_ns / self._instances / 1e9
 
     def _times_for(self, signature: Hashable) -> RowTimes:
         """Times depend on the shape of a row (a sentence's length), so each signature has its own."""
@@ -179,11 +174,21 @@ class BatchLoop:
         else:
             self._on_empty.append(callback)
 
-    def fail_waiting(self, error: FarthingError) -> None:
-        """Answers everyone who waits with an error (a drain that ran out of time)."""
-        for waiter in self._queue.drain():
+    def fail_all(self, error: FarthingError) -> None:
+        """Answers everyone who waits or whose batch runs with an error: a drain that ran out of time."""
+        waiters = self._queue.drain()
+        waiters += [waiter for job in self._running.values() for waiter in job.waiters if waiter.state != ENDED]
+        self.statistics.failed(FailureReason.OTHER, len(waiters))
+        for waiter in waiters:
             self._answer(waiter, error)
         self._gauges()
+        self._tell_if_empty()
+
+    def _tell_if_empty(self) -> None:
+        if self._on_empty and self.is_empty:
+            for callback in self._on_empty:
+                self._scheduler.call_soon(callback)
+            self._on_empty.clear()
 
     def close(self, timeout_s: float = 5.0) -> bool:
         """Ends the instances' threads and the engine. Blocks; call it off the event loop, with nothing running.
@@ -191,14 +196,8 @@ class BatchLoop:
         Answers False when a thread is still inside the engine after `timeout_s`: then nothing is freed.
         """
         self._closed = True
-        for _, jobs in self._threads.values():
-            jobs.put(None)
-        until = time.monotonic() + timeout_s
-        for thread, _ in self._threads.values():
-            thread.join(max(0.0, until - time.monotonic()))
-            if thread.is_alive():
-                log.warning("model %s: an instance is still running; left behind", self.spec.name)
-                return False
+        if not self._threads.close(timeout_s):
+            return False
         self._executable.close()
         return True
 
@@ -207,10 +206,14 @@ class BatchLoop:
     def _pump(self) -> None:
         self._is_pump_due = False
         queue = self._queue
-        now = self._now_ns()
+        began = now = self._now_ns()
         self._expire(now)
         due_ns = 0
+        callers = Callers(self._away, int(self._gap_ns), self._free_ns)
         while self._idle and queue.requests:
+            if now - began > LOOP_BUSY_NS_MAX:
+                self._pump_soon()
+                break
             head = queue.head(self._head_max)
             times = self._times_for(head[0].signature)
             decision = decide(
@@ -218,13 +221,15 @@ class BatchLoop:
                 [waiter.arrival_ns for waiter in head],
                 self._limits,
                 times,
-                int(self._gap_ns),
+                callers,
                 now,
             )
             if isinstance(decision, Run):
                 waiters = head[: decision.requests]
                 queue.take(waiters)
-                self._dispatch(waiters, times, now)
+                if self._dispatch(waiters, times, now):
+                    now = self._free_ns
+                    callers = Callers(self._away, int(self._gap_ns), now)
             elif isinstance(decision, Wait):
                 due_ns = decision.until_ns
                 break
@@ -233,7 +238,8 @@ class BatchLoop:
         self._set_timer(due_ns, now)
         self._gauges()
 
-    def _dispatch(self, waiters: list[Waiter], times: RowTimes, now: int) -> None:
+    def _dispatch(self, waiters: list[Waiter], times: RowTimes, now: int) -> bool:
+        """Runs a batch on the event loop, if it is short, or hands it to a thread. Whether it ran already."""
         rows = 0
         for waiter in waiters:
             rows += waiter.rows
@@ -241,21 +247,26 @@ class BatchLoop:
         expected_ns = times.estimate_ns(rows) if self._run_inline_ns_max else 0
         if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
             self._done(job, self._execute(job))
-            return
+            return True
         self._running[job.instance] = job
-        if job.instance not in self._threads:
-            self._start_thread(job.instance)
-        self._threads[job.instance][1].put(job)
+        self._threads.run(job)
+        return False
 
     def _execute(self, job: Job) -> Ran:
         return run_batch(
-            self._executable, self.spec.outputs, job.waiters, job.instance, has_batch_axis=self._has_batch_axis
+            self._executable,
+            self.spec.outputs,
+            job.waiters,
+            job.instance,
+            has_batch_axis=self._has_batch_axis,
+            now_ns=self._now_ns,
         )
 
     def _done(self, job: Job, ran: Ran) -> None:
         self._running.pop(job.instance, None)
         self._idle.append(job.instance)
-        end_ns = self._now_ns()
+        self._free_ns = self._last_event_ns = end_ns = self._now_ns()
+        self._away = job.requests
         timing_rest = (ran.input_ns, ran.compute_ns, ran.output_ns, job.rows, job.requests)
         queue_ns = 0
         answered = 0
@@ -299,10 +310,8 @@ class BatchLoop:
                 output_ns=ran.output_ns,
                 now_ms=time.time_ns() // 1_000_000,
             )
-        if self._on_empty and self.is_empty:
-            for callback in self._on_empty:
-                self._scheduler.call_soon(callback)
-            self._on_empty.clear()
+        if self._on_empty:
+            self._tell_if_empty()
 
     def _answer(self, waiter: Waiter, answer: InferResponse | FarthingError) -> None:
         waiter.state = ENDED
@@ -313,7 +322,8 @@ class BatchLoop:
             log.exception("model %s: handing over an answer failed", self.spec.name)
 
     def _expire(self, now: int) -> None:
-        for waiter in self._queue.expired(now):
+        late = self._queue.expired(now)
+        for waiter in late:
             self.statistics.failed(FailureReason.REJECTED, 1, now - waiter.arrival_ns)
             waited_ms = (now - waiter.arrival_ns) / 1e6
             self._answer(
@@ -324,11 +334,13 @@ class BatchLoop:
                     retry_after_s=self.wait_s(),
                 ),
             )
+        if late:
+            self._tell_if_empty()
 
     def _check_in_time(self, waiter: Waiter) -> None:
         """Refuses a request that can already be seen to wait too long."""
-        wait_ns = int(self.wait_s() * 1e9)
-        timeout_ns = waiter.request.timeout_us * 1000
+        wait_ns = int(self.wait_s(self._queue.rows_before(waiter)) * 1e9)
+        timeout_ns = self._queue.refused_after_ns(waiter)
         if timeout_ns and wait_ns > timeout_ns:
             self.statistics.failed(FailureReason.REJECTED)
             raise DeadlineExceeded(
@@ -370,26 +382,19 @@ class BatchLoop:
         statistics.pending_rows = self._queue.rows
         statistics.running_batches = len(self._running)
 
-    # -- instances -----------------------------------------------------------------------------------------------
-
-    def _start_thread(self, instance: int) -> None:
-        jobs: SimpleQueue[Job | None] = SimpleQueue()
-        name = f"{self.spec.name}/{self._version}#{instance}"
-        thread = threading.Thread(target=self._serve_instance, args=(jobs,), name=name, daemon=True)
-        self._threads[instance] = (thread, jobs)
-        thread.start()
-
-    def _serve_instance(self, jobs: "SimpleQueue[Job | None]") -> None:
-        while (job := jobs.get()) is not None:
-            ran = self._execute(job)
-            try:
-                self._scheduler.call_soon_threadsafe(self._done_in_thread, job, ran)
-            except RuntimeError:  # the event loop is closed: nobody is left to answer
-                return
-
-    def _done_in_thread(self, job: Job, ran: Ran) -> None:
+    def _done_elsewhere(self, job: Job, ran: Ran) -> None:
         self._done(job, ran)
         if self._queue.requests and not self._is_pump_due:
             self._pump()
         else:
             self._gauges()
+
+
+def _is_time_told_by_signature(spec: ModelSpec) -> bool:
+    """Whether requests of one signature take about one time, so that a short run may be expected to be short.
+
+    Texts may have any length whatever their shape, and requests that run alone all have the same signature.
+    """
+    if any(tensor.datatype == "BYTES" for tensor in spec.inputs):
+        return False
+    return spec.batch_rows_max > 0 or all(-1 not in tensor.shape for tensor in spec.inputs)

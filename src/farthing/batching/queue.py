@@ -25,6 +25,11 @@ FIXED_SHAPES: Final = "fixed"
 RETRY_AFTER_S_DEFAULT: Final = 1.0
 """What a client is told when a queue is full and nothing is yet known of the model's speed."""
 
+TIDY_LEFT: Final = 64
+TIDY_LEFT_PER_WAITING: Final = 4
+"""Requests that leave from the middle of a line stay in it as dead entries. Once so many have left since the lines were
+last tidied, they are tidied again: memory stays bounded whatever leaves, and the cost is O(1) a request."""
+
 WAITING, RUNNING, ENDED = 0, 1, 2
 
 
@@ -87,13 +92,15 @@ class Waiter:
 class _Level:
     """One priority level: everyone by arrival, and the same by signature. Those who left are skipped lazily."""
 
-    __slots__ = ("by_signature", "everyone", "late", "waiting")
+    __slots__ = ("by_signature", "everyone", "late", "left", "rows", "waiting")
 
     def __init__(self) -> None:
         self.everyone: deque[Waiter] = deque()
         self.by_signature: dict[Hashable, deque[Waiter]] = {}
         self.late: deque[Waiter] = deque()  # DELAY policy: after everyone else of this level
         self.waiting = 0
+        self.rows = 0  # kept only where there are several levels
+        self.left = 0  # requests that left since the lines were tidied
 
 
 class Queue:
@@ -119,6 +126,8 @@ class Queue:
         self._policies = [(level_policies or {}).get(level, self._policy) for level in range(levels + 1)]
         self._levels = [_Level() for _ in range(levels + 1)]
         self._has_levels = levels > 0
+        self.has_timeouts = any(policy.timeout_ns for policy in self._policies)
+        """Whether requests have deadlines although they bring none."""
         self._deadlines = 0  # waiting requests that have a deadline
         self._by_deadline: list[tuple[int, int, Waiter]] = []  # a heap; those who left are skipped lazily
         self._added = 0
@@ -127,10 +136,7 @@ class Queue:
 
     def add(self, waiter: Waiter, retry_after_s: float = RETRY_AFTER_S_DEFAULT) -> None:
         """Puts a request at the end of its level. Raises `Overloaded` when the queue or its level is full."""
-        index = 0
-        if self._has_levels:
-            asked = waiter.request.priority
-            index = asked if 0 < asked < len(self._levels) else self._level_default
+        index = self._level_of(waiter) if self._has_levels else 0
         level, policy = self._levels[index], self._policies[index]
         if self.requests >= self._requests_max or (policy.requests_max and level.waiting >= policy.requests_max):
             raise Overloaded(
@@ -151,23 +157,41 @@ class Queue:
             same = level.by_signature[waiter.signature] = deque()
         same.append(waiter)
         level.waiting += 1
+        if self._has_levels:
+            level.rows += waiter.rows
         self.requests += 1
         self.rows += waiter.rows
+
+    def rows_before(self, waiter: Waiter) -> int:
+        """Rows that would be served before a request that is not queued yet."""
+        if not self._has_levels:
+            return self.rows
+        return sum(level.rows for level in self._levels[: self._level_of(waiter) + 1])
+
+    def refused_after_ns(self, waiter: Waiter) -> int:
+        """How long a request that is not queued yet may wait until it is refused; 0 for as long as it takes."""
+        policy = self._policies[self._level_of(waiter) if self._has_levels else 0]
+        return 0 if policy.is_delayed else policy.deadline_ns(0, waiter.request.timeout_us)
 
     def head(self, requests_max: int) -> list[Waiter]:
         """The next request to be served and others that may ride with it, in order of service."""
         if not self.requests:
             return []
         first, level_index, is_late = self._first()
-        if first.signature is SIGNATURE_ALONE or is_late:
+        if first.signature is SIGNATURE_ALONE:
             return [first]
         found: list[Waiter] = []
+        if is_late:
+            for waiter in self._levels[level_index].late:
+                if waiter.state == WAITING and waiter.signature == first.signature:
+                    found.append(waiter)
+                    if len(found) >= requests_max:
+                        break
+            return found
         for level in self._levels[level_index:]:
             same = level.by_signature.get(first.signature)
             if same is None:
                 continue
-            while same and same[0].state != WAITING:
-                same.popleft()
             for waiter in same:
                 if waiter.state == WAITING:
                     found.append(waiter)
@@ -229,6 +253,11 @@ class Queue:
             assert mine == level.waiting
             grouped = sum(1 for same in level.by_signature.values() for w in same if w.state == WAITING)
             assert grouped + sum(1 for w in level.late if w.state == WAITING) == mine
+            assert all(same and same[0].state == WAITING for same in level.by_signature.values())
+            if self._has_levels:
+                assert level.rows == sum(w.rows for q in (level.everyone, level.late) for w in q if w.state == WAITING)
+            dead = len(level.everyone) + len(level.late) + sum(map(len, level.by_signature.values())) - mine
+            assert dead <= 3 * (TIDY_LEFT + (TIDY_LEFT_PER_WAITING + 1) * self._requests_max)
 
     def _first(self) -> tuple[Waiter, int, bool]:
         for index, level in enumerate(self._levels):
@@ -241,15 +270,21 @@ class Queue:
                     return line[0], index, is_late
         raise AssertionError("a queue with requests has a first one")
 
+    def _level_of(self, waiter: Waiter) -> int:
+        asked = waiter.request.priority
+        return asked if 0 < asked < len(self._levels) else self._level_default
+
     def _leave(self, waiter: Waiter, state: int) -> None:
         waiter.state = state
         level = self._levels[waiter.level]
         level.waiting -= 1
+        if self._has_levels:
+            level.rows -= waiter.rows
         self.requests -= 1
         self.rows -= waiter.rows
         if waiter.deadline_ns:
             self._deadlines -= 1
-            if len(self._by_deadline) > 64 and len(self._by_deadline) > 4 * self._deadlines:
+            if len(self._by_deadline) > TIDY_LEFT + TIDY_LEFT_PER_WAITING * self._deadlines:
                 self._by_deadline = [entry for entry in self._by_deadline if entry[2].state == WAITING]
                 heapify(self._by_deadline)
         same = level.by_signature.get(waiter.signature)
@@ -261,8 +296,13 @@ class Queue:
         everyone = level.everyone
         while everyone and everyone[0].state != WAITING:
             everyone.popleft()
-        if len(everyone) > 64 and len(everyone) > 4 * level.waiting:
+        level.left += 1
+        if level.left > TIDY_LEFT + TIDY_LEFT_PER_WAITING * level.waiting:
+            level.left = 0
             level.everyone = deque(w for w in everyone if w.state == WAITING)
+            level.late = deque(w for w in level.late if w.state == WAITING)
+            for signature, line in level.by_signature.items():
+                level.by_signature[signature] = deque(w for w in line if w.state == WAITING)
 
     def _delay(self, level: _Level, waiter: Waiter) -> None:
         self._deadlines -= 1

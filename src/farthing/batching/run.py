@@ -5,7 +5,7 @@ runs when belongs to `batching.loop`.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -44,22 +44,23 @@ def run_batch(
     instance: int,
     *,
     has_batch_axis: bool,
+    now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Ran:
     """Runs requests together. Never raises: what fails becomes the error of those it concerns.
 
     When a batch of several fails as a whole and the model may be run again at will, each request is run by itself,
     so one that poisons its batch fails alone.
     """
-    started = time.monotonic_ns()
+    started = now_ns()
     ready = done = started
     try:
         batch = _gather(outputs, waiters)
-        ready = time.monotonic_ns()
+        ready = now_ns()
         answer = executable.execute(batch, instance)
-        done = time.monotonic_ns()
+        done = now_ns()
         results = _hand_back(answer, batch, outputs, waiters, has_batch_axis=has_batch_axis)
-    except Exception as error:
-        done = time.monotonic_ns()
+    except BaseException as error:  # also SystemExit: nothing that user code raises may cost the answers or a thread
+        done = now_ns()
         if len(waiters) > 1 and executable.is_pure:
             results = [
                 run_batch(executable, outputs, (one,), instance, has_batch_axis=has_batch_axis).results[0]
@@ -67,10 +68,10 @@ def run_batch(
             ]
         else:
             results = [as_error(error)] * len(waiters)
-    return Ran(results, started, ready - started, done - ready, time.monotonic_ns() - done)
+    return Ran(results, started, ready - started, done - ready, now_ns() - done)
 
 
-def as_error(error: Exception) -> FarthingError:
+def as_error(error: BaseException) -> FarthingError:
     """Any exception as one that has a status."""
     if isinstance(error, FarthingError):
         return error
@@ -109,7 +110,9 @@ def _hand_back(
     has_batch_axis: bool,
 ) -> list[MemberResult]:
     if not isinstance(answer, Mapping):
-        return [_member_result(one) for one in answer]
+        if len(answer) != len(waiters):
+            raise EngineFailed(f"the model gave {len(answer)} answers to {len(waiters)} requests")
+        return [_member_result(one, waiter, batch) for one, waiter in zip(answer, waiters, strict=True)]
     for name in batch.outputs:
         if name not in answer:
             raise EngineFailed(f"the model gave no output `{name}`; it gave: {', '.join(answer) or 'none'}")
@@ -139,5 +142,10 @@ def _hand_back(
     return results
 
 
-def _member_result(one: MemberAnswer | FarthingError) -> MemberResult:
-    return one if isinstance(one, FarthingError) else (one.outputs, one.parameters)
+def _member_result(one: MemberAnswer | FarthingError, waiter: Waiter, batch: Batch) -> MemberResult:
+    if isinstance(one, FarthingError):
+        return one
+    for name in [asked.name for asked in waiter.request.outputs] or batch.outputs:
+        if name not in one.outputs:
+            return EngineFailed(f"the model gave no output `{name}`; it gave: {', '.join(one.outputs) or 'none'}")
+    return (one.outputs, one.parameters)

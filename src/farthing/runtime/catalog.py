@@ -298,7 +298,7 @@ class Catalog:
         try:
             await asyncio.wait_for(empty.wait(), self._drain_s)
         except TimeoutError:
-            served.loop.fail_waiting(Unavailable(f"model `{served.spec.name}` was unloaded", retry_after_s=1))
+            served.loop.fail_all(Unavailable(f"model `{served.spec.name}` was unloaded", retry_after_s=1))
         await asyncio.get_running_loop().run_in_executor(None, served.loop.close, CLOSE_S_MAX)
         if version is not None and version.served is None and version.state is ModelState.UNLOADING:
             version.state = ModelState.UNAVAILABLE

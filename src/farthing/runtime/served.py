@@ -6,7 +6,8 @@ Made by `runtime.catalog` from a `LoadedVersion`. Queueing and running belong to
 from collections.abc import Callable, Hashable, Mapping
 from functools import partial
 
-from farthing.batching.loop import BatchLoop, Scheduler
+from farthing.batching.instances import Scheduler
+from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import Policy, Queue, Waiter
 from farthing.config.model import QueuePolicy, TimeoutAction
 from farthing.runtime.check import RequestCheck
