@@ -18,7 +18,7 @@ import msgspec
 from farthing import __version__
 from farthing.cli.curl import curl_line
 from farthing.config.server import Address, AdmissionLimits, HttpLimits, ModelControl, ServerConfig, Tls
-from farthing.types.errors import LoadFailed
+from farthing.types.errors import CannotListen, InvalidSetting, LoadFailed
 
 if TYPE_CHECKING:
     from farthing.server.server import Server
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from farthing.types.tensors import TensorSpec
 
 HTTP_DEFAULT = "127.0.0.1:8000"
+GRPC_DEFAULT = Address("127.0.0.1", 8001)
 
 
 class AddressType(click.ParamType[Address]):
@@ -49,6 +50,10 @@ class AddressType(click.ParamType[Address]):
     "--repository", "repositories", multiple=True, type=click.Path(path_type=Path), help="A folder of models."
 )
 @click.option("--http", type=AddressType(), default=HTTP_DEFAULT, help="Where to listen; port 0 takes a free one.")
+@click.option(
+    "--grpc", type=AddressType(), show_default=str(GRPC_DEFAULT), help="Where gRPC listens (needs `farthing[grpc]`)."
+)
+@click.option("--no-grpc", is_flag=True, help="HTTP only.")
 @click.option("--metrics", type=AddressType(), help="A second port for /metrics (which is on the HTTP port too).")
 @click.option(
     "--model-control-mode",
@@ -101,6 +106,9 @@ class Options(dict[str, object]):
         cert, key = self["tls_cert"], self["tls_key"]
         if bool(cert) != bool(key):
             raise click.UsageError("--tls-cert and --tls-key go together")
+        grpc = self["grpc"] or GRPC_DEFAULT
+        if self["grpc"] and self["no_grpc"]:
+            raise click.UsageError("--grpc and --no-grpc contradict; give one of the two")
         values = self
         tls = None
         if isinstance(cert, Path) and isinstance(key, Path):
@@ -131,6 +139,7 @@ class Options(dict[str, object]):
         return msgspec.structs.replace(
             simple,
             http=http,
+            grpc=grpc if isinstance(grpc, Address) and not self["no_grpc"] else None,
             metrics=metrics if isinstance(metrics, Address) else None,
             limits=limits,
             admission=admission,
@@ -178,6 +187,8 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
     scheme = "https" if config.tls else "http"
     click.echo(f"farthing {__version__} listens on {scheme}://{server.http}", err=True)
 
+    await _listen_grpc(server, is_asked_for=bool(options["grpc"]))
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     loading = loop.create_task(server.load())
@@ -197,7 +208,7 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
         _say_what_is_served(server, f"{scheme}://{server.http}")
         ready_file = options["ready_file"]
         if isinstance(ready_file, Path):
-            _write_ready_file(ready_file, str(server.http))
+            _write_ready_file(ready_file, server)
         await stopping
     else:
         loading.cancel()
@@ -209,6 +220,19 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
     if spans is not None:
         spans.close()
     return is_clean
+
+
+async def _listen_grpc(server: "Server", *, is_asked_for: bool) -> None:
+    """Opens gRPC. Where nobody asked for it and it cannot be had, HTTP alone is served, and a line says why."""
+    try:
+        await server.listen_grpc()
+    except (CannotListen, InvalidSetting) as error:
+        if is_asked_for:
+            await server.close()
+            raise
+        click.echo(f"HTTP only: {error.message}; {error.hint}", err=True)
+    if server.grpc is not None:
+        click.echo(f"gRPC on {server.grpc}", err=True)
 
 
 def _paths(options: Options) -> list[Path]:
@@ -263,8 +287,9 @@ def _tensors(spec: "ModelSpec") -> str:
     return f"{side(spec.inputs)} -> {side(spec.outputs)}"
 
 
-def _write_ready_file(path: Path, http: str) -> None:
+def _write_ready_file(path: Path, server: "Server") -> None:
     """Written beside and renamed, so that whoever waits for it never reads half of it."""
     beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps({"http": http}) + "\n")
+    addresses = {"http": str(server.http)} | ({"grpc": str(server.grpc)} if server.grpc is not None else {})
+    beside.write_text(json.dumps(addresses) + "\n")
     beside.replace(path)

@@ -82,6 +82,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     http: Address = Address("127.0.0.1", 8000)
     """Loopback: a model server without keys must not be found by the network by accident."""
+    grpc: Address | None = None
+    """gRPC's listener (Triton's port 8001); None: HTTP only."""
     metrics: Address | None = None
     """A second listener for `/metrics` alone (Triton's port 8002); it is on the HTTP port anyway."""
     limits: HttpLimits = HttpLimits()

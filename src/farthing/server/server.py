@@ -7,10 +7,11 @@ whoever runs the process (`cli.serve`).
 
 import asyncio
 import gc
+import importlib
 import logging
 import socket
 from collections.abc import Callable
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from farthing import __version__
 from farthing.config.server import Address, ServerConfig
@@ -19,16 +20,20 @@ from farthing.runtime.runtime import Runtime
 from farthing.server.admission import Admission
 from farthing.server.app import App
 from farthing.server.auth import Keys
+from farthing.server.grpc_service import GrpcService
 from farthing.server.http1 import Listener
 from farthing.server.kserve import KServe
 from farthing.server.operations import Operations
 from farthing.server.routes import Route, Routes
 from farthing.server.tls import tls_context
-from farthing.telemetry.counters import HttpCounters
+from farthing.telemetry.counters import GrpcCounters, HttpCounters
 from farthing.telemetry.looplag import LoopLag
 from farthing.telemetry.metrics import Metrics
 from farthing.telemetry.traces import SpanSink
-from farthing.types.errors import FarthingError
+from farthing.types.errors import CannotListen, InvalidSetting
+
+if TYPE_CHECKING:
+    from farthing.server.grpc import GrpcListener
 
 SWEEP_S: Final = 1.0
 """Seconds between looks at connections that are out of time."""
@@ -37,10 +42,6 @@ BACKLOG: Final = 4096
 """Connections the system holds until we accept them; a burst of clients must not meet a reset."""
 
 log = logging.getLogger(__name__)
-
-
-class CannotListen(FarthingError):
-    """The address is taken, or not ours."""
 
 
 class Server:
@@ -58,19 +59,21 @@ class Server:
         self._config = config
         self.runtime = Runtime(repository, config)
         self._counters = HttpCounters()
+        self._grpc_counters = GrpcCounters()
         self._lag = LoopLag()
         self._metrics = Metrics(
             version=__version__,
             models=self.runtime,
             http=self._counters,
+            grpc=self._grpc_counters,
             loop_lag=self._lag.histogram,
             log_records_dropped=log_records_dropped,
             spans_dropped=lambda: spans.dropped if spans is not None else 0,
         )
-        admission = Admission(config.admission)
+        self._admission = admission = Admission(config.admission)
         operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
         kserve = KServe(self.runtime, config.limits.body_bytes_max, not_ready_status=config.not_ready_status)
-        keys = Keys.read(config.keys) if config.keys is not None else None
+        self._keys = keys = Keys.read(config.keys) if config.keys is not None else None
 
         def listener(routes: list[Route]) -> Listener:
             app = App(
@@ -88,10 +91,13 @@ class Server:
         self._listener = listener(operations.routes() + kserve.routes())
         self._metrics_listener = listener(operations.metrics_routes())
         self._sockets: list[asyncio.Server] = []
+        self._grpc_listener: GrpcListener | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self.http: Address | None = None
         """Where it listens, once it does."""
+        self.grpc: Address | None = None
+        """Where gRPC is, once `listen_grpc` has opened it."""
         self.metrics: Address | None = None
         """Where `/metrics` is alone, if it was asked for."""
 
@@ -103,6 +109,30 @@ class Server:
             self.metrics = await self._open(self._config.metrics, self._metrics_listener, is_tls=False)
         self._lag.start(loop)
         self._sweep(loop)
+
+    async def listen_grpc(self) -> None:
+        """Opens the gRPC port of the configuration; `grpc` then says which. HTTP need not wait for the import.
+
+        Raises `InvalidSetting` if grpcio is not installed, `CannotListen` if the port cannot be had.
+        """
+        if self._config.grpc is None:
+            return
+        try:
+            # Importing takes a tenth of a second, in which the event loop has better things to do.
+            await asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "farthing.server.grpc")
+            from farthing.server.grpc import GrpcListener
+        except ImportError as error:
+            raise InvalidSetting(f"gRPC needs grpcio: {error}", hint="pip install 'farthing[grpc]'") from None
+        listener = GrpcListener(
+            GrpcService(self.runtime, self._config.limits.body_bytes_max),
+            keys=self._keys,
+            admission=self._admission,
+            counters=self._grpc_counters,
+            limits=self._config.limits,
+            tls=self._config.tls,
+        )
+        self.grpc = await listener.open(self._config.grpc)
+        self._grpc_listener = listener
 
     async def load(self) -> None:
         """Loads the models; requests for those that are ready are answered meanwhile."""
@@ -120,6 +150,10 @@ class Server:
         self.runtime.begin_stop()
         self._listener.is_draining = True
         await asyncio.sleep(self._config.drain_notice_s)
+        is_clean, is_grpc_clean = await asyncio.gather(self._drain_http(), self._drain_grpc())
+        return is_clean and is_grpc_clean
+
+    async def _drain_http(self) -> bool:
         for server in self._sockets:
             server.close()
         self._listener.end_idle()
@@ -131,11 +165,16 @@ class Server:
         self._abort()
         return is_clean
 
+    async def _drain_grpc(self) -> bool:
+        return self._grpc_listener is None or await self._grpc_listener.drain(self._config.exit_timeout_s)
+
     async def close(self) -> None:
         """Unloads the models and lets go of everything."""
         for server in self._sockets:
             server.close()
         self._abort()
+        if self._grpc_listener is not None:
+            await self._grpc_listener.close()
         self._lag.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()

@@ -128,6 +128,12 @@ HTTP_REJECTED = Family(
     "requests",
     "Requests or connections turned away before any model was asked",
 )
+GRPC_REQUESTS = Family(
+    "farthing_grpc_requests_total", "counter", ("route", "code"), "requests", "gRPC requests answered"
+)
+GRPC_IN_FLIGHT = Family(
+    "farthing_grpc_requests_in_flight", "gauge", (), "requests", "gRPC requests received and not yet answered"
+)
 LOOP_LAG = Family(
     "farthing_event_loop_lag_seconds",
     "histogram",

@@ -82,6 +82,29 @@ class HttpCounters:
         return twin
 
 
+class GrpcCounters:
+    """What the gRPC server counts."""
+
+    __slots__ = ("requests", "requests_in_flight")
+
+    def __init__(self) -> None:
+        self.requests_in_flight = 0
+        self.requests: dict[str, dict[str, int]] = {route: {} for route in RouteClass}
+        """Route class -> status code's name -> answers."""
+
+    def answered(self, route: RouteClass, code: str) -> None:
+        """Counts an answer. Codes are gRPC's, of which there are 17."""
+        by_code = self.requests[route]
+        by_code[code] = by_code.get(code, 0) + 1
+
+    def copy(self) -> "GrpcCounters":
+        """An independent copy of this moment, which another thread may read."""
+        twin = GrpcCounters()
+        twin.requests_in_flight = self.requests_in_flight
+        twin.requests = {route: by_code.copy() for route, by_code in self.requests.items()}
+        return twin
+
+
 class DurationHistogram:
     """Durations counted by `DURATION_BOUNDS_NS`, for what happens less often than requests do."""
 

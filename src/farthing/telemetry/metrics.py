@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from farthing.telemetry import catalogue
-from farthing.telemetry.counters import DurationHistogram, HttpCounters
+from farthing.telemetry.counters import DurationHistogram, GrpcCounters, HttpCounters
 from farthing.telemetry.exposition import CONTENT_TYPE, ExpositionWriter, Family, label_text
 from farthing.telemetry.process import MachineSample, ProcessReader, ProcessSample, build_labels
 from farthing.telemetry.statistics import DURATION_BOUNDS_S, ModelStatistics
@@ -42,6 +42,7 @@ class Scrape:
 
     models: tuple[ModelSample, ...]
     http: HttpCounters
+    grpc: GrpcCounters
     loop_lag: DurationHistogram
     reader: ProcessReader
     """Asked while the text is written."""
@@ -63,9 +64,11 @@ class Metrics:
         log_records_dropped: Callable[[], int] = lambda: 0,
         spans_dropped: Callable[[], int] = lambda: 0,
         reader: ProcessReader | None = None,
+        grpc: GrpcCounters | None = None,
     ) -> None:
         self._models = models
         self._http = http
+        self._grpc = grpc or GrpcCounters()
         self._loop_lag = loop_lag
         self._log_records_dropped = log_records_dropped
         self._spans_dropped = spans_dropped
@@ -79,6 +82,7 @@ class Metrics:
                 sample._replace(statistics=sample.statistics.copy()) for sample in self._models.model_samples()
             ),
             http=self._http.copy(),
+            grpc=self._grpc.copy(),
             loop_lag=self._loop_lag.copy(),
             reader=self._reader,
             log_records_dropped=self._log_records_dropped(),
@@ -178,6 +182,11 @@ def _server(writer: ExpositionWriter, scrape: Scrape) -> None:
     writer.family(catalogue.HTTP_REJECTED)
     for reason, count in http.rejected.items():
         writer.sample(f'reason="{reason}"', count)
+    writer.family(catalogue.GRPC_REQUESTS)
+    for route, by_code in scrape.grpc.requests.items():
+        for code, count in sorted(by_code.items()):
+            writer.sample(f'route="{route}",code="{code}"', count)
+    _known(writer, catalogue.GRPC_IN_FLIGHT, scrape.grpc.requests_in_flight)
     writer.family(catalogue.LOOP_LAG)
     writer.histogram("", DURATION_BOUNDS_S, scrape.loop_lag.buckets, scrape.loop_lag.total_ns / 1e9)
     _known(writer, catalogue.LOG_RECORDS_DROPPED, scrape.log_records_dropped)

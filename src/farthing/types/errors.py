@@ -161,5 +161,9 @@ class LoadFailed(FarthingError):
     grpc_status = GRPC_INVALID_ARGUMENT
 
 
+class CannotListen(FarthingError):
+    """The address is taken, or not ours."""
+
+
 class InvalidSetting(FarthingError):
     """What the operator set, on the command line or in the environment, cannot be understood or cannot be had."""

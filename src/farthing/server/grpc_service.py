@@ -1,0 +1,178 @@
+"""The KServe v2 RPCs: message to runtime and back, through `protocols.kserve_grpc`.
+
+What `server.kserve` is to HTTP. Connections, keys, deadlines and statuses belong to `server.grpc`.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+
+from farthing import __version__
+from farthing.protocols.kserve import WireLimits, index_json, model_metadata, server_metadata, statistics_json
+from farthing.protocols.kserve_grpc import (
+    HEALTH_SERVICE,
+    SERVICE,
+    asked_load,
+    asked_unload,
+    check_repository_name,
+    config_message,
+    decode_infer,
+    encode_infer,
+    health_message_class,
+    message_class,
+    message_of,
+)
+from farthing.runtime.runtime import Runtime
+from farthing.server.auth import Door
+from farthing.server.kserve import EXTENSIONS, load_as_asked
+from farthing.telemetry.counters import RouteClass
+from farthing.types.errors import NotFound, Unavailable
+
+NOT_OFFERED: Final = (
+    "ModelStreamInfer",
+    "SystemSharedMemoryStatus",
+    "SystemSharedMemoryRegister",
+    "SystemSharedMemoryUnregister",
+    "CudaSharedMemoryStatus",
+    "CudaSharedMemoryRegister",
+    "CudaSharedMemoryUnregister",
+    "TraceSetting",
+    "LogSettings",
+)
+"""RPCs of the service that are answered UNIMPLEMENTED."""
+
+NAMES_BYTES_MAX: Final = 1 << 20
+"""What a message may hold beside its tensors: names, shapes, parameters."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """What is known of an RPC beside its message."""
+
+    tenant: str = ""
+    timeout_us: int = 0
+    """What is left of its deadline; 0 for none."""
+
+
+class Rpc(msgspec.Struct, frozen=True):
+    """One RPC: where it is, the message it takes, who may call it, and who answers."""
+
+    path: str
+    request: Callable[[], Any]
+    """The class of its message; asked for on the first call, because protobuf is imported with it."""
+    handler: Callable[[Any, Call], Any | Awaitable[Any]]
+    door: Door
+    kind: RouteClass
+
+
+class GrpcService:
+    """The handlers of one server."""
+
+    def __init__(self, runtime: Runtime, body_bytes_max: int) -> None:
+        self._runtime = runtime
+        self._limits = WireLimits(body_bytes_max=body_bytes_max)
+
+    def rpcs(self) -> list[Rpc]:
+        """Every RPC that is answered."""
+
+        def rpc(name: str, handler: Callable[[Any, Call], Any], kind: RouteClass, door: Door = Door.INFERENCE) -> Rpc:
+            return Rpc(f"/{SERVICE}/{name}", lambda: message_class(f"{name}Request"), handler, door, kind)
+
+        health = RouteClass.HEALTH
+        return [
+            rpc("ModelInfer", self.infer, RouteClass.INFER),
+            rpc("ServerLive", self.live, health, Door.OPEN),
+            rpc("ServerReady", self.ready, health, Door.OPEN),
+            rpc("ModelReady", self.model_ready, health, Door.OPEN),
+            rpc("ServerMetadata", self.metadata, RouteClass.METADATA),
+            rpc("ModelMetadata", self.model_metadata, RouteClass.METADATA),
+            rpc("ModelConfig", self.config, RouteClass.CONFIG),
+            rpc("ModelStatistics", self.statistics, RouteClass.STATISTICS),
+            rpc("RepositoryIndex", self.index, RouteClass.REPOSITORY),
+            rpc("RepositoryModelLoad", self.load, RouteClass.REPOSITORY, Door.CONTROL),
+            rpc("RepositoryModelUnload", self.unload, RouteClass.REPOSITORY, Door.CONTROL),
+            Rpc(
+                f"/{HEALTH_SERVICE}/Check",
+                lambda: health_message_class("HealthCheckRequest"),
+                self.check,
+                Door.OPEN,
+                health,
+            ),
+        ]
+
+    async def infer(self, message: Any, call: Call) -> Any:
+        """`ModelInfer`. Cancelling it withdraws the request from its queue."""
+        served = self._runtime.resolve(message.model_name, message.model_version)
+        request = decode_infer(message, self._limits)
+        request.tenant = call.tenant
+        if call.timeout_us and (not request.timeout_us or call.timeout_us < request.timeout_us):
+            request.timeout_us = call.timeout_us
+        return encode_infer(await self._runtime.infer(request), request, served.spec)
+
+    # -- health --------------------------------------------------------------------------------------------------
+
+    def live(self, message: Any, call: Call) -> Any:
+        """`ServerLive`: is there progress?"""
+        return message_class("ServerLiveResponse")(live=self._runtime.hung() is None)
+
+    def ready(self, message: Any, call: Call) -> Any:
+        """`ServerReady`: should a load balancer send requests here?"""
+        return message_class("ServerReadyResponse")(ready=not self._runtime.not_ready())
+
+    def model_ready(self, message: Any, call: Call) -> Any:
+        """`ModelReady`."""
+        try:
+            served = self._runtime.resolve(message.name, message.version)
+        except Unavailable:
+            return message_class("ModelReadyResponse")(ready=False)
+        return message_class("ModelReadyResponse")(ready=not served.executable.health())
+
+    def check(self, message: Any, call: Call) -> Any:
+        """`grpc.health.v1.Health/Check`: ready, as the standard probes ask it."""
+        if message.service not in ("", SERVICE):
+            raise NotFound(f"no service `{message.service[:80]}` here", hint=f"ask about `{SERVICE}`, or about nothing")
+        kind = health_message_class("HealthCheckResponse")
+        return kind(status="NOT_SERVING" if self._runtime.not_ready() else "SERVING")
+
+    # -- metadata ------------------------------------------------------------------------------------------------
+
+    def metadata(self, message: Any, call: Call) -> Any:
+        """`ServerMetadata`."""
+        return message_of("ServerMetadataResponse", server_metadata("farthing", __version__, EXTENSIONS))
+
+    def model_metadata(self, message: Any, call: Call) -> Any:
+        """`ModelMetadata`."""
+        served = self._runtime.resolve(message.name, message.version)
+        versions = [int(message.version)] if message.version else self._runtime.catalog.ready_versions(message.name)
+        return message_of("ModelMetadataResponse", model_metadata(served.spec, versions))
+
+    def config(self, message: Any, call: Call) -> Any:
+        """`ModelConfig`."""
+        return config_message(self._runtime.resolve(message.name, message.version).config)
+
+    def statistics(self, message: Any, call: Call) -> Any:
+        """`ModelStatistics`, of all models if none is named."""
+        snapshots = self._runtime.statistics(message.name, message.version)
+        return message_of("ModelStatisticsResponse", statistics_json(snapshots))
+
+    # -- the repository ------------------------------------------------------------------------------------------
+
+    def index(self, message: Any, call: Call) -> Any:
+        """`RepositoryIndex`."""
+        check_repository_name(message)
+        return message_of(
+            "RepositoryIndexResponse", {"models": index_json(self._runtime.index(only_ready=message.ready))}
+        )
+
+    async def load(self, message: Any, call: Call) -> Any:
+        """`RepositoryModelLoad`."""
+        check_repository_name(message)
+        await load_as_asked(self._runtime, message.model_name, asked_load(message))
+        return message_class("RepositoryModelLoadResponse")()
+
+    async def unload(self, message: Any, call: Call) -> Any:
+        """`RepositoryModelUnload`."""
+        check_repository_name(message)
+        asked_unload(message)
+        await self._runtime.unload(message.model_name)
+        return message_class("RepositoryModelUnloadResponse")()
