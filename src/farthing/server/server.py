@@ -6,9 +6,11 @@ whoever runs the process (`cli.serve`).
 """
 
 import asyncio
+import errno
 import gc
 import importlib
 import logging
+import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -197,7 +199,7 @@ class Server:
             )
         except OSError as error:
             raise CannotListen(
-                f"cannot listen on {address}: {error.strerror or error}",
+                f"cannot listen on {address}: {os.strerror(error.errno or 0) if error.errno in errno.errorcode else error}",
                 hint="another program may have the port; --http HOST:0 takes a free one",
             ) from None
         self._sockets.append(server)

@@ -16,15 +16,19 @@ def tls_context(tls: Tls) -> ssl.SSLContext:
             raise LoadFailed(
                 f"{path}: no such file", hint="give PEM files to --tls-cert, --tls-key and --tls-client-ca"
             )
+    # ssl.SSLError is an OSError, and so is a file that may not be read.
     try:
         context.load_cert_chain(tls.certificate, tls.key, password=_refuse_password)
-        if tls.client_ca is not None:
-            context.load_verify_locations(tls.client_ca)
-            context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as error:  # ssl.SSLError is one, and so is a file that may not be read
+    except OSError as error:
         raise LoadFailed(
             f"{tls.certificate}, {tls.key}: {error}", hint="both must be PEM, and belong together"
         ) from None
+    if tls.client_ca is not None:
+        try:
+            context.load_verify_locations(tls.client_ca)
+        except OSError as error:
+            raise LoadFailed(f"{tls.client_ca}: {error}", hint="it must hold CA certificates, PEM") from None
+        context.verify_mode = ssl.CERT_REQUIRED
     return context
 
 
