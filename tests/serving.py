@@ -192,7 +192,7 @@ class Live:
 
         for family in text_string_to_metric_families(self.get("/metrics").body.decode()):
             for sample in family.samples:
-                if sample.name == name and labels.items() <= sample.labels.items():
+                if sample.name in (name, f"{name}_total") and labels.items() <= sample.labels.items():
                     return sample.value
         return 0.0
 
@@ -215,8 +215,10 @@ class Live:
 
 
 @contextmanager
-def serving(*paths: Path, tls: ssl.SSLContext | None = None, load: bool = True, **settings: Any) -> Iterator[Live]:
-    """A server in this process with these models; `settings` are of `ServerConfig`, `tls` is the clients' side."""
+def serving(
+    *paths: Path, client_tls: ssl.SSLContext | None = None, load: bool = True, **settings: Any
+) -> Iterator[Live]:
+    """A server in this process with these models; `settings` are of `ServerConfig`."""
     config = msgspec.structs.replace(
         ServerConfig(http=Address("127.0.0.1", 0), drain_notice_s=0.02, exit_timeout_s=5.0), **settings
     )
@@ -239,7 +241,7 @@ def serving(*paths: Path, tls: ssl.SSLContext | None = None, load: bool = True, 
         try:
             server = asyncio.run_coroutine_threadsafe(start(), loop).result(60)
             assert server.http is not None
-            live = Live(("127.0.0.1", server.http.port), server, loop, tls)
+            live = Live(("127.0.0.1", server.http.port), server, loop, client_tls)
             try:
                 yield live
             finally:
@@ -257,7 +259,7 @@ def serve_process(folder: Path, *arguments: str | Path) -> Iterator[Live]:
     ready, log = folder / "ready.json", folder / "serve.log"
     start = "from farthing.cli.main import main; main()"
     command = [sys.executable, "-c", start, "serve", *map(str, arguments)]
-    command += ["--http", "127.0.0.1:0", "--ready-file", str(ready), "--log-format", "text"]
+    command += ["--no-grpc", "--http", "127.0.0.1:0", "--ready-file", str(ready), "--log-format", "text"]
     with log.open("wb") as words:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=words, stderr=words)
     try:
