@@ -32,11 +32,11 @@ costs some 20 us on the loop anyway, so nobody is kept waiting for long."""
 WAIT_NS_MAX: Final = 30_000_000_000
 """A request that would wait longer than this in the queue is answered `Overloaded` at once; few clients wait 30 s."""
 
-GAP_SMOOTHING: Final = 0.1
-"""Weight of the newest gap between arrivals in their mean."""
+LAG_SMOOTHING: Final = 0.1
+"""Weight of the newest lag, from answers to a next request, in their mean."""
 
-GAP_NS_MAX: Final = 100_000_000
-"""A longer gap counts as this long: nobody waits so long for company, and a quiet hour must be forgotten soon."""
+LAG_NS_MAX: Final = 100_000_000
+"""A longer lag counts as this long: nobody waits so long for company, and a quiet hour must be forgotten soon."""
 
 LOOP_BUSY_NS_MAX: Final = 2_000_000
 """Runs on the event loop take turns with everything else there once they have taken so long together."""
@@ -89,8 +89,7 @@ class BatchLoop:
         self._is_pump_due = False
         self._timer: Any = None
         self._timer_ns = 0
-        self._last_event_ns = 0  # the last arrival or the last run's end
-        self._gap_ns = 0.0
+        self._lag_ns = 0.0
         self._free_ns = 0
         self._away = 0
         self._closed = False
@@ -104,11 +103,9 @@ class BatchLoop:
             self.statistics.failed(FailureReason.REJECTED)
             raise Unavailable(f"model `{self.spec.name}` version {self._version} is being unloaded", retry_after_s=1)
         arrival = waiter.arrival_ns
-        gap_ns = arrival - self._last_event_ns
-        self._last_event_ns = arrival
-        self._gap_ns += GAP_SMOOTHING * ((gap_ns if gap_ns < GAP_NS_MAX else GAP_NS_MAX) - self._gap_ns)
         if self._away:
             self._away -= 1
+            self._lag_ns += LAG_SMOOTHING * (min(arrival - self._free_ns, LAG_NS_MAX) - self._lag_ns)
         queue = self._queue
         if queue.requests and (waiter.request.timeout_us or queue.has_timeouts or queue.requests > self._head_max):
             self._check_in_time(waiter)
@@ -209,7 +206,6 @@ class BatchLoop:
         began = now = self._now_ns()
         self._expire(now)
         due_ns = 0
-        callers = Callers(self._away, int(self._gap_ns), self._free_ns)
         while self._idle and queue.requests:
             if now - began > LOOP_BUSY_NS_MAX:
                 self._pump_soon()
@@ -221,7 +217,7 @@ class BatchLoop:
                 [waiter.arrival_ns for waiter in head],
                 self._limits,
                 times,
-                callers,
+                Callers(self._away, int(self._lag_ns), self._free_ns),
                 now,
             )
             if isinstance(decision, Run):
@@ -229,7 +225,6 @@ class BatchLoop:
                 queue.take(waiters)
                 if self._dispatch(waiters, times, now):
                     now = self._free_ns
-                    callers = Callers(self._away, int(self._gap_ns), now)
             elif isinstance(decision, Wait):
                 due_ns = decision.until_ns
                 break
@@ -265,7 +260,7 @@ class BatchLoop:
     def _done(self, job: Job, ran: Ran) -> None:
         self._running.pop(job.instance, None)
         self._idle.append(job.instance)
-        self._free_ns = self._last_event_ns = end_ns = self._now_ns()
+        self._free_ns = end_ns = self._now_ns()
         self._away = job.requests
         timing_rest = (ran.input_ns, ran.compute_ns, ran.output_ns, job.rows, job.requests)
         queue_ns = 0

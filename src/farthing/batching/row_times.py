@@ -84,6 +84,10 @@ class RowTimes:
         share = (rows - low) / (high - low)
         return int(self._times_ns[at - 1] + share * (self._times_ns[at] - self._times_ns[at - 1]))
 
+    def hoped_ns(self, rows: int) -> int:
+        """The same, but more rows than were ever run are hoped to cost no more: who never tries them never learns."""
+        return self.estimate_ns(min(rows, self._rows[-1])) if self._rows else 0
+
     def best_rows(self, limit: int) -> int:
         """The batch size to aim for, from 1 to `limit`.
 
