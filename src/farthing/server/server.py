@@ -198,8 +198,10 @@ class Server:
                 listener, address.host, address.port, backlog=BACKLOG, reuse_address=True, **tls
             )
         except OSError as error:
+            # asyncio wraps the system's words in its own, which say the address again; a name not found has no number.
+            reason = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else error
             raise CannotListen(
-                f"cannot listen on {address}: {os.strerror(error.errno or 0) if error.errno in errno.errorcode else error}",
+                f"cannot listen on {address}: {reason}",
                 hint="another program may have the port; --http HOST:0 takes a free one",
             ) from None
         self._sockets.append(server)
