@@ -30,6 +30,9 @@ RESOLVED_MAX: Final = 4096
 """Names and versions whose look-up is remembered."""
 
 
+UNLOADED: Final = "unloaded"
+"""The reason of a version that nobody wants to be served, as Triton words it."""
+
 log = logging.getLogger(__name__)
 
 
@@ -49,15 +52,16 @@ class Version:
 class Model:
     """One model by name: its versions, and the lock that makes loads and unloads of it take turns."""
 
-    __slots__ = ("found", "is_wanted", "latest", "lock", "name", "versions")
+    __slots__ = ("is_wanted", "latest", "lock", "name", "problem", "versions")
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.found: FoundModel | None = None
         self.versions: dict[int, Version] = {}
         self.latest: ServedVersion | None = None
         self.is_wanted = False
         """Whether readiness waits for it: it should be loaded."""
+        self.problem = ""
+        """Why it cannot even be read; its versions serve on as they were loaded."""
         self.lock = asyncio.Lock()
 
 
@@ -69,7 +73,7 @@ class Catalog:
         self._queue_requests_max = queue_requests_max
         self._drain_s = drain_s
         self._models: dict[str, Model] = {}
-        self._endings: set[asyncio.Task[None]] = set()
+        self._endings: dict[asyncio.Task[None], ServedVersion] = {}
         self._resolved: dict[tuple[str, str], ServedVersion] = {}
 
     # -- looking up ----------------------------------------------------------------------------------------------
@@ -117,8 +121,10 @@ class Catalog:
     def _no_version(model: Model) -> FarthingError:
         if model.versions:
             newest = model.versions[max(model.versions)]
-            if newest.state in (ModelState.LOADING, ModelState.UNLOADING) or newest.reason != "unloaded":
+            if newest.state in (ModelState.LOADING, ModelState.UNLOADING) or newest.reason != UNLOADED:
                 return _not_ready(model.name, newest)
+        if model.problem:
+            return Unavailable(f"Request for unknown model: '{model.name}' cannot be loaded: {model.problem}")
         return NotFound(
             f"Request for unknown model: '{model.name}' has no available versions",
             hint="load it first, or ask the repository index for the reason",
@@ -144,7 +150,8 @@ class Catalog:
         lines: list[ModelStatus] = []
         for model in sorted(self._models.values(), key=lambda model: model.name):
             if not model.versions:
-                lines.append(ModelStatus(name=model.name))
+                state = ModelState.UNAVAILABLE if model.problem else ""
+                lines.append(ModelStatus(name=model.name, state=state, reason=model.problem))
             lines += [
                 ModelStatus(name=model.name, version=str(v.number), state=v.state, reason=v.reason)
                 for _, v in sorted(model.versions.items())
@@ -152,15 +159,16 @@ class Catalog:
         return lines
 
     def not_ready(self) -> str:
-        """The first model that should be ready and is not, with the reason; empty when all are."""
+        """The first model that should be ready and is not, with the reason; empty when all are.
+
+        A model is ready while any of its versions serves: an update that fails must not take the server down.
+        """
         for model in self._models.values():
             if not model.is_wanted:
                 continue
-            if not model.versions:
-                return f"model `{model.name}` is not loaded"
+            if model.latest is None:
+                return f"model `{model.name}` is not loaded{_why(model)}"
             for version in model.versions.values():
-                if version.state is ModelState.LOADING or (version.served is None and version.reason != "unloaded"):
-                    return f"model `{model.name}` version {version.number} is {version.state}: {version.reason}"
                 if version.served is not None and (trouble := version.served.executable.health()):
                     return f"model `{model.name}` version {version.number}: {trouble}"
         return ""
@@ -172,8 +180,10 @@ class Catalog:
                 yield ModelSample(model.name, str(version.number), version.served is not None, version.statistics)
 
     def running(self) -> Iterable[Running]:
-        """Batches inside engines now."""
+        """Batches inside engines now, of versions that are on their way out too."""
         for _, served in self.served():
+            yield from served.loop.running()
+        for served in self._endings.values():
             yield from served.loop.running()
 
     # -- coming and going ----------------------------------------------------------------------------------------
@@ -185,13 +195,20 @@ class Catalog:
         self._resolved.clear()
 
     def problem(self, name: str, reason: str) -> None:
-        """A model that should be loaded cannot even be read."""
+        """A model that should be loaded cannot even be read. What serves of it goes on serving."""
         model = self._models.setdefault(name, Model(name))
         model.is_wanted = True
-        if not any(version.served for version in model.versions.values()):
-            broken = model.versions.setdefault(1, Version(1))
-            broken.state, broken.reason = ModelState.UNAVAILABLE, reason
+        model.problem = reason
         self._resolved.clear()
+
+    def mended(self, name: str) -> bool:
+        """The model can be read again; answers whether something of it serves."""
+        model = self._models.get(name)
+        if model is None:
+            return False
+        model.problem = ""
+        self._resolved.clear()
+        return model.latest is not None
 
     async def load(self, found: FoundModel) -> None:
         """Loads or reloads a model: each version it should serve, then lets go of the others.
@@ -201,7 +218,7 @@ class Catalog:
         model = self._models.setdefault(found.name, Model(found.name))
         model.is_wanted = True
         async with model.lock:
-            model.found = found
+            model.problem = ""
             numbers = versions_to_serve(found.config.version_policy, [version.number for version in found.versions])
             by_number = {version.number: version for version in found.versions}
             if not numbers:
@@ -211,7 +228,7 @@ class Catalog:
             if first is not None:
                 raise first
             for number in [number for number in model.versions if number not in numbers]:
-                self._let_go(model, model.versions[number], reason="unloaded")
+                self._let_go(model, model.versions[number], is_gone=number not in by_number)
             self._point(model)
 
     async def unload(self, name: str) -> None:
@@ -223,8 +240,8 @@ class Catalog:
             model.is_wanted = False
             for version in model.versions.values():
                 if version.served is not None or version.state is not ModelState.UNAVAILABLE:
-                    self._let_go(model, version, reason="unloaded")
-                version.reason = "unloaded"
+                    self._let_go(model, version)
+                version.reason = UNLOADED
             self._point(model)
 
     def forget(self, name: str) -> None:
@@ -277,9 +294,12 @@ class Catalog:
         if old is not None:
             self._end(old)
 
-    def _let_go(self, model: Model, version: Version, reason: str) -> None:
+    def _let_go(self, model: Model, version: Version, *, is_gone: bool = False) -> None:
+        """Stops serving a version; one whose files are gone leaves the index too, which else would only grow."""
         served, version.served = version.served, None
-        version.reason = reason
+        version.reason = UNLOADED
+        if is_gone:
+            del model.versions[version.number]
         if served is None:
             version.state = ModelState.UNAVAILABLE
             return
@@ -289,8 +309,8 @@ class Catalog:
 
     def _end(self, served: ServedVersion, version: Version | None = None) -> None:
         task = asyncio.get_running_loop().create_task(self._drain_and_close(served, version))
-        self._endings.add(task)
-        task.add_done_callback(self._endings.discard)
+        self._endings[task] = served
+        task.add_done_callback(self._endings.pop)
 
     async def _drain_and_close(self, served: ServedVersion, version: Version | None) -> None:
         empty = asyncio.Event()
@@ -322,3 +342,12 @@ def _not_ready(name: str, version: Version) -> Unavailable:
         hint="" if is_passing else "the repository index tells the reason; load it again once that is mended",
         retry_after_s=1 if is_passing else None,
     )
+
+
+def _why(model: Model) -> str:
+    reasons = [model.problem] + [
+        f"version {version.number} is {version.state}{f': {version.reason}' if version.reason else ''}"
+        for version in model.versions.values()
+    ]
+    told = "; ".join(reason for reason in reasons if reason)
+    return f": {told}" if told else ""

@@ -25,7 +25,7 @@ class RequestCheck:
         self._is_decoupled = is_decoupled
         # (name, dtype, row shape) of models whose rows have one shape; None when any shape is free.
         tails = [tensor.shape[1:] for tensor in spec.inputs]
-        is_fixed = self._has_batch_axis and self._required == self._inputs.keys() and -1 not in sum(tails, ())
+        is_fixed = self._has_batch_axis and tails and self._required == self._inputs.keys() and -1 not in sum(tails, ())
         self._fixed = [(tensor.name, tensor.dtype, tensor.shape[1:]) for tensor in spec.inputs] if is_fixed else None
 
     def __call__(self, request: InferRequest) -> tuple[int, Hashable]:
@@ -86,7 +86,8 @@ class RequestCheck:
                 f"inference request batch-size must be <= {spec.batch_rows_max} for '{spec.name}', got {rows}",
                 hint="send fewer rows a request, or raise max_batch_size",
             )
-        return rows, (tuple(signature) if self._has_batch_axis and rows else None)
+        # Without rows, or without a tensor to have any, there is nothing to put one after the other.
+        return rows, (tuple(signature) if self._has_batch_axis and rows and signature else None)
 
     def _check_names(self, request: InferRequest) -> None:
         spec = self._spec

@@ -12,11 +12,20 @@ import msgspec
 
 from farthing.batching.batcher import Limits
 from farthing.batching.row_times import RowTimes
-from farthing.config.model import ModelConfig, ModelInput, ModelOutput, complete_config, tensor_specs
+from farthing.config.model import (
+    InstanceKind,
+    ModelConfig,
+    ModelInput,
+    ModelOutput,
+    complete_config,
+    config_json,
+    tensor_specs,
+)
 from farthing.engines.contract import Engine, Executable, ModelSource
 from farthing.engines.registry import engine_for, engine_named
 from farthing.repository import FoundModel, FoundVersion, read_labels
 from farthing.runtime.probe import has_independent_rows, measure
+from farthing.runtime.warmup import warm_up
 from farthing.types.errors import LoadFailed
 from farthing.types.models import ModelSpec
 from farthing.types.tensors import TensorSpec
@@ -24,6 +33,9 @@ from farthing.types.tensors import TensorSpec
 AUTO_ROWS_MAX: Final = 1024
 """Rows one request may bring when nobody configured `max_batch_size`. How many rows are run together is measured;
 this only bounds what a single client can make the server hold at once."""
+
+INSTANCES_MAX: Final = 256
+"""Instances of one model. Each is a thread, and for Python models a process; nobody has so many cores to give one."""
 
 
 class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,7 +60,7 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
     config = found.config
     _refuse_what_is_not_served(found.name, config)
     engine = _engine(config, version)
-    instances = sum(group.count or 1 for group in config.instance_group) or 1
+    instances = _instances(found.name, config)
     has_batch_said = bool(config.max_batch_size)
     inputs, outputs = tensor_specs(config, has_batch_dimension=has_batch_said, labels=read_labels(found))
     executable = engine.load(
@@ -62,7 +74,7 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
             outputs=outputs,
             batch_rows_max=config.max_batch_size,
             parameters={key: value.string_value for key, value in config.parameters.items()},
-            config=msgspec.to_builtins(config),
+            config=config_json(config),
         )
     )
     try:
@@ -76,6 +88,14 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
                 found.name, "output", outputs, executable.outputs, rows_max, _reshapes(config.output, rows_max)
             ),
             batch_rows_max=rows_max,
+        )
+        warm_up(
+            config,
+            found.folder,
+            spec,
+            executable,
+            instances=instances,
+            reshapes=_reshapes(config.input, rows_max),
         )
         times = RowTimes()
         if executable.is_pure:
@@ -117,6 +137,20 @@ def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
                 f"model `{name}` asks for {what}, which this version of farthing does not serve",
                 hint="docs/reference/model-config.md lists what is honoured",
             )
+
+
+def _instances(name: str, config: ModelConfig) -> int:
+    """How many batches may run at once. All instances are on the CPU: this build has no other device."""
+    for group in config.instance_group:
+        if group.kind is InstanceKind.GPU or group.gpus:
+            raise LoadFailed(
+                f"model `{name}` asks for instances on a GPU, and this build of farthing runs on the CPU only",
+                hint="set the instance_group's kind to KIND_CPU, or leave it out",
+            )
+    instances = sum(group.count or 1 for group in config.instance_group) or 1
+    if instances > INSTANCES_MAX:
+        raise LoadFailed(f"model `{name}` asks for {instances} instances; allowed: up to {INSTANCES_MAX}")
+    return instances
 
 
 def _engine(config: ModelConfig, version: FoundVersion) -> Engine:

@@ -13,7 +13,7 @@ from typing import Final
 
 from farthing.config.model import ModelConfig
 from farthing.config.server import ModelControl, ServerConfig
-from farthing.repository import FoundModel, Repository, Snapshot, changes
+from farthing.repository import FoundModel, Repository, Snapshot, changes, settled
 from farthing.runtime.catalog import Catalog
 from farthing.runtime.served import ServedVersion
 from farthing.telemetry.clock import Clock, MonotonicClock
@@ -191,11 +191,16 @@ class Runtime:
     async def look_again(self) -> None:
         """One look at the repositories, in poll mode every `poll_s` seconds."""
         seen = await self._scan()
-        difference = changes(self._seen, seen)
-        self._seen = seen
-        for problem in seen.problems.values():
-            self.catalog.problem(problem.name, problem.reason)
-        for name in difference.removed:
+        before, self._seen = self._seen, settled(self._seen, seen)
+        difference = changes(before, seen)
+        for name, problem in seen.problems.items():
+            if before.problems.get(name) != problem:
+                log.error("model %s cannot be read: %s", name, problem.reason)
+                self.catalog.problem(name, problem.reason)
+        for name in difference.removed:  # a model, or a path or name that was nothing but a problem
             await self.catalog.unload(name)
             self.catalog.forget(name)
-        await self._load_all(seen.models[name] for name in (*difference.added, *difference.changed))
+        wanted = {*difference.added, *difference.changed}
+        # Mended without a change to its files: it may be serving still, or never have been loaded.
+        wanted |= {name for name in before.problems if name in seen.models and not self.catalog.mended(name)}
+        await self._load_all(seen.models[name] for name in sorted(wanted))
