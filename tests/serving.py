@@ -254,12 +254,15 @@ def serving(
 
 
 @contextmanager
-def serve_process(folder: Path, *arguments: str | Path) -> Iterator[Live]:
-    """`farthing serve` as a process of its own; its words are in `log`, in the given folder."""
+def serve_process(folder: Path, *arguments: str | Path, grpc: Sequence[str] = ("--no-grpc",)) -> Iterator[Live]:
+    """`farthing serve` as a process of its own; its words are in `log`, its addresses in `ready.json`, in the folder.
+
+    `grpc` are its options about that; empty leaves it to the defaults.
+    """
     ready, log = folder / "ready.json", folder / "serve.log"
     start = "from farthing.cli.main import main; main()"
     command = [sys.executable, "-c", start, "serve", *map(str, arguments)]
-    command += ["--no-grpc", "--http", "127.0.0.1:0", "--ready-file", str(ready), "--log-format", "text"]
+    command += [*grpc, "--http", "127.0.0.1:0", "--ready-file", str(ready), "--log-format", "text"]
     with log.open("wb") as words:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=words, stderr=words)
     try:

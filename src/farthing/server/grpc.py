@@ -36,8 +36,10 @@ from farthing.types.errors import (
 STREAMS_MAX: Final = 1024
 """RPCs under way on one connection; the client's library holds back further ones."""
 
-STOP_S: Final = 1.0
-"""How long answers already given may take to leave when the server ends."""
+FAREWELL_S: Final = 0.2
+"""For how long at least new calls are told that the server stops before it closes: then the last answers have left,
+and clients go elsewhere by themselves. A call that arrives while grpcio closes is told CANCELLED, and nobody tries
+again after that."""
 
 PING_S: Final = 60
 """A connection that says nothing for so long is asked whether anybody is there, and has 20 s to say so."""
@@ -88,12 +90,14 @@ class GrpcListener:
     async def drain(self, timeout_s: float) -> bool:
         """Refuses new RPCs and waits for those under way. Answers whether all were answered in time."""
         self._is_stopping = True
+        is_clean = True
         try:
             await asyncio.wait_for(self._empty.wait(), timeout_s)
         except TimeoutError:
+            is_clean = False
             log.warning("not every RPC could be answered within %g s", timeout_s)
-        is_clean = self._empty.is_set()
-        await self._server.stop(STOP_S if is_clean else 0)
+        await asyncio.sleep(FAREWELL_S)
+        await self._server.stop(0)
         return is_clean
 
     async def close(self) -> None:
@@ -103,6 +107,9 @@ class GrpcListener:
 
     async def _answer(self, rpc: Rpc, data: bytes, context: Any) -> bytes:
         counters = self._counters
+        if self._is_stopping:  # not under way for a moment, so that those who go on asking cannot delay the end
+            counters.answered(rpc.kind, grpc.StatusCode.UNAVAILABLE.name)
+            await _abort(context, Unavailable("Server is stopping", retry_after_s=1))
         counters.requests_in_flight += 1
         self._empty.clear()
         code = grpc.StatusCode.CANCELLED
@@ -126,8 +133,6 @@ class GrpcListener:
                 self._empty.set()
 
     async def _admitted(self, rpc: Rpc, data: bytes, context: Any) -> bytes:
-        if self._is_stopping:
-            raise Unavailable("Server is stopping", retry_after_s=1)
         tenant, inflight_max = "", 0
         if self._keys is not None:
             key = self._keys.check(rpc.door, _headers(context))
