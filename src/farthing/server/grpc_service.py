@@ -120,10 +120,10 @@ class GrpcService:
         return message_class("ServerReadyResponse")(ready=not self._runtime.not_ready())
 
     def model_ready(self, message: Any, call: Call) -> Any:
-        """`ModelReady`."""
+        """`ModelReady`: the answer has a place for "no", and clients of Triton expect it there for any model."""
         try:
             served = self._runtime.resolve(message.name, message.version)
-        except Unavailable:
+        except (NotFound, Unavailable):
             return message_class("ModelReadyResponse")(ready=False)
         return message_class("ModelReadyResponse")(ready=not served.executable.health())
 
