@@ -46,14 +46,15 @@ def analyze() -> Analyze:
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A live server with the 32-64-8 perceptron."""
+def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A live server with the 32-64-8 perceptron: where its HTTP and its gRPC are."""
     folder = tmp_path_factory.mktemp("served")
     model, ready = folder / "mlp.onnx", folder / "ready.json"
     _module("models").build_mlp(model)
     command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", str(model)]
     server = subprocess.Popen(
-        [*command, "--http", "127.0.0.1:0", "--ready-file", str(ready)], stdout=subprocess.DEVNULL
+        [*command, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--ready-file", str(ready)],
+        stdout=subprocess.DEVNULL,
     )
     try:
         deadline = time.monotonic() + START_MAX_S
@@ -61,10 +62,16 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             assert server.poll() is None, f"the server ended with {server.returncode}"
             assert time.monotonic() < deadline, f"the server was not ready within {START_MAX_S} s"
             time.sleep(0.02)
-        yield json.loads(ready.read_text())["http"]
+        yield json.loads(ready.read_text())
     finally:
         server.terminate()
         server.wait(10)
+
+
+@pytest.fixture(scope="module")
+def address(addresses: dict[str, str]) -> str:
+    """Where its HTTP is."""
+    return addresses["http"]
 
 
 def counts(address: str) -> dict[str, int]:
@@ -74,14 +81,17 @@ def counts(address: str) -> dict[str, int]:
     return {outcome: stats[outcome]["count"] for outcome in ("success", "fail")}
 
 
-@pytest.mark.parametrize("wire", ["binary", "json"])
-def test_it_measures_a_model_with_the_servers_side_filled_in(analyze: Analyze, address: str, wire: str) -> None:
+@pytest.mark.parametrize("wire", ["binary", "json", "grpc"])
+def test_it_measures_a_model_with_the_servers_side_filled_in(
+    analyze: Analyze, addresses: dict[str, str], wire: str
+) -> None:
+    address = addresses["http"]
     before = counts(address)
+    target = ("-u", address, "--input-tensor-format", wire, "--output-tensor-format", wire)
+    if wire == "grpc":
+        target = ("-u", addresses["grpc"], "-i", "grpc")
     status, rows, output = analyze(
-        [
-            *("-m", "mlp", "-u", address, "-b", "1", "--concurrency-range", "4"),
-            *("--request-count", str(REQUESTS), "--input-tensor-format", wire, "--output-tensor-format", wire),
-        ]
+        ["-m", "mlp", *target, "-b", "1", "--concurrency-range", "4", "--request-count", str(REQUESTS)]
     )
     assert status == 0, output
     assert "error" not in output.lower(), output
