@@ -6,6 +6,7 @@ as its cost curve says, and can be told to fail, to lie or to hang.
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 from heapq import heappop, heappush
 from typing import Any
 
@@ -195,7 +196,7 @@ def make_loop(
         scheduler=virtual,
         clock=virtual.clock,
         run_inline_ns_max=60_000 if is_inline else 0,
-        make_instances=lambda *arguments: VirtualInstances(*arguments, cost_ns or executable.cost_ns),
+        make_instances=partial(VirtualInstances, cost_ns=cost_ns or executable.cost_ns),
     )
     return loop, virtual, waiting
 

@@ -113,7 +113,7 @@ def test_a_request_without_rows_gets_what_the_model_made_of_nothing() -> None:
 
 
 def test_a_model_without_a_batch_axis_may_answer_any_shape() -> None:
-    ran = run([make_waiter(2)], lambda batch: {"y": np.float32(9), "z": np.zeros((5, 5))}, has_batch_axis=False)
+    ran = run([make_waiter(2)], lambda batch: {"y": np.array(9), "z": np.zeros((5, 5))}, has_batch_axis=False)
     assert outputs_of(ran)[0]["y"] == 9
 
 

@@ -287,12 +287,7 @@ class Queue:
             if len(self._by_deadline) > TIDY_LEFT + TIDY_LEFT_PER_WAITING * self._deadlines:
                 self._by_deadline = [entry for entry in self._by_deadline if entry[2].state == WAITING]
                 heapify(self._by_deadline)
-        same = level.by_signature.get(waiter.signature)
-        if same is not None:
-            while same and same[0].state != WAITING:
-                same.popleft()
-            if not same:
-                del level.by_signature[waiter.signature]  # shapes are the client's choice: keep none that is unused
+        self._tidy_front(level, waiter.signature)
         everyone = level.everyone
         while everyone and everyone[0].state != WAITING:
             everyone.popleft()
@@ -304,12 +299,20 @@ class Queue:
             for signature, line in level.by_signature.items():
                 level.by_signature[signature] = deque(w for w in line if w.state == WAITING)
 
+    @staticmethod
+    def _tidy_front(level: _Level, signature: Hashable) -> None:
+        same = level.by_signature.get(signature)
+        if same is not None:
+            while same and same[0].state != WAITING:
+                same.popleft()
+            if not same:
+                del level.by_signature[signature]  # shapes are the client's choice: keep none that is unused
+
     def _delay(self, level: _Level, waiter: Waiter) -> None:
         self._deadlines -= 1
         waiter.deadline_ns = 0
         level.everyone.remove(waiter)
         same = level.by_signature[waiter.signature]
         same.remove(waiter)
-        if not same:
-            del level.by_signature[waiter.signature]
+        self._tidy_front(level, waiter.signature)
         level.late.append(waiter)
