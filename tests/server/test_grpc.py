@@ -315,6 +315,21 @@ def test_messages_over_the_limit_are_refused(tmp_path: Path) -> None:
         assert client.begin([[1, 2]], "echo").result(WAIT_S)
 
 
+def test_connections_over_the_limit_and_idle_ones_are_not_kept(tmp_path: Path) -> None:
+    limits = HttpLimits(connections_max=1, idle_timeout_s=0.3)
+    with grpc_serving(small_repository(tmp_path), limits=limits) as (live, client):
+        states: list[Any] = []
+        client.channel.subscribe(states.append)
+        assert client.ask("ServerLive").live
+        assert live.server is not None
+        # Channels of one process with equal options would share a connection.
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(str(live.server.grpc), options) as second:
+            assert Client(second).fails("ServerLive")[0] is Code.UNAVAILABLE
+        eventually(lambda: states and states[-1] is grpc.ChannelConnectivity.IDLE)
+        assert client.ask("ServerLive").live
+
+
 # -- the socket ----------------------------------------------------------------------------------------------------------
 
 

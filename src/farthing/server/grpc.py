@@ -214,6 +214,8 @@ def _options(limits: HttpLimits) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", limits.head_bytes_max),
         ("grpc.absolute_max_metadata_size", limits.head_bytes_max),
+        ("grpc.max_allowed_incoming_connections", limits.connections_max),
+        ("grpc.max_connection_idle_ms", int(limits.idle_timeout_s * 1000)),
         ("grpc.max_concurrent_streams", STREAMS_MAX),
         ("grpc.server_handshake_timeout_ms", int(limits.head_timeout_s * 1000)),
         ("grpc.keepalive_time_ms", PING_S * 1000),

@@ -22,7 +22,6 @@ from farthing.runtime.runtime import Runtime
 from farthing.server.admission import Admission
 from farthing.server.app import App
 from farthing.server.auth import Keys
-from farthing.server.grpc_service import GrpcService
 from farthing.server.http1 import Listener
 from farthing.server.kserve import KServe
 from farthing.server.operations import Operations
@@ -123,6 +122,7 @@ class Server:
             # Importing takes a tenth of a second, in which the event loop has better things to do.
             await asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "farthing.server.grpc")
             from farthing.server.grpc import GrpcListener
+            from farthing.server.grpc_service import GrpcService
         except ImportError as error:
             raise InvalidSetting(f"gRPC needs grpcio: {error}", hint="pip install 'farthing[grpc]'") from None
         listener = GrpcListener(
