@@ -1,7 +1,6 @@
 """The loop around the batcher: examples one can follow, and the life of a busy model in virtual time."""
 
 import asyncio
-import random
 import threading
 from collections.abc import Callable
 
@@ -11,10 +10,10 @@ from tests.fakes import Answered, FakeExecutable, VirtualLoop, make_loop, make_w
 
 from farthing.batching.batcher import Limits
 from farthing.batching.loop import WAIT_NS_MAX, BatchLoop
-from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Policy, Queue, Waiter
+from farthing.batching.queue import SIGNATURE_ALONE, Policy, Queue, Waiter
 from farthing.engines.contract import Answer, Batch, MemberAnswer
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
-from farthing.types.errors import DeadlineExceeded, EngineFailed, FarthingError, InvalidInput, Overloaded, Unavailable
+from farthing.types.errors import DeadlineExceeded, EngineFailed, Overloaded, Unavailable
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferResponse
 from farthing.types.tensors import TensorSpec
@@ -320,226 +319,6 @@ def test_a_drain_that_runs_out_of_time_answers_those_inside_a_hung_engine_too() 
     assert len(one.answers) == 2
     assert not one.loop.close(), "the engine is still inside a call"
     assert not fake.is_closed
-
-
-# -- the best rate of a model ----------------------------------------------------------------------------------------
-
-CURVES: dict[str, Callable[[int], float]] = {
-    "fixed cost": lambda rows: 10.0,
-    "linear cost": lambda rows: 10.0 * rows,
-    "MiniLM": lambda rows: 2.83 + 3.27 * rows,  # 6.1 ms for 1, 29 ms for 8 on two cores
-    "EfficientNet": lambda rows: 5.1 + 5.9 * (rows - 1),  # 5.1 ms for 1, 46.4 ms for 8: batching costs
-    "tiny": lambda rows: 0.005 + 0.0002 * rows,
-    "falls off a cache": lambda rows: 4 + 0.2 * rows + (0.5 * (rows - 16) if rows > 16 else 0),
-}
-
-
-def closed_loop_rate(curve: str, clients: int, *, return_ns: int, seconds: float = 4.0, seed: int = 0) -> float:
-    """Rows a second that so many clients reach, who send again `return_ns` after their answer, more or less."""
-    chance = random.Random(seed)
-
-    def cost_ns(rows: int) -> int:
-        return int(CURVES[curve](rows) * MS * (1 + 0.01 * chance.random()))
-
-    is_tiny = CURVES[curve](1) < 0.06
-    loop, virtual, _ = make_loop(FakeExecutable(cost_ns), rows_max=1024, cost_ns=cost_ns, is_inline=is_tiny)
-    seconds = seconds if not is_tiny else 0.05
-    began = virtual.clock.now_ns()
-    counted_from, end = began + int(0.4e9 * seconds), began + int(1e9 * seconds)
-    answered = 0
-
-    def send() -> None:
-        loop.submit(make_waiter(arrival_ns=virtual.clock.now_ns(), done=done))
-
-    def done(answer: Answered) -> None:
-        nonlocal answered
-        now = virtual.clock.now_ns()
-        answered += now >= counted_from
-        virtual.at(now + int(return_ns * chance.uniform(0.5, 1.5)), send)
-
-    for _ in range(clients):
-        virtual.at(began + chance.randrange(MS), send)
-    virtual.run(until_ns=end)
-    return answered / ((end - counted_from) / 1e9)
-
-
-@pytest.mark.parametrize("clients", [2, 8, 16, 64])
-@pytest.mark.parametrize("curve", CURVES)
-def test_a_busy_model_reaches_95_percent_of_its_best_rate(curve: str, clients: int) -> None:
-    # What so many clients can reach is the best of the curve up to as many rows, the way back and forth included.
-    return_ns = 100_000 if CURVES[curve](1) > 1 else 1_000
-    best = max(1e3 * rows / (CURVES[curve](rows) + return_ns / MS) for rows in range(1, clients + 1))
-    if curve == "tiny":
-        best = max(1e3 * rows / CURVES[curve](rows) for rows in range(1, 2))  # never waits: at least its own rate
-    assert closed_loop_rate(curve, clients, return_ns=return_ns) >= 0.95 * best
-
-
-@pytest.mark.parametrize("curve", CURVES)
-def test_one_client_is_as_fast_as_the_model(curve: str) -> None:
-    return_ns = 1_000
-    best = 1e3 / (CURVES[curve](1) * 1.005 + return_ns / MS)
-    assert closed_loop_rate(curve, 1, return_ns=return_ns) >= 0.98 * best
-
-
-# -- a life ----------------------------------------------------------------------------------------------------------
-
-
-class Life:
-    """A seeded simulation: arrivals, deadlines, priorities, clients who leave, engines that fail, lie, dawdle."""
-
-    def __init__(self, seed: int, events: int) -> None:
-        self.chance = chance = random.Random(seed)
-        self.events = events
-        levels = chance.choice([0, 0, 3])
-        timeout_ns = chance.choice([0, 0, 30 * MS])
-        self.queue = Queue(
-            model="fake",
-            requests_max=chance.choice([5, 50, 500]),
-            levels=levels,
-            level_default=2 if levels else 0,
-            policy=Policy(timeout_ns=timeout_ns, may_override=chance.random() < 0.5),
-            level_policies={1: Policy(requests_max=10), 3: Policy(timeout_ns=5 * MS, is_delayed=True)}
-            if levels
-            else {},
-        )
-        rows_max = chance.choice([0, 4, 32])
-        self.rows_max = rows_max
-        delay_ns = chance.choice([None, None, 0, 3 * MS])
-        preferred = (2, 4) if delay_ns is not None and rows_max else ()
-        fixed_ns, row_ns = chance.choice([0, MS, 5 * MS]), chance.choice([10_000, MS])
-        self.hung_at_most = chance.choice([0, 1])
-        self.instances = chance.choice([1, 2, 3])
-        self.is_pure = chance.random() < 0.5
-        self.mean_gap_ns = chance.choice([200_000, MS, 4 * MS])
-
-        def cost_ns(rows: int) -> int | None:
-            if self.hung_at_most and chance.random() < 0.0005:
-                self.hung_at_most = 0
-                return None
-            return int((fixed_ns + row_ns * rows) * chance.uniform(0.9, 1.5)) + 1
-
-        self.loop, self.virtual, _ = make_loop(
-            FakeExecutable(lambda rows: 1, is_pure=self.is_pure, answer=self.answer),
-            rows_max=rows_max,
-            instances=self.instances,
-            limits=Limits(rows_max=rows_max, preferred_rows=preferred, delay_ns_max=delay_ns),
-            queue=self.queue,
-            cost_ns=cost_ns,
-            is_inline=False,
-        )
-        self.expected: dict[int, Waiter] = {}  # submitted, neither answered nor withdrawn
-        self.succeeded = self.failed = self.cancelled = self.refused = self.submitted = 0
-        self.wrong: list[str] = []
-
-    def answer(self, batch: Batch) -> Answer:
-        dice = self.chance.random()
-        x = batch.inputs["x"]
-        if dice < 0.01:
-            raise EngineFailed("bad luck")
-        if dice < 0.02 and self.rows_max:
-            return {"y": x[:-1]}
-        if dice < 0.025:
-            raise MemoryError
-        if dice < 0.1 and not self.is_pure:
-            answers: list[MemberAnswer | FarthingError] = []
-            start = 0
-            for member in batch.members:
-                answers.append(MemberAnswer({"y": x[start : start + member.rows] * 2}))
-                start += member.rows
-            if dice < 0.05:
-                answers[self.chance.randrange(len(answers))] = InvalidInput("one of you")
-            if dice < 0.03:
-                answers.pop()
-            return answers
-        if (x == -1).any():
-            raise InvalidInput("poison")
-        return {"y": x * 2}
-
-    def arrive(self) -> None:
-        chance = self.chance
-        self.submitted += 1
-        number = self.submitted
-        rows = 1 if chance.random() < 0.7 or not self.rows_max else chance.randint(0, min(self.rows_max, 6))
-        value = -1 if chance.random() < 0.005 else number
-
-        def done(answer: Answered) -> None:
-            if self.expected.pop(number, None) is None:
-                self.wrong.append(f"{number} was not waiting for an answer")
-            elif isinstance(answer, InferResponse):
-                self.succeeded += 1
-                if answer.outputs["y"].tolist() != [[np.float32(2 * value)]] * rows:
-                    self.wrong.append(f"{number} got somebody else's rows")
-            else:
-                self.failed += 1
-            if chance.random() < 0.02:  # a client that asks again from inside its answer
-                self.arrive()
-
-        waiter = make_waiter(
-            value,
-            rows=rows,
-            arrival_ns=self.virtual.clock.now_ns(),
-            signature=(chance.choice([FIXED_SHAPES, FIXED_SHAPES, "long"]) if rows and self.rows_max else None),
-            priority=chance.randint(0, 4),
-            timeout_us=chance.choice([0, 0, 0, 2_000, 20_000]),
-            done=done,
-        )
-        self.expected[number] = waiter
-        try:
-            self.loop.submit(waiter)
-        except (Overloaded, DeadlineExceeded, Unavailable):
-            del self.expected[number]
-            self.refused += 1
-            return
-        if chance.random() < 0.1:
-            self.virtual.call_later(chance.expovariate(200), self.leave, number)
-
-    def leave(self, number: int) -> None:
-        waiter = self.expected.pop(number, None)
-        if waiter is not None:
-            self.loop.cancel(waiter)
-            assert waiter.state == ENDED
-            self.cancelled += 1
-
-    def arrivals(self) -> None:
-        if self.submitted < self.events:
-            self.arrive()
-            gap_s = self.chance.expovariate(1) * self.mean_gap_ns / 1e9
-            self.virtual.call_later(0 if self.chance.random() < 0.1 else gap_s, self.arrivals)
-
-    def live(self) -> None:
-        self.virtual.call_soon(self.arrivals)
-        empty: list[int] = []
-        steps = 0
-        while self.virtual.step():
-            steps += 1
-            if len(self.queue._levels) == 1 and self.queue.requests > 60 and steps % 16:
-                continue  # long lines are looked at now and then
-            self.queue.check_integrity()
-            assert len(self.loop._idle) + len(self.loop._running) == self.instances
-        # A hung engine may have left some behind: the drain answers those.
-        self.loop.when_empty(lambda: empty.append(1))
-        self.loop.fail_all(Unavailable("the end"))
-        self.virtual.run()
-        self.check(is_hung=bool(self.loop._running))
-
-    def check(self, *, is_hung: bool) -> None:
-        statistics = self.loop.statistics
-        assert not self.wrong
-        assert not self.expected, "everybody was answered"
-        assert self.submitted == self.succeeded + self.failed + self.cancelled + self.refused
-        assert statistics.success_count == self.succeeded
-        assert statistics.fail_count == self.failed + self.cancelled + self.refused
-        assert statistics.failures[FailureReason.CANCELED] == self.cancelled
-        assert statistics.pending_requests == statistics.pending_rows == 0
-        assert statistics.running_batches == len(self.loop._running)
-        assert is_hung or statistics.running_batches == 0
-        assert self.queue.requests == self.queue.rows == 0
-        assert self.succeeded > 0
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_in_a_life_of_accidents_every_request_is_answered_once_and_with_its_own_rows(seed: int) -> None:
-    Life(seed, events=4_000).live()
 
 
 # -- real threads ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from farthing.batching.queue import FIXED_SHAPES
 from farthing.types.errors import InvalidInput, Unsupported
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest
-from farthing.types.tensors import TensorSpec, datatype_of, shape_fits
+from farthing.types.tensors import DATATYPES, TensorSpec, shape_fits
 
 
 class RequestCheck:
@@ -66,8 +66,9 @@ class RequestCheck:
             if given is None:
                 continue
             if given.dtype != tensor.dtype:
+                found = DATATYPES.get(given.dtype, str(given.dtype))
                 raise InvalidInput(
-                    f"inference input '{tensor.name}' data-type is '{datatype_of(given)}', but model '{spec.name}' "
+                    f"inference input '{tensor.name}' data-type is '{found}', but model '{spec.name}' "
                     f"expects '{tensor.datatype}'",
                     hint=f"send `datatype` {tensor.datatype}",
                 )
