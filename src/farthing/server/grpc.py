@@ -3,10 +3,10 @@
 Keys, room, deadline, status. The RPCs themselves are in `server.grpc_service`. grpcio is an extra
 (`farthing[grpc]`), so only `Server.listen_grpc` imports this file.
 
-grpcio's asyncio server is used, on the event loop of everything else. Its thread-pool server answers an echo with half
-the CPU, but not a request that must go to the event loop and back; and there each RPC holds a thread from its first
-byte to its answer: a few clients that send half a message would take all of them, and no more requests than threads
-could ever share a batch. Measured in docs/reference/kserve-grpc.md.
+grpcio's asyncio server is used, on the event loop of everything else. A prototype on its thread-pool server was up to
+half as fast again, but there each RPC holds a thread from its first byte to its answer: a few clients that send half a
+message take all of them, and no more requests than threads can ever share a batch. Figures in
+docs/reference/kserve-grpc.md.
 """
 
 import asyncio
