@@ -162,7 +162,10 @@ def run(options: Options) -> None:
             is_clean = runner.run(_serve(options, output))
     finally:
         output.stop()
-    sys.exit(0 if is_clean else 1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not `sys.exit`: it would wait for threads that are still loading a model or stuck in an engine.
+    os._exit(0 if is_clean else 1)
 
 
 async def _serve(options: Options, output: "LogOutput") -> bool:
@@ -216,7 +219,8 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
             await loading
     click.echo("draining: answering what is under way (a second signal stops now)", err=True)
     is_clean = await server.drain()
-    await server.close()
+    if is_clean:  # else something hangs, and unloading would only wait for it again
+        await server.close()
     if spans is not None:
         spans.close()
     return is_clean

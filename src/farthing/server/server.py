@@ -24,6 +24,7 @@ from farthing.server.app import App
 from farthing.server.auth import Keys
 from farthing.server.http1 import Listener
 from farthing.server.kserve import KServe
+from farthing.server.last_call import refuse_newcomers
 from farthing.server.operations import Operations
 from farthing.server.routes import Route, Routes
 from farthing.server.tls import tls_context
@@ -35,6 +36,9 @@ from farthing.types.errors import CannotListen, InvalidSetting
 
 if TYPE_CHECKING:
     from farthing.server.grpc import GrpcListener
+
+LAST_CALL_S: Final = 0.1
+"""Between the last connection let in and the first one closed: a request may be on its way, a round trip behind."""
 
 SWEEP_S: Final = 1.0
 """Seconds between looks at connections that are out of time."""
@@ -156,6 +160,10 @@ class Server:
         return is_clean and is_grpc_clean
 
     async def _drain_http(self) -> bool:
+        for server in self._sockets:
+            for sock in server.sockets:
+                refuse_newcomers(sock)
+        await asyncio.sleep(LAST_CALL_S)
         for server in self._sockets:
             server.close()
         self._listener.end_idle()
