@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from farthing.runtime.probe import ROWS_MEASURED_MAX, has_independent_rows, meas
 from farthing.types.tensors import Tensor, TensorSpec
 
 
-def one_node(op: str, *, inputs: tuple[str, ...] = ("x",), columns: int = 4, **attributes: object) -> bytes:
+def one_node(op: str, *, inputs: tuple[str, ...] = ("x",), columns: int = 4, **attributes: Any) -> bytes:
     node = helper.make_node(op, list(inputs), ["y"], **attributes)
     return model([node], [tensor_info("x", "FP32", ["batch", columns])], [tensor_info("y", "FP32", ["batch", columns])])
 
@@ -38,7 +39,7 @@ def softmax_over_rows() -> bytes:
 
 def running_sum() -> bytes:
     node = helper.make_node("CumSum", ["x", "axis"], ["y"])
-    shape = ["batch", 4]
+    shape: list[int | str | None] = ["batch", 4]
     weights = {"axis": np.array(0, np.int64)}
     return model([node], [tensor_info("x", "FP32", shape)], [tensor_info("y", "FP32", shape)], weights)
 
