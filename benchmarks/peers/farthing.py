@@ -8,7 +8,7 @@ from peers.contract import Launch, Peer, python
 
 def launch(model: Model, port: int, _folder: Path) -> Launch:
     command = [python(""), "-c", "from farthing.cli.main import main; main()"]  # what the `farthing` script does
-    return Launch(command=[*command, "serve", str(model.file), "--http", f"127.0.0.1:{port}"])
+    return Launch(command=[*command, "serve", str(model.file), "--http", f"127.0.0.1:{port}", "--no-grpc"])
 
 
 PEERS = (

@@ -250,6 +250,25 @@ def test_an_engine_that_answers_too_few_fails_the_batch_and_the_loop_lives_on() 
     assert len(one.answers) == 3
 
 
+class OneInstanceDown(FakeExecutable):
+    """Instance 1 answers at once that it is being restarted, as a Python model's does."""
+
+    def execute(self, batch: Batch, instance: int) -> Answer:
+        if instance == 1:
+            raise Unavailable("the model's process is being restarted", retry_after_s=5)
+        return super().execute(batch, instance)
+
+
+def test_an_instance_that_is_down_draws_no_work_while_another_is_up() -> None:
+    wire, _, _ = client(OneInstanceDown(is_pure=False), instances=2, cost_ns=lambda rows: MS, rows_max=0)
+    for _ in range(50):
+        wire.send(1.0, signature=SIGNATURE_ALONE)
+        wire.virtual.run(until_ns=wire.virtual.clock.now_ns() + 2 * MS)
+    failed = [answer for answer in wire.answers.values() if isinstance(answer, Unavailable)]
+    assert len(wire.answers) == 50
+    assert len(failed) == 1
+
+
 def test_a_client_whose_answer_cannot_be_handed_over_costs_nobody_else_theirs() -> None:
     one, _, _ = client()
     learn(one.loop, lambda rows: 10 * MS)

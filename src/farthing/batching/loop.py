@@ -259,7 +259,10 @@ class BatchLoop:
 
     def _done(self, job: Job, ran: Ran) -> None:
         self._running.pop(job.instance, None)
-        self._idle.append(job.instance)
+        if self._instances > 1 and (rest_s := self._rest_s(ran)):
+            self._scheduler.call_later(rest_s, self._rested, job.instance)
+        else:
+            self._idle.append(job.instance)
         self._free_ns = end_ns = self._now_ns()
         self._away = job.requests
         timing_rest = (ran.input_ns, ran.compute_ns, ran.output_ns, job.rows, job.requests)
@@ -307,6 +310,21 @@ class BatchLoop:
             )
         if self._on_empty:
             self._tell_if_empty()
+
+    def _rest_s(self, ran: Ran) -> float:
+        """How long to give an instance no work. One that is down answers at once, and would draw all the work there is.
+
+        While no other instance is up it gets none: then being told at once is the best a request can have.
+        """
+        first = ran.results[0]
+        if isinstance(first, Unavailable) and (self._idle or self._running):
+            return first.retry_after_s or 0.0
+        return 0.0
+
+    def _rested(self, instance: int) -> None:
+        self._idle.append(instance)
+        if self._queue.requests:
+            self._pump_soon()
 
     def _answer(self, waiter: Waiter, answer: InferResponse | FarthingError) -> None:
         waiter.state = ENDED

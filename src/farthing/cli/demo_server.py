@@ -32,7 +32,7 @@ def serving(samples: Sequence[str]) -> Iterator[str]:
         ready, log = Path(name) / "ready.json", Path(name) / "serve.log"
         start = "from farthing.cli.main import main; main()"  # this interpreter, whatever PATH says
         command = [sys.executable, "-c", start, "serve", *(f"sample:{sample}" for sample in samples)]
-        command += ["--http", "127.0.0.1:0", "--ready-file", str(ready)]
+        command += ["--http", "127.0.0.1:0", "--no-grpc", "--ready-file", str(ready)]
         with log.open("wb") as words:
             server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=os.environ)  # noqa: S603
         try:
