@@ -45,4 +45,5 @@ def build(raw: Path, out: Path) -> None:
     booster = lightgbm.train(SETTINGS, lightgbm.Dataset(train, truth), num_boost_round=TREES)
     path = out / "wdbc-gbdt" / "1" / "model.txt"
     path.parent.mkdir(parents=True)
-    booster.save_model(path)
+    # Not `save_model`: on a full disk LightGBM ends the process, in its own words.
+    path.write_text(booster.model_to_string(), encoding="utf-8")
