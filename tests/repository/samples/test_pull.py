@@ -203,7 +203,9 @@ def test_a_file_size_limit_is_answered_as_a_full_disk(folder: Path, limit_bytes:
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
 
-    _, error = start(preexec_fn=small_files).communicate(timeout=60)
+    # No bytecode: Python would leave half a file beside every module it reads.
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    _, error = start(preexec_fn=small_files, env=env).communicate(timeout=60)
     assert "LoadFailed: no room for sample `tiny`" in error
     assert "FARTHING_CACHE" in error
     assert not leftovers(folder)
