@@ -12,7 +12,7 @@ from functools import partial
 
 from farthing.server.admission import Admission
 from farthing.server.auth import Door, Keys
-from farthing.server.http1 import Exchange
+from farthing.server.exchange import Exchange
 from farthing.server.routes import Match, Routes
 from farthing.telemetry.counters import HttpCounters, RejectReason
 from farthing.telemetry.traces import (

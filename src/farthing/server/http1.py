@@ -12,31 +12,24 @@ import logging
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
-from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 import numpy as np
 
-from farthing.config.server import HttpLimits
-from farthing.protocols.kserve import encode_error
-from farthing.server.admission import Admission
+from farthing.server.exchange import Exchange
 from farthing.server.large_body import LARGE_BYTES, LargeBodyReader
-from farthing.telemetry.counters import HttpCounters, RejectReason, RouteClass
+from farthing.telemetry.counters import RejectReason
 from farthing.types.errors import (
     FarthingError,
     HeadersTooLarge,
     InvalidInput,
-    MethodNotAllowed,
     Overloaded,
     RequestTimeout,
     TooLarge,
 )
-from farthing.types.requests import Timing
 
-JSON: Final = b"application/json"
 STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
@@ -51,151 +44,14 @@ STATE_CLOSED: Final = 7
 GONE_CHECKS_S: Final = (0.005, 0.05, 0.25, 1.0)
 """When to look whether a client that closed its sending side has gone: a reset takes one round trip."""
 
+if TYPE_CHECKING:
+    from farthing.server.listener import Listener
+
 log = logging.getLogger(__name__)
 
 
 class _NoMoreRequests(Exception):
     """Ends the parsing of bytes that follow the last request of a connection."""
-
-
-class App(Protocol):
-    """What a server does with requests."""
-
-    def handle(self, exchange: "Exchange") -> None:
-        """Answers the exchange, now or later, by one call of `respond` or `fail`."""
-
-
-class Exchange:
-    """One request and the place for its answer."""
-
-    __slots__ = (
-        "body",
-        "body_bytes",
-        "connection",
-        "headers",
-        "is_done",
-        "keep_alive",
-        "method",
-        "on_end",
-        "on_gone",
-        "path",
-        "query",
-        "received_ns",
-        "refusal",
-        "reply_headers",
-        "request_id",
-        "route",
-        "tenant",
-        "timing",
-    )
-
-    def __init__(self, connection: "Connection", method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
-        self.connection = connection
-        self.method = method
-        self.path = path
-        self.query = b""
-        self.headers = headers
-        """Names in lower case; repeated ones joined by a comma."""
-        self.body: bytes | memoryview = b""
-        self.body_bytes = 0
-        """Bytes of the body as it came; they count against admission until the answer is out."""
-        self.keep_alive = True
-        self.received_ns = 0
-        self.on_gone: Callable[[], None] | None = None
-        """Called once if the client leaves before it was answered."""
-        self.reply_headers = b""
-        """Complete header lines every answer to this request carries."""
-        self.on_end: Callable[[int], None] | None = None
-        """Called once with the status answered, or 0 if the client left."""
-        self.request_id = ""
-        self.route = RouteClass.OTHER
-        self.tenant = ""
-        self.timing: Timing | None = None
-        """Where an inference request's time went."""
-        self.refusal: FarthingError | None = None
-        """Why this was never a request at all."""
-        self.is_done = False
-
-    def respond(
-        self,
-        status: int,
-        body: bytes | list[Any] = b"",
-        *,
-        content_type: bytes = JSON,
-        headers: bytes = b"",
-    ) -> None:
-        """Sends the answer. `headers` are complete lines ending in CRLF; a list of buffers is sent as it is."""
-        if self.is_done:
-            return
-        self.is_done = True
-        self.on_gone = None
-        self.connection.send(self, status, body, content_type, headers)
-
-    def fail(self, error: FarthingError) -> None:
-        """Sends an error with its status."""
-        headers = b""
-        if error.retry_after_s is not None:
-            headers = b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
-        if error.http_status == HTTPStatus.UNAUTHORIZED:
-            headers += b"WWW-Authenticate: Bearer\r\n"
-        if isinstance(error, MethodNotAllowed):
-            headers += b"Allow: " + ", ".join(error.allowed).encode() + b"\r\n"
-        self.respond(error.http_status, encode_error(error), headers=headers)
-
-    def replace_body(self, body: bytes) -> None:
-        """Puts the inflated body in the place of the coded one. Raises `Overloaded` when that is more than fits."""
-        self.connection.count_body(self, len(body))
-        self.body = body
-
-    def gone(self) -> None:
-        """The client left."""
-        if not self.is_done:
-            self.is_done = True
-            if self.on_gone is not None:
-                self.on_gone()
-                self.on_gone = None
-            if self.on_end is not None:
-                self.on_end(0)
-
-
-class Listener:
-    """All connections of one server: their shared limits, counters and the once-a-second sweep of timeouts."""
-
-    def __init__(self, app: App, limits: HttpLimits, admission: Admission, counters: HttpCounters) -> None:
-        self.app = app
-        self.limits = limits
-        self.admission = admission
-        self.counters = counters
-        self.connections: set[Connection] = set()
-        self.now_s = time.monotonic()
-        """Coarse time, moved by `sweep`; exact enough for timeouts of seconds and free to read."""
-        self.date = b""
-        self.is_draining = False
-        """Answers now say that the connection ends."""
-        self.empty = asyncio.Event()
-        """Set while there is no connection."""
-        self.empty.set()
-        self.sweep()
-
-    def __call__(self) -> "Connection":
-        return Connection(self)
-
-    def sweep(self) -> None:
-        """Ends connections that are out of time; call it about once a second."""
-        self.now_s = time.monotonic()
-        self.date = b"Date: " + formatdate(usegmt=True).encode() + b"\r\nServer: farthing\r\n"
-        for connection in list(self.connections):
-            connection.check_time(self.now_s)
-
-    def end_idle(self) -> None:
-        """Ends connections without a request under way; the others end after their answers."""
-        for connection in list(self.connections):
-            connection.end_if_idle()
-
-    def abort(self) -> None:
-        """Ends every connection now."""
-        for connection in list(self.connections):
-            connection.abort()
 
 
 IDLE, HEAD, BODY, LINGERING = range(4)
@@ -204,7 +60,7 @@ IDLE, HEAD, BODY, LINGERING = range(4)
 class Connection(asyncio.Protocol):
     """One client. Parses its bytes, keeps its requests in order and its answers flowing."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: "Listener") -> None:
         self._listener = listener
         self._limits = listener.limits
         self._counters = listener.counters

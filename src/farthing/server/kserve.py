@@ -33,7 +33,7 @@ from farthing.protocols.kserve import (
 from farthing.runtime.runtime import Runtime
 from farthing.runtime.served import ServedVersion
 from farthing.server.auth import Door
-from farthing.server.http1 import JSON, Exchange
+from farthing.server.exchange import JSON, Exchange
 from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import (

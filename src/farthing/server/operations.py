@@ -7,7 +7,7 @@ from farthing import __version__
 from farthing.protocols.kserve import encode_json, live_json, openapi_document, ready_json
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
-from farthing.server.http1 import Exchange
+from farthing.server.exchange import Exchange
 from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.telemetry.metrics import CONTENT_TYPE, Metrics, render

@@ -22,9 +22,9 @@ from farthing.runtime.runtime import Runtime
 from farthing.server.admission import Admission
 from farthing.server.app import App
 from farthing.server.auth import Keys
-from farthing.server.http1 import Listener
 from farthing.server.kserve import KServe
 from farthing.server.last_call import refuse_newcomers
+from farthing.server.listener import Listener
 from farthing.server.operations import Operations
 from farthing.server.routes import Route, Routes
 from farthing.server.tls import tls_context

@@ -1,0 +1,127 @@
+"""One HTTP request and the place for its answer: what handlers see of a connection.
+
+Parsing requests and writing answers belong to `server.http1`, answering to `server.app` and its handlers.
+"""
+
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any, Final, Protocol
+
+from farthing.protocols.kserve import encode_error
+from farthing.telemetry.counters import RouteClass
+from farthing.types.errors import FarthingError, MethodNotAllowed
+from farthing.types.requests import Timing
+
+JSON: Final = b"application/json"
+
+
+class Sender(Protocol):
+    """The connection a request came on."""
+
+    def send(
+        self, exchange: "Exchange", status: int, body: bytes | list[Any], content_type: bytes, headers: bytes
+    ) -> None:
+        """Writes the answer and goes on to the next request."""
+
+    def count_body(self, exchange: "Exchange", size: int) -> None:
+        """Counts more bytes that the request holds until it is answered."""
+
+
+class App(Protocol):
+    """What a server does with requests."""
+
+    def handle(self, exchange: "Exchange") -> None:
+        """Answers the exchange, now or later, by one call of `respond` or `fail`."""
+
+
+class Exchange:
+    """One request and the place for its answer."""
+
+    __slots__ = (
+        "body",
+        "body_bytes",
+        "connection",
+        "headers",
+        "is_done",
+        "keep_alive",
+        "method",
+        "on_end",
+        "on_gone",
+        "path",
+        "query",
+        "received_ns",
+        "refusal",
+        "reply_headers",
+        "request_id",
+        "route",
+        "tenant",
+        "timing",
+    )
+
+    def __init__(self, connection: Sender, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
+        self.connection = connection
+        self.method = method
+        self.path = path
+        self.query = b""
+        self.headers = headers
+        """Names in lower case; repeated ones joined by a comma."""
+        self.body: bytes | memoryview = b""
+        self.body_bytes = 0
+        """Bytes of the body as it came; they count against admission until the answer is out."""
+        self.keep_alive = True
+        self.received_ns = 0
+        self.on_gone: Callable[[], None] | None = None
+        """Called once if the client leaves before it was answered."""
+        self.reply_headers = b""
+        """Complete header lines every answer to this request carries."""
+        self.on_end: Callable[[int], None] | None = None
+        """Called once with the status answered, or 0 if the client left."""
+        self.request_id = ""
+        self.route = RouteClass.OTHER
+        self.tenant = ""
+        self.timing: Timing | None = None
+        """Where an inference request's time went."""
+        self.refusal: FarthingError | None = None
+        """Why this was never a request at all."""
+        self.is_done = False
+
+    def respond(
+        self,
+        status: int,
+        body: bytes | list[Any] = b"",
+        *,
+        content_type: bytes = JSON,
+        headers: bytes = b"",
+    ) -> None:
+        """Sends the answer. `headers` are complete lines ending in CRLF; a list of buffers is sent as it is."""
+        if self.is_done:
+            return
+        self.is_done = True
+        self.on_gone = None
+        self.connection.send(self, status, body, content_type, headers)
+
+    def fail(self, error: FarthingError) -> None:
+        """Sends an error with its status."""
+        headers = b""
+        if error.retry_after_s is not None:
+            headers = b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
+        if error.http_status == HTTPStatus.UNAUTHORIZED:
+            headers += b"WWW-Authenticate: Bearer\r\n"
+        if isinstance(error, MethodNotAllowed):
+            headers += b"Allow: " + ", ".join(error.allowed).encode() + b"\r\n"
+        self.respond(error.http_status, encode_error(error), headers=headers)
+
+    def replace_body(self, body: bytes) -> None:
+        """Puts the inflated body in the place of the coded one. Raises `Overloaded` when that is more than fits."""
+        self.connection.count_body(self, len(body))
+        self.body = body
+
+    def gone(self) -> None:
+        """The client left."""
+        if not self.is_done:
+            self.is_done = True
+            if self.on_gone is not None:
+                self.on_gone()
+                self.on_gone = None
+            if self.on_end is not None:
+                self.on_end(0)
