@@ -64,3 +64,43 @@ def test_one_client_is_as_fast_as_the_model(curve: str) -> None:
     return_ns = 1_000
     best = 1e3 / (CURVES[curve](1) * 1.005 + return_ns / MS)
     assert closed_loop_rate(curve, 1, return_ns=return_ns) >= 0.98 * best
+
+
+def open_loop_mean_ms(curve: str, load: float, *, requests: int = 6000, seed: int = 0) -> float:
+    """Mean time to an answer for Poisson arrivals at this share of the model's best rate."""
+    chance = random.Random(seed)
+
+    def cost_ns(rows: int) -> int:
+        return int(CURVES[curve](rows) * MS * (1 + 0.05 * chance.random()))
+
+    loop, virtual, _ = make_loop(FakeExecutable(cost_ns), rows_max=64)
+    best = max(1e3 * rows / CURVES[curve](rows) for rows in range(1, 65))
+    spent_ns = 0
+
+    def send() -> None:
+        began = virtual.clock.now_ns()
+
+        def done(answer: Answered) -> None:
+            nonlocal spent_ns
+            spent_ns += virtual.clock.now_ns() - began
+
+        loop.submit(make_waiter(arrival_ns=began, done=done))
+
+    due_ns = virtual.clock.now_ns()
+    for _ in range(requests):
+        due_ns += int(chance.expovariate(load * best) * 1e9)
+        virtual.at(due_ns, send)
+    virtual.run()
+    return spent_ns / requests / MS
+
+
+def never_waiting(rows: Any, arrivals: Any, limits: Any, times: Any, callers: Callers, now: int) -> Any:
+    return decide(rows, arrivals, limits, times, NOBODY, now)
+
+
+@pytest.mark.parametrize("load", [0.02, 0.3, 0.8])
+@pytest.mark.parametrize("curve", ["fixed cost", "linear cost", "MiniLM", "EfficientNet"])
+def test_independent_arrivals_hardly_pay_for_waits_that_were_in_vain(curve: str, load: float) -> None:
+    with mock.patch("farthing.batching.loop.decide", never_waiting):
+        least = open_loop_mean_ms(curve, load)
+    assert open_loop_mean_ms(curve, load) <= 1.08 * least
