@@ -2,9 +2,13 @@
 
 import random
 from collections.abc import Callable
+from typing import Any
+from unittest import mock
 
 import pytest
 from tests.fakes import Answered, FakeExecutable, make_loop, make_waiter
+
+from farthing.batching.batcher import NOBODY, Callers, decide
 
 MS = 1_000_000
 
