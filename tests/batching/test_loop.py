@@ -9,8 +9,8 @@ import pytest
 from tests.fakes import Answered, FakeExecutable, VirtualLoop, make_loop, make_waiter
 
 from farthing.batching.batcher import Limits
-from farthing.batching.loop import WAIT_NS_MAX, BatchLoop
-from farthing.batching.queue import SIGNATURE_ALONE, Policy, Queue, Waiter
+from farthing.batching.loop import SIGNATURES_MAX, WAIT_NS_MAX, BatchLoop
+from farthing.batching.queue import FIXED_SHAPES, SIGNATURE_ALONE, Policy, Queue, Waiter
 from farthing.engines.contract import Answer, Batch, MemberAnswer
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.types.errors import DeadlineExceeded, EngineFailed, Overloaded, Unavailable
@@ -107,6 +107,25 @@ def test_requests_of_different_shapes_never_share_a_run() -> None:
     assert len(one.answers) == 7
     assert sum(fake.batches) == 7
     assert max(fake.batches) <= 2
+
+
+def test_a_new_shape_begins_with_the_size_that_was_best_for_the_last_one() -> None:
+    one, fake, _ = client()
+    learn(one.loop, lambda rows: 10 * MS)
+    for signature in ("known", "new", "new", "new"):
+        one.send(signature=FIXED_SHAPES if signature == "known" else signature)
+        one.virtual.step()
+    one.virtual.run()
+    assert fake.batches == [1, 3]
+
+
+def test_the_shapes_whose_times_are_remembered_are_bounded() -> None:
+    one, _, _ = client()
+    for length in range(3 * SIGNATURES_MAX):
+        one.send(signature=("x", length))
+        one.virtual.run()
+    assert len(one.loop._times_of) == SIGNATURES_MAX
+    assert len(one.answers) == 3 * SIGNATURES_MAX
 
 
 def test_a_short_run_happens_on_the_event_loop_once_it_is_known_to_be_short() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from unittest import mock
 
 import pytest
@@ -205,3 +206,24 @@ async def test_loading_what_is_not_there_is_told(shop: Shop) -> None:
         with pytest.raises(NotFound, match="no model `ghost` in the repository"):
             await runtime.load("ghost")
         assert lines(runtime) == []
+
+
+async def test_a_server_that_stops_does_not_wait_for_a_load_that_hangs(shop: Shop) -> None:
+    shop.put("net", 2)
+    release, entered = threading.Event(), threading.Event()
+
+    def hang(*_: object) -> None:
+        entered.set()
+        release.wait(20)
+        raise LoadFailed("late")
+
+    try:
+        async with shop.open(EXPLICIT, exit_timeout_s=0.02) as runtime:
+            with mock.patch("farthing.runtime.catalog.load_version", hang):
+                loading = asyncio.ensure_future(runtime.load("net"))
+                await asyncio.get_running_loop().run_in_executor(None, entered.wait, 20)
+                await asyncio.wait_for(runtime.close(), 10)
+    finally:
+        release.set()
+    with pytest.raises(LoadFailed, match="late"):
+        await loading

@@ -41,7 +41,7 @@ LAG_NS_MAX: Final = 100_000_000
 LOOP_BUSY_NS_MAX: Final = 2_000_000
 """Runs on the event loop take turns with everything else there once they have taken so long together."""
 
-SIGNATURES_MAX: Final = 64
+SIGNATURES_MAX: Final = 256
 """Row shapes whose times are remembered; clients choose shapes, so there is an end to it. The one met first goes."""
 
 log = logging.getLogger(__name__)
@@ -148,7 +148,7 @@ class BatchLoop:
         if times is None:
             if len(self._times_of) >= SIGNATURES_MAX:
                 self._times_of.pop(next(iter(self._times_of)))
-            times = self._times_of[signature] = RowTimes()
+            times = self._times_of[signature] = RowTimes(self.times.best_rows(self._limits.rows_max or 1))
         return times
 
     def running(self) -> Iterable[Running]:

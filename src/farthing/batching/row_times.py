@@ -33,9 +33,11 @@ SIZES_MAX: Final = 64
 class RowTimes:
     """Undisturbed run time in nanoseconds by batch rows. One owner, one thread."""
 
-    __slots__ = ("_best", "_best_limit", "_rows", "_runs", "_since_retry", "_times_ns")
+    __slots__ = ("_best", "_best_limit", "_first_aim", "_rows", "_runs", "_since_retry", "_times_ns")
 
-    def __init__(self) -> None:
+    def __init__(self, first_aim: int = 1) -> None:
+        """`first_aim` is the size to begin with, for a row shape of which a similar one is known."""
+        self._first_aim = first_aim
         self._rows: list[int] = []  # ascending; the two lists below run beside it
         self._times_ns: list[float] = []
         self._runs: list[int] = []
@@ -111,6 +113,8 @@ class RowTimes:
         self._best = 0
 
     def _choose(self, limit: int) -> int:
+        if not self._rows:
+            return min(self._first_aim, limit)
         best = self._measured_best(limit)
         larger = min(_power_of_two_above(best), limit)
         at = bisect_left(self._rows, larger)

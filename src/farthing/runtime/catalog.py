@@ -252,9 +252,12 @@ class Catalog:
             self._resolved.clear()
 
     async def close(self) -> None:
-        """Unloads everything and waits until it is gone."""
-        for name in list(self._models):
-            await self.unload(name)
+        """Unloads everything and waits until it is gone, or for as long as a drain may take."""
+        # A load under way holds its model's lock, and may be stuck in somebody's code.
+        ends = (asyncio.wait_for(self.unload(name), self._drain_s) for name in list(self._models))
+        for name, end in zip(list(self._models), await asyncio.gather(*ends, return_exceptions=True), strict=True):
+            if isinstance(end, BaseException):
+                log.warning("model %s is still being loaded; left behind", name)
         while self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)
 
