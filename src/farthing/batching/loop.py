@@ -273,11 +273,7 @@ class BatchLoop:
             if waiter.state == ENDED:
                 continue  # its client left meanwhile
             if isinstance(result, FarthingError):
-                statistics.failed(
-                    FailureReason.INVALID if isinstance(result, InvalidInput) else FailureReason.BACKEND,
-                    1,
-                    end_ns - waiter.arrival_ns,
-                )
+                statistics.failed(_reason(result), 1, end_ns - waiter.arrival_ns)
                 self._answer(waiter, result)
                 continue
             waited_ns = ran.started_ns - waiter.arrival_ns
@@ -411,3 +407,9 @@ def _is_time_told_by_signature(spec: ModelSpec) -> bool:
     if any(tensor.datatype == "BYTES" for tensor in spec.inputs):
         return False
     return spec.batch_rows_max > 0 or all(-1 not in tensor.shape for tensor in spec.inputs)
+
+
+def _reason(error: FarthingError) -> FailureReason:
+    if isinstance(error, InvalidInput):
+        return FailureReason.INVALID
+    return FailureReason.UNAVAILABLE if isinstance(error, Unavailable) else FailureReason.BACKEND

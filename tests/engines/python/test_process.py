@@ -165,7 +165,7 @@ def test_what_a_dead_model_started_goes_with_it(load_model: Any, run_alone: Any,
 
 def test_garbage_on_the_socket_costs_the_liar_its_process_only(load_model: Any, run_alone: Any) -> None:
     model = load_model(COMMANDED)
-    garbage = "[os.write(fd, b'\\x05\\0\\0\\0hello') for fd in range(3, 20) if os.path.exists(f'/proc/self/fd/{fd}')"
+    garbage = "[os.write(fd, b'\\x05\\0\\0\\0hello') for fd in map(int, os.listdir('/proc/self/fd')) if os.path.exists(f'/proc/self/fd/{fd}')"
     with pytest.raises(EngineFailed, match=r"model `mine`: its process .* after it answered nonsense"):
         run_alone(model, **do(f"{garbage} and 'socket' in os.readlink(f'/proc/self/fd/{{fd}}')]"))
     eventually(lambda: model.health() == "")

@@ -34,6 +34,8 @@ _ARCHIVE_ERRORS: Final = (
     EOFError,
     NotImplementedError,  # an unknown compression method
     RuntimeError,  # an encrypted member
+    TypeError,  # tarfile, of header fields cut short
+    ValueError,
     UnicodeDecodeError,
     ValueError,
     OverflowError,
