@@ -122,6 +122,8 @@ class Server:
         """
         if self._config.grpc is None:
             return
+        # Python models are started as fresh programs, so grpcio need not prepare for (and warn of) forks.
+        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
         try:
             # Importing takes a tenth of a second, in which the event loop has better things to do.
             await asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "farthing.server.grpc")
