@@ -75,6 +75,17 @@ class AddressType(click.ParamType[Address]):
 @click.option("--hang-timeout-secs", type=click.FloatRange(min=0), default=60.0, help="A longer batch: not live.")
 @click.option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only if every model is.")
 @click.option("--not-ready-status", type=click.Choice(["503", "400"]), default="503", help="Triton answers 400.")
+@click.option(
+    "--http-restricted-api",
+    "restricted",
+    multiple=True,
+    metavar="CATEGORY[,...]:HEADER=VALUE",
+    help="Endpoints that want a header, as in Triton: health, metadata, inference, model-config, model-repository, "
+    "statistics.",
+)
+@click.option(
+    "--http-header-forward-pattern", default="", metavar="REGEX", help="Headers that models see as parameters."
+)
 @click.option("--access-log", is_flag=True, help="One log line a request.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", help="auto: by terminal.")
 @click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
@@ -130,6 +141,8 @@ class Options(dict[str, object]):
                 "not_ready_status": int(str(values["not_ready_status"])),
                 "hang_timeout_s": values["hang_timeout_secs"],
                 "exit_timeout_s": values["exit_timeout_secs"],
+                "restricted": values["restricted"],
+                "header_forward_pattern": values["http_header_forward_pattern"],
                 "access_log": values["access_log"],
             },
             ServerConfig,

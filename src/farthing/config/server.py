@@ -106,5 +106,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How long requests may drain after SIGTERM (Triton's `--exit-timeout-secs`)."""
     drain_notice_s: float = 0.5
     """How long after SIGTERM new requests are still served, while readiness is red already."""
+    restricted: tuple[str, ...] = ()
+    """`CATEGORY[,CATEGORY...]:HEADER=VALUE` (Triton's `--http-restricted-api`)."""
+    header_forward_pattern: str = ""
+    """Headers with such names become request parameters (Triton's `--http-header-forward-pattern`); none by default."""
     access_log: bool = False
     """One log line a request: useful to people, 10 us of CPU each."""

@@ -13,6 +13,7 @@ from functools import partial
 from farthing.server.admission import Admission
 from farthing.server.auth import Door, Keys
 from farthing.server.exchange import Exchange
+from farthing.server.restricted import Restrictions
 from farthing.server.routes import Match, Routes
 from farthing.telemetry.counters import HttpCounters, RejectReason
 from farthing.telemetry.traces import (
@@ -38,6 +39,7 @@ class App:
         *,
         routes: Routes,
         keys: Keys | None,
+        restrictions: Restrictions,
         admission: Admission,
         counters: HttpCounters,
         spans: SpanSink | None = None,
@@ -46,6 +48,7 @@ class App:
     ) -> None:
         self._routes = routes
         self._keys = keys
+        self._restrictions = restrictions
         self._admission = admission
         self._counters = counters
         self._spans = spans
@@ -76,6 +79,8 @@ class App:
             exchange.on_end = partial(self._ended, exchange, match, trace)
         if self._keys is not None:
             self._admit(exchange, route.door)
+        if self._restrictions:
+            self._restrictions.check(route.kind, headers)
         answer = route.handler(exchange, *match.args)
         if answer is not None:
             self._await(exchange, answer)

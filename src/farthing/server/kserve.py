@@ -34,6 +34,7 @@ from farthing.runtime.runtime import Runtime
 from farthing.runtime.served import ServedVersion
 from farthing.server.auth import Door
 from farthing.server.exchange import JSON, Exchange
+from farthing.server.forwarding import HeaderForwarding
 from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import (
@@ -70,9 +71,17 @@ TIMEOUT_DIGITS_MAX: Final = 12
 class KServe:
     """The handlers of one server."""
 
-    def __init__(self, runtime: Runtime, body_bytes_max: int, *, not_ready_status: int) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        body_bytes_max: int,
+        *,
+        not_ready_status: int,
+        forwarding: HeaderForwarding | None = None,
+    ) -> None:
         self._runtime = runtime
         self._not_ready = not_ready_error(not_ready_status)
+        self._forwarding = forwarding
         self._limits = WireLimits(body_bytes_max=body_bytes_max)
         self._server_metadata = encode_json(server_metadata("farthing", __version__, EXTENSIONS))
 
@@ -123,6 +132,8 @@ class KServe:
         )
         if TIMEOUT_HEADER in headers:
             _shorten_timeout(request, headers[TIMEOUT_HEADER])
+        if self._forwarding is not None:
+            self._forwarding.forward(headers, request)
         request.tenant = exchange.tenant
         rows, signature = served.check(request)
         check_outputs(request, served.spec)

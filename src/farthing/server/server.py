@@ -22,10 +22,12 @@ from farthing.runtime.runtime import Runtime
 from farthing.server.admission import Admission
 from farthing.server.app import App
 from farthing.server.auth import Keys
+from farthing.server.forwarding import HeaderForwarding
 from farthing.server.kserve import KServe
 from farthing.server.last_call import refuse_newcomers
 from farthing.server.listener import Listener
 from farthing.server.operations import Operations
+from farthing.server.restricted import Restrictions
 from farthing.server.routes import Route, Routes
 from farthing.server.tls import tls_context
 from farthing.telemetry.counters import GrpcCounters, HttpCounters
@@ -77,8 +79,16 @@ class Server:
         )
         self._admission = admission = Admission(config.admission)
         operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
-        kserve = KServe(self.runtime, config.limits.body_bytes_max, not_ready_status=config.not_ready_status)
+        pattern = config.header_forward_pattern
+        kserve = KServe(
+            self.runtime,
+            config.limits.body_bytes_max,
+            not_ready_status=config.not_ready_status,
+            forwarding=HeaderForwarding(pattern) if pattern else None,
+        )
         self._keys = keys = Keys.read(config.keys) if config.keys is not None else None
+
+        restrictions = Restrictions(config.restricted)
 
         def listener(routes: list[Route]) -> Listener:
             app = App(
@@ -88,6 +98,7 @@ class Server:
                 counters=self._counters,
                 spans=spans,
                 begins_trace=begins_trace,
+                restrictions=restrictions,
                 has_access_log=config.access_log,
             )
             return Listener(app, config.limits, admission, self._counters)

@@ -20,6 +20,7 @@ from farthing.protocols.kserve.metadata import (
     statistics_json,
 )
 from farthing.protocols.kserve.openapi import openapi_document
+from farthing.protocols.kserve.parameters import is_reserved_parameter
 from farthing.protocols.kserve.repository_requests import (
     IndexRequest,
     LoadRequest,
@@ -42,6 +43,7 @@ __all__ = [
     "encode_infer",
     "encode_json",
     "index_json",
+    "is_reserved_parameter",
     "live_json",
     "load_request",
     "model_metadata",

@@ -27,6 +27,17 @@ class RequestOptions(msgspec.Struct, frozen=True):
     binary_output: bool = False
 
 
+RESERVED: Final = frozenset(
+    ("sequence_id", "sequence_start", "sequence_end", "priority", "timeout", "headers", "binary_data_output")
+)
+"""Request parameters the protocol gives a meaning, beside those that start with `triton_`."""
+
+
+def is_reserved_parameter(name: str) -> bool:
+    """Whether a request parameter of that name is never the model's own."""
+    return name in RESERVED or name.startswith("triton_")
+
+
 NO_OPTIONS: Final = RequestOptions()
 """A request without parameters."""
 

@@ -1,0 +1,62 @@
+"""Triton's restricted APIs: groups of endpoints that open only to a header with the right value.
+
+    --http-restricted-api model-repository,statistics:operator-key=secret
+
+For operators who come with that setting; API keys (`server.auth`) keep the secret out of process lists and tell tenants
+apart. Which path belongs to which group is told by the route's class.
+"""
+
+import hmac
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from farthing.telemetry.counters import RouteClass
+from farthing.types.errors import Forbidden, InvalidSetting
+
+CATEGORIES: Final[Mapping[str, RouteClass | None]] = {
+    "health": RouteClass.HEALTH,
+    "metadata": RouteClass.METADATA,
+    "inference": RouteClass.INFER,
+    "model-config": RouteClass.CONFIG,
+    "model-repository": RouteClass.REPOSITORY,
+    "statistics": RouteClass.STATISTICS,
+    "shared-memory": None,
+    "trace": None,
+    "logging": None,
+}
+"""Triton's names; None: there are no such endpoints here, so nothing is left to restrict."""
+
+
+class Restrictions:
+    """Which header opens which endpoints."""
+
+    def __init__(self, settings: Sequence[str]) -> None:
+        """Reads `CATEGORY[,CATEGORY...]:HEADER=VALUE` settings. Raises `InvalidSetting` naming what is wrong."""
+        self._header_of: dict[RouteClass, tuple[bytes, bytes]] = {}
+        seen: set[str] = set()
+        for setting in settings:
+            names, _, pair = setting.partition(":")
+            header, _, value = pair.partition("=")
+            if not header or not value:
+                raise InvalidSetting(
+                    f"`{names}:...` restricts nothing: a header or its value is missing",
+                    hint="write CATEGORY[,CATEGORY...]:HEADER=VALUE",
+                )
+            for name in names.split(","):
+                if name not in CATEGORIES:
+                    raise InvalidSetting(f"`{name}` cannot be restricted", hint=f"categories: {', '.join(CATEGORIES)}")
+                if name in seen:
+                    raise InvalidSetting(f"`{name}` is restricted twice", hint="name each category once")
+                seen.add(name)
+                kind = CATEGORIES[name]
+                if kind is not None:
+                    self._header_of[kind] = (header.lower().encode(), value.encode())
+
+    def __bool__(self) -> bool:
+        return bool(self._header_of)
+
+    def check(self, kind: RouteClass, headers: Mapping[bytes, bytes]) -> None:
+        """Raises `Forbidden` unless the request may use endpoints of this class."""
+        expected = self._header_of.get(kind)
+        if expected is not None and not hmac.compare_digest(headers.get(expected[0], b""), expected[1]):
+            raise Forbidden(f"This API is restricted, expecting header '{expected[0].decode()}'")
