@@ -285,6 +285,16 @@ def test_requests_before_garbage_are_answered(live: Live) -> None:
         assert wire.is_ended()
 
 
+def test_a_request_names_its_host_unless_it_is_of_http_1_0(live: Live) -> None:
+    """RFC 9112, 3.2."""
+    with live.connect() as wire:
+        reply = wire.send(b"GET /v2/health/live HTTP/1.1\r\n\r\n").read_reply()
+        assert (reply.status, "no Host header" in reply.error) == (400, True)
+        assert wire.is_ended()
+    with live.connect() as wire:
+        assert wire.send(b"GET /v2/health/live HTTP/1.0\r\n\r\n").read_reply().status == 200
+
+
 def test_a_body_shorter_than_said_is_never_a_request(live: Live) -> None:
     """What follows is taken as its body: one answer, about bytes that are not JSON."""
     with live.connect() as wire:

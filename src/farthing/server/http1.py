@@ -220,6 +220,10 @@ class Connection(asyncio.Protocol):
         self._phase = BODY
         self._deadline_s = self._listener.now_s + self._limits.body_timeout_s
         headers = self._headers
+        if b"host" not in headers and self._parser.get_http_version() == "1.1":
+            raise InvalidInput(
+                "this HTTP/1.1 request has no Host header", hint="RFC 9112, 3.2: every request names its host"
+            )
         length = headers.get(b"content-length")
         if length is not None:
             size = int(length)
