@@ -9,7 +9,7 @@ from typing import Final
 
 GAIN_MIN: Final = 0.03
 """A larger batch must raise rows per second by this share to be preferred: less is noise, and larger batches cost
-latency. Run-to-run drift of one engine on a quiet machine is about 2 %."""
+latency. Less than the machines we measured on drift, so the gain must also last (`RETRY_RUNS`)."""
 
 FALL: Final = 0.5
 RISE: Final = 0.02

@@ -44,7 +44,7 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     headers_max: int = 100
     """Header lines of one request (as Apache's LimitRequestFields)."""
     connections_max: int = 8192
-    """Open connections; the next one gets 503. About 10 KiB each when idle."""
+    """Open connections; the next one gets 503. About 3 KiB each when idle."""
     pipeline_max: int = 64
     """Requests one connection may send ahead of their answers; reading pauses beyond."""
     head_timeout_s: float = 10.0
