@@ -60,7 +60,7 @@ EXTENSIONS: Final = (
 
 BINARY: Final = b"application/octet-stream"
 INLINE_CODING_BYTES_MAX: Final = 32 * 1024
-"""Bodies up to this size are inflated and deflated on the event loop (gzip takes up to 0.5 ms); larger ones on a thread."""
+"""Bodies up to this size are inflated and deflated on the event loop (gzip: up to 0.5 ms), larger ones on a thread."""
 
 TIMEOUT_HEADER: Final = b"x-envoy-expected-rq-timeout-ms"
 """How long the proxy in front will wait for the whole answer, milliseconds (Envoy sets it by itself)."""
