@@ -1,0 +1,1 @@
+"""Forward passes: one contract, one file a way of computing it."""
