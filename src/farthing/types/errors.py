@@ -46,6 +46,15 @@ class TooLarge(InvalidInput):
     """Something is over a stated limit (400 as Triton answers it, see docs/reference)."""
 
 
+class InvalidField(InvalidInput):
+    """One field of a request is wrong. `field` is its path (`messages.0.content`), `code` what programs look at."""
+
+    def __init__(self, message: str, *, field: str = "", code: str = "", hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.field = field
+        self.code = code
+
+
 class AlreadyExists(InvalidInput):
     """A name is taken."""
 
@@ -71,6 +80,10 @@ class NotFound(FarthingError):
 
     http_status = 404
     grpc_status = GRPC_NOT_FOUND
+
+
+class ModelNotFound(NotFound):
+    """No model of that name here."""
 
 
 class MethodNotAllowed(FarthingError):
