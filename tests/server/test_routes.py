@@ -94,7 +94,7 @@ def test_405_says_what_is_allowed(live: Live, method: str, path: str, allowed: s
     assert reply.error.startswith("Method Not Allowed")
 
 
-@pytest.mark.parametrize("path", ["/", "/v1/models", "/v2/nothing", "/favicon.ico", "/v2/models/a/versions/1/b/c"])
+@pytest.mark.parametrize("path", ["/", "/v3/models", "/v2/nothing", "/favicon.ico", "/v2/models/a/versions/1/b/c"])
 def test_404_is_json_with_an_error(live: Live, path: str) -> None:
     reply = live.get(path)
     assert (reply.status, reply.headers["content-type"]) == (404, "application/json")

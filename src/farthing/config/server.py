@@ -57,6 +57,9 @@ class HttpLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A connection without a request; load balancers keep theirs for 60 s, and ours must be the longer."""
     write_timeout_s: float = 30.0
     """A client that reads none of its answer for so long is cut off."""
+    stream_unread_bytes_max: int = MIB
+    """Of a streamed answer, what a client may leave unread before it is cut off: some thousand tokens, beside what
+    the kernel holds."""
 
 
 class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

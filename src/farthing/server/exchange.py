@@ -7,6 +7,7 @@ from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
+from farthing.protocols import openai
 from farthing.protocols.kserve import encode_error
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import FarthingError, MethodNotAllowed
@@ -23,6 +24,18 @@ class Sender(Protocol):
     ) -> None:
         """Writes the answer and goes on to the next request."""
 
+    def begin(self, exchange: "Exchange", content_type: bytes, headers: bytes) -> None:
+        """Writes the head of an answer whose body comes in parts."""
+
+    def write(self, exchange: "Exchange", data: bytes) -> None:
+        """Writes a part of it."""
+
+    def end(self, exchange: "Exchange") -> None:
+        """Ends it and goes on to the next request."""
+
+    def abort(self) -> None:
+        """Ends the connection without a word."""
+
     def count_body(self, exchange: "Exchange", size: int) -> None:
         """Counts more bytes that the request holds until it is answered."""
 
@@ -31,7 +44,7 @@ class App(Protocol):
     """What a server does with requests."""
 
     def handle(self, exchange: "Exchange") -> None:
-        """Answers the exchange, now or later, by one call of `respond` or `fail`."""
+        """Answers the exchange, now or later: one call of `respond` or `fail`, or `begin`, `write`s and `end`."""
 
 
 class Exchange:
@@ -43,11 +56,13 @@ class Exchange:
         "connection",
         "headers",
         "is_done",
+        "is_streaming",
         "keep_alive",
         "method",
         "on_end",
         "on_gone",
         "path",
+        "probe",
         "query",
         "received_ns",
         "refusal",
@@ -84,6 +99,8 @@ class Exchange:
         self.refusal: FarthingError | None = None
         """Why this was never a request at all."""
         self.is_done = False
+        self.is_streaming = False
+        """The head of a streamed answer is out, its end is not."""
 
     def respond(
         self,
@@ -100,8 +117,33 @@ class Exchange:
         self.on_gone = None
         self.connection.send(self, status, body, content_type, headers)
 
+    def begin(self, *, content_type: bytes, headers: bytes = b"", probe: bytes = b"") -> None:
+        """Starts an answer (200) that comes in parts. `probe` is a part without meaning, sent to a client that may
+        have gone, to find out."""
+        if self.is_done or self.is_streaming:
+            return
+        self.is_streaming = True
+        self.probe = probe
+        self.connection.begin(self, content_type, headers)
+
+    def write(self, data: bytes) -> None:
+        """Sends a part. A client that does not read what it is sent is cut off (`gone`), and nobody waits for it."""
+        if self.is_streaming:
+            self.connection.write(self, data)
+
+    def end(self) -> None:
+        """Ends an answer that came in parts."""
+        if self.is_streaming:
+            self.is_done = True
+            self.is_streaming = False
+            self.on_gone = None
+            self.connection.end(self)
+
     def fail(self, error: FarthingError) -> None:
-        """Sends an error with its status."""
+        """Sends an error with its status, in the manner of the path. In the middle of a stream, only breaks it off."""
+        if self.is_streaming:
+            self.connection.abort()
+            return
         headers = b""
         if error.retry_after_s is not None:
             headers = b"Retry-After: %d\r\n" % max(1, round(error.retry_after_s))
@@ -109,7 +151,10 @@ class Exchange:
             headers += b"WWW-Authenticate: Bearer\r\n"
         if isinstance(error, MethodNotAllowed):
             headers += b"Allow: " + ", ".join(error.allowed).encode() + b"\r\n"
-        self.respond(error.http_status, encode_error(error), headers=headers)
+        if self.path.startswith(b"/v1/"):
+            self.respond(openai.status_of(error), openai.encode_error(error), headers=headers)
+        else:
+            self.respond(error.http_status, encode_error(error), headers=headers)
 
     def replace_body(self, body: bytes) -> None:
         """Puts the inflated body in the place of the coded one. Raises `Overloaded` when that is more than fits."""
@@ -120,6 +165,7 @@ class Exchange:
         """The client left."""
         if not self.is_done:
             self.is_done = True
+            self.is_streaming = False
             if self.on_gone is not None:
                 self.on_gone()
                 self.on_gone = None

@@ -31,6 +31,7 @@ from farthing.types.errors import (
 STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
+LAST_CHUNK: Final = b"0\r\n\r\n"
 LINGER_S: Final = 2.0
 """How long an errant client may go on sending after we said goodbye, so that it can read why (a closed socket with
 unread bytes sends a reset, and the answer is lost)."""
@@ -89,6 +90,7 @@ class Connection(asyncio.Protocol):
         self._is_reading_paused = False
         self._is_writing_paused = False
         self._has_sent_eof = False
+        self._is_chunked = False
 
     # -- asyncio -------------------------------------------------------------------------------------------------
 
@@ -130,7 +132,9 @@ class Connection(asyncio.Protocol):
         self._is_last = True
         # An interim answer (RFC 9110, 15.2) draws a reset from a client that has gone; one that still listens
         # skips it, unless it speaks HTTP/1.0. The reset shows in the socket's state a round trip later.
-        if self._current is not None and self._parser.get_http_version() != "1.0":
+        if self._current is not None and self._current.is_streaming:
+            self.write(self._current, self._current.probe)
+        elif self._current is not None and self._parser.get_http_version() != "1.0":
             transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
         self._look_for_reset(0)
         return True
@@ -317,6 +321,68 @@ class Connection(asyncio.Protocol):
             transport.write(head)
         if exchange.on_end is not None:
             exchange.on_end(status)
+        self._go_on(keep_alive)
+
+    def begin(self, exchange: Exchange, content_type: bytes, headers: bytes) -> None:
+        """Writes the head of a streamed answer; called by `Exchange.begin` alone.
+
+        HTTP/1.1 gets chunks (RFC 9112, 7.1); to HTTP/1.0 the end of the connection is the end of the answer.
+        """
+        transport = self._transport
+        if transport is None:
+            return
+        self._is_chunked = self._parser.get_http_version() != "1.0"
+        if not self._is_chunked or (self._listener.is_draining and not self._pending):
+            exchange.keep_alive = False
+        keep_alive = exchange.keep_alive
+        head = b"".join(
+            (
+                STATUS_LINES[HTTPStatus.OK],
+                self._listener.date,
+                exchange.reply_headers,
+                headers,
+                b"" if keep_alive and b"connection" not in exchange.headers else _connection_line(keep_alive),
+                b"Content-Type: " + content_type + b"\r\n",
+                b"Transfer-Encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n",
+            )
+        )
+        self._counters.answered(exchange.route, HTTPStatus.OK.value)
+        self._counters.bytes_sent += len(head)
+        transport.write(head)
+
+    def write(self, exchange: Exchange, data: bytes) -> None:
+        """Writes a part of a streamed answer, or ends the connection of a client that leaves too much unread.
+
+        Called by `Exchange.write` alone. Whoever makes the parts never waits for whoever reads them.
+        """
+        transport = self._transport
+        if transport is None or not data:
+            return
+        if self._is_chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        self._counters.bytes_sent += len(data)
+        transport.write(data)
+        if transport.get_write_buffer_size() > self._limits.stream_unread_bytes_max:
+            self._counters.rejected[RejectReason.SLOW] += 1
+            transport.abort()
+            self._forget_requests()  # now, not when the loop comes round to it: what it asked for need not go on
+
+    def end(self, exchange: Exchange) -> None:
+        """Ends a streamed answer and goes on to the next request; called by `Exchange.end` alone."""
+        transport = self._transport
+        if transport is None:
+            return
+        if self._is_chunked:
+            self._counters.bytes_sent += len(LAST_CHUNK)
+            transport.write(LAST_CHUNK)
+        self._counters.requests_in_flight -= 1
+        self._admission.give_bytes(exchange.body_bytes)
+        if exchange.on_end is not None:
+            exchange.on_end(HTTPStatus.OK.value)
+        self._go_on(exchange.keep_alive and (bool(self._pending) or not self._listener.is_draining))
+
+    def _go_on(self, keep_alive: bool) -> None:
+        """What follows an answer: the next request, an idle connection, or its end."""
         self._current = None
         if not keep_alive or (self._has_sent_eof and not self._pending):
             self._finish()
@@ -406,7 +472,7 @@ class Connection(asyncio.Protocol):
             return  # what follows the last request is of no interest
         self._is_last = True
         self._counters.rejected[reason or _reject_reason(error)] += 1
-        exchange = Exchange(self, b"GET", b"", {})
+        exchange = Exchange(self, b"GET", self._url, {})  # whose path tells how its errors look
         exchange.keep_alive = False
         exchange.refusal = error
         if self._current is None and not self._pending:

@@ -23,7 +23,8 @@ Handler = Callable[..., Any]
 
 
 class Route(msgspec.Struct, frozen=True):
-    """One line of the table. `{m}` and `{v}` stand for any one segment, handed to the handler in order."""
+    """One line of the table. `{m}` and `{v}` stand for any one segment, handed to the handler in order; `{m...}` at the
+    end for one or more, handed over as they stand."""
 
     method: bytes
     pattern: str
@@ -82,9 +83,12 @@ def _segments(path: bytes) -> list[str]:
 
 
 def _fits(segments: list[str], pattern: tuple[str, ...]) -> tuple[str, ...] | None:
-    is_open = pattern[-1] == "*"
+    is_rest = pattern[-1].endswith("...}")
+    is_open = is_rest or pattern[-1] == "*"
     if len(segments) != len(pattern) and not (is_open and len(segments) >= len(pattern)):
         return None
+    if is_rest:
+        segments = [*segments[: len(pattern) - 1], "/".join(segments[len(pattern) - 1 :])]
     args = []
     for segment, expected in zip(segments, pattern, strict=False):
         if expected.startswith("{"):
