@@ -1,0 +1,157 @@
+"""Which token comes next? Plain numpy: the fallback, and the oracle that the native sampler is held against.
+
+A row of logits is changed in this order: bias (and ids that may not come yet), repetition penalty, presence and
+frequency penalties; then temperature, top_k, top_p, min_p, and a draw by inverse CDF over the tokens in descending
+probability, equal ones by lower id. The random number belongs to (seed, choice, position of the new token in the whole
+sequence), so a token depends on nothing but its own row. Log-probabilities are of the row as the model gave it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from farthing.llm.philox import uniform
+from farthing.types.generation import SamplingParameters
+
+CANDIDATES: Final = 256
+"""Likeliest tokens that are sorted first. Nearly every draw ends among them, and sorting 50,000 takes milliseconds."""
+
+_NONE: Final = np.empty(0, np.int64)
+_NO_VALUES: Final = np.empty(0, np.float32)
+
+
+class Likelihood(NamedTuple):
+    """What the model thought of a token, and the likeliest ones."""
+
+    logprob: float
+    top_ids: Sequence[int]
+    top_logprobs: Sequence[float]
+
+
+class Sampling:
+    """How one choice of a request picks its tokens, and what its penalties remember."""
+
+    __slots__ = (
+        "bias_ids", "bias_values", "choice", "counts", "frequency_penalty", "has_penalties", "inverse_temperature",
+        "is_greedy", "is_plain", "logprobs", "min_p", "presence_penalty", "prompt_ids", "repetition_penalty", "seed",
+        "temperature", "top_k", "top_p",
+    )  # fmt: skip
+
+    def __init__(self, parameters: SamplingParameters, *, seed: int, choice: int, prompt_ids: Sequence[int]) -> None:
+        self.seed = seed
+        self.choice = choice
+        self.temperature = parameters.temperature
+        self.top_k = parameters.top_k
+        self.top_p = parameters.top_p
+        self.min_p = parameters.min_p
+        self.repetition_penalty = parameters.repetition_penalty
+        self.presence_penalty = parameters.presence_penalty
+        self.frequency_penalty = parameters.frequency_penalty
+        self.logprobs = parameters.logprobs
+        bias: Mapping[int, float] = parameters.logit_bias
+        self.bias_ids = np.fromiter(bias.keys(), np.int64, len(bias)) if bias else _NONE
+        self.bias_values = np.fromiter(bias.values(), np.float32, len(bias)) if bias else _NO_VALUES
+        self.is_greedy = parameters.temperature <= 0.0
+        self.has_penalties = (
+            self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        )
+        self.is_plain = self.is_greedy and not self.has_penalties and not bias
+        """The likeliest token as it stands."""
+        self.prompt_ids = np.unique(np.asarray(prompt_ids, np.int64)) if self.repetition_penalty != 1.0 else _NONE
+        self.counts: dict[int, int] = {}
+        """Generated so far; kept only for penalties."""
+
+    def saw(self, token: int) -> None:
+        """A token was generated."""
+        if self.has_penalties:
+            self.counts[token] = self.counts.get(token, 0) + 1
+
+
+def pick(row: np.ndarray, sampling: Sampling, position: int, banned: Sequence[int] = ()) -> int:
+    """The token that comes at `position`, after a row of float32 logits."""
+    if sampling.is_plain and not banned:
+        return int(row.argmax())
+    values = adjusted(row, sampling, banned)
+    if sampling.is_greedy:
+        return int(values.argmax())
+    return draw(values, sampling, uniform(sampling.seed, sampling.choice, position))
+
+
+def adjusted(row: np.ndarray, sampling: Sampling, banned: Sequence[int] = ()) -> np.ndarray:
+    """A copy of the logits with bias and penalties, float32 at each step."""
+    values = row.astype(np.float32, copy=True)
+    if len(sampling.bias_ids):
+        values[sampling.bias_ids] += sampling.bias_values
+    if banned:
+        values[list(banned)] = -np.inf
+    if not sampling.has_penalties:
+        return values
+    counts = sampling.counts
+    generated = np.fromiter(counts.keys(), np.int64, len(counts))
+    if sampling.repetition_penalty != 1.0:
+        seen = np.union1d(sampling.prompt_ids, generated)
+        penalty = np.float32(sampling.repetition_penalty)
+        some = values[seen]
+        values[seen] = np.where(some > 0, some / penalty, some * penalty)
+    if len(generated) and (sampling.presence_penalty or sampling.frequency_penalty):
+        times = np.fromiter(counts.values(), np.float32, len(counts))
+        values[generated] -= np.float32(sampling.presence_penalty)
+        values[generated] -= np.float32(sampling.frequency_penalty) * times
+    return values
+
+
+def draw(values: np.ndarray, sampling: Sampling, random: float) -> int:
+    """The token at `random` in [0, 1) of the distribution that temperature, top_k, top_p and min_p leave."""
+    scaled = values.astype(np.float64) / sampling.temperature
+    scaled -= scaled.max()
+    weights = np.exp(scaled)
+    size = len(weights)
+    kept_max = min(sampling.top_k, size) if sampling.top_k > 0 else size
+    sorted_max = min(kept_max, CANDIDATES)
+    whole = 0.0
+    if kept_max == size:
+        whole = float(weights.sum())
+    else:
+        sorted_max = kept_max
+    while True:
+        order = _descending(values, sorted_max)
+        cumulative = np.cumsum(weights[order])
+        total = whole or float(cumulative[-1])
+        is_all = sorted_max == kept_max
+        kept = len(order)
+        if sampling.min_p > 0.0:
+            kept = max(1, int(np.searchsorted(-weights[order], -sampling.min_p, side="right")))
+        if sampling.top_p < 1.0:
+            nucleus = int(np.searchsorted(cumulative, sampling.top_p * total, side="left")) + 1
+            kept = min(kept, nucleus)
+        mass = float(cumulative[min(kept, len(order)) - 1]) if kept < len(order) or is_all else total
+        chosen = int(np.searchsorted(cumulative, random * mass, side="right"))
+        if is_all:
+            return int(order[min(chosen, kept - 1, len(order) - 1)])
+        is_known = kept < len(order) or (sampling.min_p <= 0.0 and sampling.top_p >= 1.0)
+        if is_known and chosen < min(kept, len(order)):
+            return int(order[chosen])
+        sorted_max = min(kept_max, sorted_max * 16)
+
+
+def _descending(values: np.ndarray, count: int) -> np.ndarray:
+    """Ids of the `count` largest, largest first, equal ones by lower id."""
+    if count < len(values):
+        border = np.partition(values, len(values) - count)[len(values) - count]
+        above = np.flatnonzero(values > border)
+        equal = np.flatnonzero(values == border)[: count - len(above)]
+        ids = np.sort(np.concatenate((above, equal)))
+        return ids[np.argsort(-values[ids], kind="stable")]
+    return np.argsort(-values, kind="stable")
+
+
+def likelihoods(logits: np.ndarray, tokens: Sequence[int], top: int) -> list[Likelihood]:
+    """For each row of float32 logits: of its token, and of the `top` likeliest, equal ones by lower id."""
+    out = []
+    for row, token in zip(logits, tokens, strict=True):
+        highest = row.max()
+        log_sum = float(highest) + float(np.log(np.exp(row - highest).sum(dtype=np.float64)))
+        ids = _descending(row, min(top, len(row))).tolist() if top else []
+        out.append(Likelihood(float(row[token]) - log_sum, ids, [float(row[one]) - log_sum for one in ids]))
+    return out
