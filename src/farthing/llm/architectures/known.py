@@ -3,11 +3,19 @@
 from pathlib import Path
 from typing import Final
 
-from farthing.llm.architectures import llama
+from farthing.llm.architectures import gemma, llama, mistral, phi3, qwen
 from farthing.llm.architectures.family import Family
 from farthing.types.errors import LoadFailed
 
-FAMILIES: Final[tuple[Family, ...]] = (llama.FAMILY,)
+FAMILIES: Final[tuple[Family, ...]] = (
+    llama.FAMILY,
+    mistral.FAMILY,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
+    phi3.FAMILY,
+)
 
 
 def family_of_hugging_face(where: Path, model_type: str) -> Family:

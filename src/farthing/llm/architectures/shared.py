@@ -1,6 +1,6 @@
 """Fields that families spell alike: sizes, heads, windows and rotary scaling, of config.json and of GGUF metadata."""
 
-from typing import Any
+from typing import Any, Final
 
 from farthing.llm import rope
 from farthing.llm.architectures.family import Tensors
@@ -8,20 +8,21 @@ from farthing.llm.architectures.settings import Settings
 from farthing.llm.spec import Rotary
 from farthing.types.errors import LoadFailed
 
-LAYERS_MAX = 1_024
-HEADS_MAX = 4_096
-HEAD_SIZE_MAX = 4_096
+LAYERS_MAX: Final = 1_024
+HEADS_MAX: Final = 4_096
+HEAD_SIZE_MAX: Final = 4_096
 
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING: Final = "sliding_attention"
+FULL: Final = "full_attention"
 
 
-def config_sizes(config: Settings) -> dict[str, Any]:
-    """The sizes of a `DecoderSpec` from config.json."""
+def config_sizes(config: Settings, *, head_size: int | None = None) -> dict[str, Any]:
+    """The sizes of a `DecoderSpec` from config.json; `head_size` is what the family has where the file is silent."""
     heads = config.integer("num_attention_heads", most=HEADS_MAX)
     kv_heads = config.integer("num_key_value_heads", heads, most=HEADS_MAX)
     width = config.integer("hidden_size")
     _check_heads(config, "num_key_value_heads", heads, kv_heads)
-    if not config.has("head_dim") and width % heads:
+    if head_size is None and not config.has("head_dim") and width % heads:
         raise config.wrong("hidden_size", f"it does not divide into {heads} heads")
     return {
         "vocabulary": config.integer("vocab_size"),
@@ -30,7 +31,7 @@ def config_sizes(config: Settings) -> dict[str, Any]:
         "width": width,
         "heads": heads,
         "kv_heads": kv_heads,
-        "head_size": config.integer("head_dim", width // heads, most=HEAD_SIZE_MAX),
+        "head_size": config.integer("head_dim", head_size or width // heads, most=HEAD_SIZE_MAX),
         "ffn_width": config.integer("intermediate_size"),
         "norm_epsilon": config.number("rms_norm_eps", most=1.0),
     }
@@ -87,7 +88,7 @@ def scaled(config: Settings, parameters: Settings, sizes: dict[str, Any], theta:
             attention_factor=_yarn_attention(parameters, factor),
             truncates=parameters.flag("truncate", True),
         )
-    if kind == "longrope":
+    if kind in {"longrope", "su"}:
         factors = parameters.numbers("short_factor")
         if len(factors) != size // 2 or min(factors, default=0) <= 0:
             raise parameters.wrong("short_factor", f"{size // 2} positive numbers are needed")
@@ -108,13 +109,24 @@ def _yarn_attention(parameters: Settings, factor: float) -> float | None:
     return None
 
 
+def config_window(config: Settings, sizes: dict[str, Any], *, keeps: bool = False) -> int:
+    """`sliding_window`, 0 for none. One as long as the context is none, unless `keeps`: layers may differ otherwise."""
+    window = config.integer("sliding_window", 0, least=0)
+    return window if keeps else within(window, sizes)
+
+
+def within(window: int, sizes: dict[str, Any]) -> int:
+    """The window, or 0 where the context is no longer."""
+    return window if window < sizes["context_tokens"] else 0
+
+
 def config_windows(config: Settings, layers: int, *, window: int) -> tuple[int, ...]:
     """Windows by `layer_types`, which says of each layer whether it slides."""
     kinds = config.texts("layer_types")
     if len(kinds) != layers or not set(kinds) <= {SLIDING, FULL}:
         raise config.wrong("layer_types", f"{layers} of `{SLIDING}` or `{FULL}` are needed")
     if SLIDING in kinds and not window:
-        raise config.wrong("sliding_window", "it is needed by the layers that slide")
+        raise config.wrong("sliding_window", "the layers that slide need one")
     return tuple(window if kind == SLIDING else 0 for kind in kinds)
 
 
@@ -157,7 +169,8 @@ def metadata_rotary(metadata: Settings, tensors: Tensors, sizes: dict[str, Any],
         if factors.shape != (size // 2,) or not (factors > 0).all():
             raise LoadFailed(f"{metadata.where}: `rope_freqs.weight` has to be {size // 2} positive numbers")
         return rope.divided(size, theta, factors)
-    kind = metadata.text("rope.scaling.type", "none")
+    has_searched = tensors.shape("rope_factors_short.weight") is not None
+    kind = metadata.text("rope.scaling.type", "longrope" if has_searched else "none")
     if kind == "none":
         return rope.default(size, theta)
     factor = metadata.number("rope.scaling.factor", 1.0, least=1e-3)
