@@ -3,18 +3,18 @@
 Logits are of order 1 to 10; those of two float32 programs that add in different orders differ by less than 1e-4.
 """
 
-from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tests.llm.architectures.small_models import VARIANTS, saved
 
 from farthing.llm.checkpoints.checkpoint import open_checkpoint
 from farthing.llm.runners.reference import ReferenceRunner
 from farthing.llm.runners.runner import BLOCK_TOKENS, Step, StepSequence
-from tests.llm.architectures.small_models import VARIANTS, saved
 
 torch = pytest.importorskip("torch", reason="families are held against transformers, which needs torch")
 pytest.importorskip("transformers", reason="families are held against transformers")
@@ -25,9 +25,10 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     folder = tmp_path_factory.mktemp(request.param)
-    yield saved(request.param, folder), folder
+    torch.set_num_threads(1)  # small matrices: threads would only wait for one another
+    return saved(request.param, folder), folder
 
 
 def ids(seed: int = 0) -> NDArray[np.int32]:
@@ -58,7 +59,7 @@ def test_so_has_one_read_in_pieces_and_token_by_token_from_the_cache(pair: tuple
     model, folder = pair
     runner = ReferenceRunner(open_checkpoint(folder), blocks=3)
     borders = [0, 1, 14, BLOCK_TOKENS + 3, *range(BLOCK_TOKENS + 4, TOKENS + 1)]
-    ours = [runner.run(chunk(ids(), a, b, [2, 0])) for a, b in zip(borders, borders[1:], strict=False)]
+    ours = [runner.run(chunk(ids(), a, b, [2, 0])) for a, b in pairwise(borders)]
     np.testing.assert_allclose(np.concatenate(ours), theirs(model, ids()), atol=TOLERANCE)
 
 
