@@ -219,7 +219,7 @@ async def test_a_server_that_stops_does_not_wait_for_a_load_that_hangs(shop: Sho
 
     try:
         async with shop.open(EXPLICIT, exit_timeout_s=0.02) as runtime:
-            with mock.patch("farthing.runtime.catalog.load_version", hang):
+            with mock.patch("farthing.runtime.load_any.load_version", hang):
                 loading = asyncio.ensure_future(runtime.load("net"))
                 await asyncio.get_running_loop().run_in_executor(None, entered.wait, 20)
                 await asyncio.wait_for(runtime.close(), 10)

@@ -71,6 +71,34 @@ class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Requests waiting for one model version, when its own configuration says nothing."""
 
 
+class WeightsPrecision(StrEnum):
+    """How a language model's weights are held in memory."""
+
+    AUTO = "auto"
+    """8 bits: within 1 % of the perplexity of full precision, and half the bytes of bf16 to read a token."""
+    Q8 = "q8"
+    Q4 = "q4"
+    F32 = "f32"
+    """As the reference computes; slow."""
+
+
+class LanguageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What an operator may set for language models; a model's own `parameters` say the same words for it alone."""
+
+    context_tokens: int = 0
+    """Prompt and completion together; 0: as many as the model was trained for, if the KV memory holds them."""
+    kv_memory_bytes: int = 0
+    """For keys and values of what is being generated, and of prefixes that may be asked for again; 0: half of the
+    memory that is free once the weights are in, but no more than `KV_CONTEXTS_MAX` full contexts take."""
+    weights: WeightsPrecision = WeightsPrecision.AUTO
+    threads: int = 0
+    """Threads that compute; 0: one a core this process may use."""
+
+
+KV_CONTEXTS_MAX: Final = 32
+"""Full contexts that the automatic KV memory holds at most: more than a machine of this kind generates at once."""
+
+
 class Tls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server's certificate, PEM files."""
 
@@ -91,6 +119,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A second listener for `/metrics` alone (Triton's port 8002); it is on the HTTP port anyway."""
     limits: HttpLimits = HttpLimits()
     admission: AdmissionLimits = AdmissionLimits()
+    language: LanguageSettings = LanguageSettings()
     tls: Tls | None = None
     keys: Path | None = None
     """API keys file; None: everyone may infer, nobody may control."""

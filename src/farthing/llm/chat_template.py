@@ -78,13 +78,26 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         adds_generation_prompt: bool = True,
+        continues_final: bool = False,
         **variables: Any,
     ) -> list[int]:
-        """The prompt's token ids: control tokens where the template writes them, never where a client does."""
+        """The prompt's token ids: control tokens where the template writes them, never where a client does.
+
+        `continues_final` leaves the last message open, for the model to go on with; nothing is added behind it.
+        """
         given = {"messages": messages, "tools": tools, **variables}
+        end = _mark(given) if continues_final else ""
+        if end:
+            last = messages[-1]
+            given["messages"] = [*messages[:-1], {**last, "content": f"{last.get('content') or ''}{end}"}]
         mark = _mark(given)
         disarmed = _mapped(given, lambda text: self._tokenizer.disarm(text, mark))
-        return self._tokenizer.encode_marked(self._rendered(disarmed, adds_generation_prompt), mark)
+        rendered = self._rendered(disarmed, adds_generation_prompt and not end)
+        if end:
+            rendered, found, _ = rendered.rpartition(end)
+            if not found:
+                raise InvalidInput("the model's chat template does not show the last message, so it cannot be continued")
+        return self._tokenizer.encode_marked(rendered, mark)
 
     def _rendered(self, given: Mapping[str, Any], adds_generation_prompt: bool) -> str:
         budget = _Budget()

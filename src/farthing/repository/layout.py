@@ -5,6 +5,7 @@
     NAME/model.onnx                         no version folders: version 1
     anything.onnx                           a file alone: version 1 of a model named after it
 
+A folder in Hugging Face's layout (config.json with *.safetensors) is a model as a whole, wherever a model file may be.
 Which names a model file may have is for the engines to say; they are handed in.
 """
 
@@ -35,11 +36,17 @@ def is_model_folder(folder: Path, filenames: Filenames) -> bool:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     files = {entry.name for entry in visible if entry.is_file()}
     folders = {entry.name for entry in visible if entry.is_dir()}
-    if files & {PBTXT, TOML} or any(version_number(name) for name in folders):
+    if files & {PBTXT, TOML} or is_hugging_face(files) or any(version_number(name) for name in folders):
         return True
     if files & _defaults(filenames):
         return True
     return not folders and bool(_by_ending(sorted(files), _defaults(filenames)))
+
+
+def is_hugging_face(files: Iterable[str]) -> bool:
+    """Whether these are the files of a language model in Hugging Face's layout."""
+    names = set(files)
+    return "config.json" in names and any(name.endswith(".safetensors") for name in names)
 
 
 def model_in_folder(
@@ -117,6 +124,8 @@ def _model_file(listing: Listing, place: str, config: ModelConfig, filenames: Fi
         if path in listing.files or path in listing.folders:
             return said
         raise LoadFailed(f"{where} holds no `{said}`, the default_model_filename of its configuration")
+    if is_hugging_face(listing.files_in(place)):
+        return ""
     labels = {output.label_filename for output in config.output}
     files = [name for name in listing.files_in(place) if name not in {PBTXT, TOML, *labels}]
     expected = _expected(config, filenames)

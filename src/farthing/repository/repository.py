@@ -21,6 +21,9 @@ from farthing.types.errors import FarthingError, LoadFailed, NotFound
 MODELS_MAX: Final = 10_000
 """Models one repository folder may hold."""
 
+LANGUAGE_MODELS: Final[Filenames] = {"llm": ("model.gguf",)}
+"""Language models are nobody's engine: `runtime` loads them."""
+
 DEFAULT_FILENAMES: Final[Filenames] = {
     "onnxruntime": ("model.onnx",),
     "openvino": ("model.xml",),
@@ -48,7 +51,7 @@ class Repository:
     def __init__(self, paths: Sequence[Path], *, default_filenames: Filenames = DEFAULT_FILENAMES) -> None:
         # Not resolved: a link `net.onnx` to a blob with a number for a name is still the model `net`.
         self._paths = tuple(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))  # noqa: PTH100
-        self._filenames = default_filenames
+        self._filenames = {**default_filenames, **LANGUAGE_MODELS}
 
     @property
     def paths(self) -> tuple[Path, ...]:

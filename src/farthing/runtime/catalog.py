@@ -7,13 +7,14 @@ Files are found by `repository`; when to look at them is up to `runtime.runtime`
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from farthing.repository import FoundModel, FoundVersion, versions_to_serve
+from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion, load_version
-from farthing.runtime.served import ServedVersion
+from farthing.runtime.served import Served, ServedVersion
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -45,7 +46,7 @@ class Version:
         self.number = number
         self.state = ModelState.LOADING
         self.reason = ""
-        self.served: ServedVersion | None = None
+        self.served: Served | None = None
         self.statistics = ModelStatistics()
 
 
@@ -57,7 +58,7 @@ class Model:
     def __init__(self, name: str) -> None:
         self.name = name
         self.versions: dict[int, Version] = {}
-        self.latest: ServedVersion | None = None
+        self.latest: Served | None = None
         self.is_wanted = False
         """Whether readiness waits for it: it should be loaded."""
         self.problem = ""
@@ -65,20 +66,33 @@ class Model:
         self.lock = asyncio.Lock()
 
 
+Loaded = LoadedVersion | LoadedLanguageModel
+Load = Callable[[FoundModel, FoundVersion], Loaded]
+
+
 class Catalog:
     """The table of models."""
 
-    def __init__(self, *, loader: ThreadPoolExecutor, queue_requests_max: int, drain_s: float) -> None:
+    def __init__(
+        self,
+        *,
+        loader: ThreadPoolExecutor,
+        queue_requests_max: int,
+        drain_s: float,
+        load: Load = load_version,
+    ) -> None:
+        """`load` reads a version; it is called on the loader's threads."""
         self._loader = loader
+        self._load = load
         self._queue_requests_max = queue_requests_max
         self._drain_s = drain_s
         self._models: dict[str, Model] = {}
-        self._endings: dict[asyncio.Task[None], ServedVersion] = {}
-        self._resolved: dict[tuple[str, str], ServedVersion] = {}
+        self._endings: dict[asyncio.Task[None], Served] = {}
+        self._resolved: dict[tuple[str, str], Served] = {}
 
     # -- looking up ----------------------------------------------------------------------------------------------
 
-    def resolve(self, name: str, version: str = "") -> ServedVersion:
+    def resolve(self, name: str, version: str = "") -> Served:
         """The version that answers requests for this name and version (empty: the highest one that is ready).
 
         Raises `NotFound` or, for a version that is only not ready, `Unavailable`.
@@ -90,7 +104,7 @@ class Catalog:
                 self._resolved[(name, version)] = served
         return served
 
-    def _resolve(self, name: str, version: str) -> ServedVersion:
+    def _resolve(self, name: str, version: str) -> Served:
         model = self._models.get(name)
         if model is None:
             raise NotFound(
@@ -138,7 +152,7 @@ class Catalog:
         model = self._models.get(name)
         return sorted(v.number for v in model.versions.values() if v.served is not None) if model else []
 
-    def served(self) -> Iterable[tuple[Version, ServedVersion]]:
+    def served(self) -> Iterable[tuple[Version, Served]]:
         """Every version that answers requests."""
         for model in self._models.values():
             for version in model.versions.values():
@@ -169,7 +183,7 @@ class Catalog:
             if model.latest is None:
                 return f"model `{model.name}` is not loaded{_why(model)}"
             for version in model.versions.values():
-                if version.served is not None and (trouble := version.served.executable.health()):
+                if version.served is not None and (trouble := version.served.health()):
                     return f"model `{model.name}` version {version.number}: {trouble}"
         return ""
 
@@ -177,14 +191,16 @@ class Catalog:
         """Every version that was ever loaded, for the metrics."""
         for model in self._models.values():
             for version in model.versions.values():
-                yield ModelSample(model.name, str(version.number), version.served is not None, version.statistics)
+                served = version.served
+                generation = served.sample() if isinstance(served, LanguageModel) else None
+                yield ModelSample(model.name, str(version.number), served is not None, version.statistics, generation)
 
     def running(self) -> Iterable[Running]:
         """Batches inside engines now, of versions that are on their way out too."""
         for _, served in self.served():
-            yield from served.loop.running()
+            yield from served.running()
         for served in self._endings.values():
-            yield from served.loop.running()
+            yield from served.running()
 
     # -- coming and going ----------------------------------------------------------------------------------------
 
@@ -268,7 +284,7 @@ class Catalog:
             self._resolved.clear()
         loop = asyncio.get_running_loop()
         try:
-            loaded = await loop.run_in_executor(self._loader, load_version, found, source)
+            loaded = await loop.run_in_executor(self._loader, self._load, found, source)
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
             is_ours = not isinstance(error, FarthingError)
@@ -282,20 +298,21 @@ class Catalog:
         self._replace(model, version, loaded)
         return None
 
-    def _replace(self, model: Model, version: Version, loaded: LoadedVersion) -> None:
+    def _replace(self, model: Model, version: Version, loaded: Loaded) -> None:
         old = version.served
-        version.served = ServedVersion(
-            loaded,
-            queue_requests_max=self._queue_requests_max,
-            scheduler=asyncio.get_running_loop(),
-            statistics=version.statistics,
-        )
+        version.served = self._serve(loaded, version.statistics)
         version.statistics.load_ns = int(loaded.load_s * 1e9)
         version.state, version.reason = ModelState.READY, ""
         self._point(model)
         log.info("model %s version %d is ready (%.2f s)", model.name, version.number, loaded.load_s)
         if old is not None:
             self._end(old)
+
+    def _serve(self, loaded: Loaded, statistics: ModelStatistics) -> Served:
+        loop = asyncio.get_running_loop()
+        if isinstance(loaded, LoadedLanguageModel):
+            return LanguageModel(loaded, loop=loop, statistics=statistics)
+        return ServedVersion(loaded, queue_requests_max=self._queue_requests_max, scheduler=loop, statistics=statistics)
 
     def _let_go(self, model: Model, version: Version, *, is_gone: bool = False) -> None:
         """Stops serving a version; one whose files are gone leaves the index too, which else would only grow."""
@@ -310,19 +327,19 @@ class Catalog:
         self._end(served, version)
         log.info("model %s version %d is unloading", model.name, version.number)
 
-    def _end(self, served: ServedVersion, version: Version | None = None) -> None:
+    def _end(self, served: Served, version: Version | None = None) -> None:
         task = asyncio.get_running_loop().create_task(self._drain_and_close(served, version))
         self._endings[task] = served
         task.add_done_callback(self._endings.pop)
 
-    async def _drain_and_close(self, served: ServedVersion, version: Version | None) -> None:
+    async def _drain_and_close(self, served: Served, version: Version | None) -> None:
         empty = asyncio.Event()
-        served.loop.when_empty(empty.set)
+        served.when_empty(empty.set)
         try:
             await asyncio.wait_for(empty.wait(), self._drain_s)
         except TimeoutError:
-            served.loop.fail_all(Unavailable(f"model `{served.spec.name}` was unloaded", retry_after_s=1))
-        await asyncio.get_running_loop().run_in_executor(None, served.loop.close, CLOSE_S_MAX)
+            served.fail_all(Unavailable(f"model `{served.spec.name}` was unloaded", retry_after_s=1))
+        await asyncio.get_running_loop().run_in_executor(None, served.close, CLOSE_S_MAX)
         if version is not None and version.served is None and version.state is ModelState.UNLOADING:
             version.state = ModelState.UNAVAILABLE
 

@@ -15,7 +15,9 @@ from farthing.config.model import ModelConfig
 from farthing.config.server import ModelControl, ServerConfig
 from farthing.repository import FoundModel, Repository, Snapshot, changes, settled
 from farthing.runtime.catalog import Catalog
-from farthing.runtime.served import ServedVersion
+from farthing.runtime.language_model import LanguageModel
+from farthing.runtime.load_any import load_any
+from farthing.runtime.served import Served
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import StatisticsSnapshot
@@ -42,6 +44,7 @@ class Runtime:
             loader=self._loader,
             queue_requests_max=config.admission.queue_requests_max,
             drain_s=config.exit_timeout_s,
+            load=partial(load_any, config.language, config.admission.queue_requests_max),
         )
         self._seen = Snapshot(models={}, problems={})
         self._poller: asyncio.Task[None] | None = None
@@ -83,9 +86,15 @@ class Runtime:
 
     # -- inference -----------------------------------------------------------------------------------------------
 
-    def resolve(self, name: str, version: str = "") -> ServedVersion:
+    def resolve(self, name: str, version: str = "") -> Served:
         """The model version that answers; its `submit` takes requests. Raises `NotFound` or `Unavailable`."""
         return self.catalog.resolve(name, version)
+
+    def language_models(self) -> list[LanguageModel]:
+        """Those that answer now, the latest version of each, by name."""
+        latest = {served.spec.name for _, served in self.catalog.served() if isinstance(served, LanguageModel)}
+        found = (self.catalog.resolve(name) for name in sorted(latest))
+        return [model for model in found if isinstance(model, LanguageModel)]
 
     async def infer(self, request: InferRequest) -> InferResponse:
         """One request, awaited. Raises the `FarthingError` it was answered with; cancelling withdraws it."""

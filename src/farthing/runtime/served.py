@@ -3,22 +3,56 @@
 Made by `runtime.catalog` from a `LoadedVersion`. Queueing and running belong to `batching`.
 """
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
+from typing import Protocol
 
 from farthing.batching.instances import Scheduler
 from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import Policy, Queue, Waiter
-from farthing.config.model import QueuePolicy, TimeoutAction
+from farthing.config.model import ModelConfig, QueuePolicy, TimeoutAction
 from farthing.runtime.check import RequestCheck
 from farthing.runtime.load import LoadedVersion
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
+from farthing.telemetry.watchdog import Running
 from farthing.types.errors import FarthingError, InvalidInput
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
 from farthing.types.tensors import Tensor
 
 Done = Callable[[InferResponse | FarthingError], None]
+
+
+class Served(Protocol):
+    """What the catalog and the endpoints need to know of a version that answers, whatever it answers with."""
+
+    spec: ModelSpec
+    config: ModelConfig
+    statistics: ModelStatistics
+    version: str
+
+    def spec_now(self) -> ModelSpec: ...
+
+    def check(self, request: InferRequest) -> tuple[int, Hashable]: ...
+
+    def submit(
+        self, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, done: Done
+    ) -> Callable[[], None]: ...
+
+    def health(self) -> str:
+        """Empty while all is well, else what is wrong."""
+
+    def running(self) -> Iterable[Running]:
+        """What is inside the engine now."""
+
+    def when_empty(self, call: Callable[[], None]) -> None:
+        """Calls once nothing is under way any more."""
+
+    def fail_all(self, error: FarthingError) -> None:
+        """Ends what is under way with an error."""
+
+    def close(self, timeout_s: float) -> object:
+        """Frees all it holds; blocks."""
 
 
 class ServedVersion:
@@ -51,9 +85,18 @@ class ServedVersion:
             times=loaded.times,
         )
 
+        self.running = self.loop.running
+        self.when_empty = self.loop.when_empty
+        self.fail_all = self.loop.fail_all
+        self.close = self.loop.close
+
     def spec_now(self) -> ModelSpec:
         """The spec, for those who ask later."""
         return self.spec
+
+    def health(self) -> str:
+        """Empty while all is well, else what is wrong."""
+        return self.executable.health()
 
     def check(self, request: InferRequest) -> tuple[int, Hashable]:
         """Rows of a request and its batching signature. Raises `InvalidInput` if it does not fit the model."""

@@ -125,7 +125,7 @@ class GrpcService:
             served = self._runtime.resolve(message.name, message.version)
         except (NotFound, Unavailable):
             return message_class("ModelReadyResponse")(ready=False)
-        return message_class("ModelReadyResponse")(ready=not served.executable.health())
+        return message_class("ModelReadyResponse")(ready=not served.health())
 
     def check(self, message: Any, call: Call) -> Any:
         """`grpc.health.v1.Health/Check`: ready, as the standard probes ask it."""

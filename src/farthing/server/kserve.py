@@ -31,7 +31,7 @@ from farthing.protocols.kserve import (
     statistics_json,
 )
 from farthing.runtime.runtime import Runtime
-from farthing.runtime.served import ServedVersion
+from farthing.runtime.served import Served
 from farthing.server.auth import Door
 from farthing.server.exchange import JSON, Exchange
 from farthing.server.forwarding import HeaderForwarding
@@ -142,7 +142,7 @@ class KServe:
         )
 
     def _answer(
-        self, exchange: Exchange, request: InferRequest, served: ServedVersion, answer: InferResponse | FarthingError
+        self, exchange: Exchange, request: InferRequest, served: Served, answer: InferResponse | FarthingError
     ) -> None:
         if isinstance(answer, FarthingError):
             exchange.fail(answer)
@@ -232,7 +232,7 @@ class KServe:
             served = self._runtime.resolve(model, version)
         except Unavailable as error:
             raise self._not_ready(error.message, hint=error.hint, retry_after_s=error.retry_after_s) from None
-        trouble = served.executable.health()
+        trouble = served.health()
         if trouble:
             raise self._not_ready(f"Model version not ready: {trouble}")
         exchange.respond(200, encode_json(model_ready_json(served.spec.name)))

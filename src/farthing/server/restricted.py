@@ -13,18 +13,18 @@ from typing import Final
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import Forbidden, InvalidSetting
 
-CATEGORIES: Final[Mapping[str, RouteClass | None]] = {
-    "health": RouteClass.HEALTH,
-    "metadata": RouteClass.METADATA,
-    "inference": RouteClass.INFER,
-    "model-config": RouteClass.CONFIG,
-    "model-repository": RouteClass.REPOSITORY,
-    "statistics": RouteClass.STATISTICS,
-    "shared-memory": None,
-    "trace": None,
-    "logging": None,
+CATEGORIES: Final[Mapping[str, tuple[RouteClass, ...]]] = {
+    "health": (RouteClass.HEALTH,),
+    "metadata": (RouteClass.METADATA,),
+    "inference": (RouteClass.INFER, RouteClass.GENERATE),
+    "model-config": (RouteClass.CONFIG,),
+    "model-repository": (RouteClass.REPOSITORY,),
+    "statistics": (RouteClass.STATISTICS,),
+    "shared-memory": (),
+    "trace": (),
+    "logging": (),
 }
-"""Triton's names; None: there are no such endpoints here, so nothing is left to restrict."""
+"""Triton's names; empty: there are no such endpoints here, so nothing is left to restrict."""
 
 
 class Restrictions:
@@ -48,8 +48,7 @@ class Restrictions:
                 if name in seen:
                     raise InvalidSetting(f"`{name}` is restricted twice", hint="name each category once")
                 seen.add(name)
-                kind = CATEGORIES[name]
-                if kind is not None:
+                for kind in CATEGORIES[name]:
                     self._header_of[kind] = (header.lower().encode(), value.encode())
 
     def __bool__(self) -> bool:

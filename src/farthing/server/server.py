@@ -26,6 +26,7 @@ from farthing.server.forwarding import HeaderForwarding
 from farthing.server.kserve import KServe
 from farthing.server.last_call import refuse_newcomers
 from farthing.server.listener import Listener
+from farthing.server.openai import OpenAi
 from farthing.server.operations import Operations
 from farthing.server.restricted import Restrictions
 from farthing.server.routes import Route, Routes
@@ -104,7 +105,7 @@ class Server:
             return Listener(app, config.limits, admission, self._counters)
 
         self._tls = tls_context(config.tls) if config.tls is not None else None
-        self._listener = listener(operations.routes() + kserve.routes())
+        self._listener = listener(operations.routes() + kserve.routes() + OpenAi(self.runtime).routes())
         self._metrics_listener = listener(operations.metrics_routes())
         self._sockets: list[asyncio.Server] = []
         self._grpc_listener: GrpcListener | None = None

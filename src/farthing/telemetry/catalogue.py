@@ -1,9 +1,9 @@
 """Every metric Farthing has: name, type, labels, unit, meaning.
 
-Names that begin with `nv_` are Triton's, used where the meaning is Triton's too, so that its dashboards and alerts
-work unchanged; `process_` and `python_` are what Prometheus clients of any language say of themselves; the rest is
-ours. `docs/reference/metrics.md` repeats this table, and a test holds the two together. Where the values come from
-belongs to `metrics`.
+Names that begin with `nv_` are Triton's and those with `vllm:` vLLM's, used where the meaning is theirs too, so that
+dashboards and alerts work unchanged; `process_` and `python_` are what Prometheus clients of any language say of
+themselves; the rest is ours. `docs/reference/metrics.md` repeats this table, and a test holds the two together. Where
+the values come from belongs to `metrics`.
 """
 
 from typing import Final
@@ -108,6 +108,60 @@ QUEUE_SECONDS = Family(
 BATCH_ROWS = Family("farthing_batch_rows", "histogram", MODEL, "rows", "Rows in the batches that were run")
 PENDING_ROWS = Family("farthing_pending_rows", "gauge", MODEL, "rows", "Rows queued and not yet running")
 RUNNING_BATCHES = Family("farthing_running_batches", "gauge", MODEL, "batches", "Batches inside the engine now")
+
+LANGUAGE_MODEL: Final = ("model_name",)
+
+GENERATIONS_RUNNING = Family(
+    "vllm:num_requests_running", "gauge", LANGUAGE_MODEL, "generations", "Generations that take part in steps now"
+)
+GENERATIONS_WAITING = Family(
+    "vllm:num_requests_waiting", "gauge", LANGUAGE_MODEL, "generations", "Generations that wait to begin or go on"
+)
+KV_USAGE = Family(
+    "vllm:kv_cache_usage_perc", "gauge", LANGUAGE_MODEL, "ratio", "Share of the KV blocks in use by generations, 0 to 1"
+)
+KV_TOKENS = Family(
+    "farthing_kv_cache_tokens", "gauge", LANGUAGE_MODEL, "tokens", "Tokens whose keys and values the KV memory holds"
+)
+PROMPT_TOKENS = Family(
+    "vllm:prompt_tokens_total", "counter", LANGUAGE_MODEL, "tokens", "Prompt tokens read, or found in the prefix cache"
+)
+GENERATION_TOKENS = Family("vllm:generation_tokens_total", "counter", LANGUAGE_MODEL, "tokens", "Tokens generated")
+PREFIX_QUERIES = Family(
+    "vllm:prefix_cache_queries_total",
+    "counter",
+    LANGUAGE_MODEL,
+    "tokens",
+    "Prompt tokens looked up in the prefix cache",
+)
+PREFIX_HITS = Family(
+    "vllm:prefix_cache_hits_total", "counter", LANGUAGE_MODEL, "tokens", "Prompt tokens found in the prefix cache"
+)
+PREEMPTIONS = Family(
+    "vllm:num_preemptions_total", "counter", LANGUAGE_MODEL, "preemptions", "Generations put back to wait for KV memory"
+)
+DRAFT_TOKENS = Family(
+    "vllm:spec_decode_num_draft_tokens_total", "counter", LANGUAGE_MODEL, "tokens", "Tokens guessed ahead"
+)
+ACCEPTED_TOKENS = Family(
+    "vllm:spec_decode_num_accepted_tokens_total", "counter", LANGUAGE_MODEL, "tokens", "Of those, guessed right"
+)
+GENERATION_STEPS = Family(
+    "farthing_generation_steps_total", "counter", LANGUAGE_MODEL, "steps", "Runs of the model over a batch of tokens"
+)
+GENERATIONS_FINISHED = Family(
+    "vllm:request_success_total",
+    "counter",
+    (*LANGUAGE_MODEL, "finished_reason"),
+    "generations",
+    "Generations that ended, by reason (`abort`: the client left, or the server failed)",
+)
+FIRST_TOKEN_SECONDS = Family(
+    "vllm:time_to_first_token_seconds", "histogram", LANGUAGE_MODEL, "seconds", "Time from arrival to the first token"
+)
+INTER_TOKEN_SECONDS = Family(
+    "vllm:inter_token_latency_seconds", "histogram", LANGUAGE_MODEL, "seconds", "Time between tokens of one generation"
+)
 
 HTTP_CONNECTIONS = Family("farthing_http_connections_open", "gauge", (), "connections", "HTTP connections open now")
 HTTP_CONNECTIONS_TOTAL = Family(

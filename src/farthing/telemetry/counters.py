@@ -14,6 +14,7 @@ class RouteClass(StrEnum):
     """Kinds of paths, few enough to be a label (paths hold model names, which clients make up)."""
 
     INFER = "infer"
+    GENERATE = "generate"
     HEALTH = "health"
     METADATA = "metadata"
     CONFIG = "config"

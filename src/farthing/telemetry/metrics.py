@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 from farthing.telemetry import catalogue
 from farthing.telemetry.counters import DurationHistogram, GrpcCounters, HttpCounters
 from farthing.telemetry.exposition import CONTENT_TYPE, ExpositionWriter, Family, label_text
+from farthing.telemetry.generation import GenerationSample, HistogramSample
 from farthing.telemetry.process import MachineSample, ProcessReader, ProcessSample, build_labels
 from farthing.telemetry.statistics import DURATION_BOUNDS_S, ModelStatistics
 
@@ -28,6 +29,8 @@ class ModelSample(NamedTuple):
     version: str
     is_ready: bool
     statistics: ModelStatistics
+    generation: GenerationSample | None = None
+    """Of a language model."""
 
 
 class ModelsSource(Protocol):
@@ -95,6 +98,7 @@ def render(scrape: Scrape) -> bytes:
     """The scrape as Prometheus text, to be sent as `CONTENT_TYPE`."""
     writer = ExpositionWriter()
     _models(writer, scrape.models)
+    _generation(writer, scrape.models)
     _machine(writer, scrape.reader.machine())
     _server(writer, scrape)
     _process(writer, scrape.reader.process())
@@ -153,6 +157,49 @@ def _models(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
     for labels, model in labelled:
         counts = model.statistics
         writer.histogram(labels, BATCH_ROWS_BOUNDS, _batch_row_buckets(counts.batch_sizes), counts.inference_count)
+
+
+_GENERATION_VALUES: Final[tuple[tuple[Family, Callable[[GenerationSample], float]], ...]] = (
+    (catalogue.GENERATIONS_RUNNING, lambda g: g.running),
+    (catalogue.GENERATIONS_WAITING, lambda g: g.waiting),
+    (catalogue.KV_USAGE, lambda g: g.kv_usage),
+    (catalogue.KV_TOKENS, lambda g: g.kv_tokens),
+    (catalogue.PROMPT_TOKENS, lambda g: g.prompt_tokens),
+    (catalogue.GENERATION_TOKENS, lambda g: g.generated_tokens),
+    (catalogue.PREFIX_QUERIES, lambda g: g.prompt_tokens),
+    (catalogue.PREFIX_HITS, lambda g: g.cached_tokens),
+    (catalogue.PREEMPTIONS, lambda g: g.preemptions),
+    (catalogue.DRAFT_TOKENS, lambda g: g.drafted_tokens),
+    (catalogue.ACCEPTED_TOKENS, lambda g: g.accepted_tokens),
+    (catalogue.GENERATION_STEPS, lambda g: g.steps),
+)
+"""Metrics with one value a language model."""
+
+_GENERATION_HISTOGRAMS: Final[tuple[tuple[Family, Callable[[GenerationSample], HistogramSample]], ...]] = (
+    (catalogue.FIRST_TOKEN_SECONDS, lambda g: g.first_token),
+    (catalogue.INTER_TOKEN_SECONDS, lambda g: g.inter_token),
+)
+
+
+def _generation(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
+    labelled = [
+        (label_text(catalogue.LANGUAGE_MODEL, (model.name,)), model.generation)
+        for model in models
+        if model.generation is not None
+    ]
+    for family, value in _GENERATION_VALUES:
+        writer.family(family)
+        for labels, generation in labelled:
+            writer.sample(labels, value(generation))
+    writer.family(catalogue.GENERATIONS_FINISHED)
+    for labels, generation in labelled:
+        for reason, count in generation.finished.items():
+            writer.sample(f'{labels},finished_reason="{reason}"', count)
+    for family, histogram in _GENERATION_HISTOGRAMS:
+        writer.family(family)
+        for labels, generation in labelled:
+            sample = histogram(generation)
+            writer.histogram(labels, sample.bounds, sample.counts, sample.total)
 
 
 def _batch_row_buckets(batch_sizes: dict[int, list[int]]) -> list[int]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import msgspec
 
 from farthing.protocols import sse
-from farthing.protocols.openai.answers import Heading, usage_object
+from farthing.protocols.openai.answers import Heading, sum_usage, usage_object
 from farthing.protocols.openai.errors import error_object
 from farthing.protocols.openai.logprobs import chat_logprobs, completion_logprobs
 from farthing.types.errors import FarthingError
@@ -50,16 +50,16 @@ class Chunks:
         self._prompt_tokens += prompt_tokens
         self._cached_tokens += cached_tokens
 
-    def usage(self, usage: Usage) -> bytes:
-        """The chunk of usage; nothing unless it was asked for."""
+    def finish(self, usages: Sequence[Usage]) -> bytes:
+        """The end of the stream: usage if it was asked for, and `[DONE]`."""
         if not self._has_usage:
-            return b""
-        return self._head + b',"choices":[],"usage":' + _encode(usage_object(usage)) + b"}\n\n"
+            return sse.DONE
+        usage = _encode(usage_object(sum_usage(usages)))
+        return self._head + b',"choices":[],"usage":' + usage + b"}\n\n" + sse.DONE
 
-    @staticmethod
-    def error(error: FarthingError) -> bytes:
-        """An error after the stream has begun: its event, which clients raise."""
-        return sse.event(_encode({"error": error_object(error)}))
+    def error(self, error: FarthingError) -> bytes:
+        """An error after the stream has begun: its event, which clients raise, and the end."""
+        return sse.event(_encode({"error": error_object(error)})) + sse.DONE
 
     def _chunk(self, choice: bytes) -> bytes:
         if not self._counts_always:

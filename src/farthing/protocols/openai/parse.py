@@ -5,7 +5,7 @@ One pass: msgspec checks types and ranges while it reads. Null and missing are t
 """
 
 import re
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -31,6 +31,14 @@ def parse(body: bytes | memoryview, decoder: msgspec.json.Decoder[Body]) -> Body
         raise InvalidInput("the body is not UTF-8") from None
     except RecursionError:
         raise InvalidInput("the body is nested too deeply") from None
+
+
+def parse_value(value: Any, kind: type[Body]) -> Body:
+    """The same for JSON that is read already."""
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as wrong:
+        raise _at_its_field(str(wrong)) from None
 
 
 def _at_its_field(text: str) -> InvalidField:

@@ -1,0 +1,34 @@
+"""Which way a version on disk is loaded: as a language model, or by an engine.
+
+The rooms of language models are imported when the first one is met: a server without any starts without them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farthing.config.server import LanguageSettings
+from farthing.repository import FoundModel, FoundVersion
+from farthing.runtime.language_model import BACKEND, PLATFORM
+from farthing.runtime.load import LoadedVersion, load_version
+
+if TYPE_CHECKING:
+    from farthing.runtime.language_model import LoadedLanguageModel
+
+
+def load_any(
+    settings: LanguageSettings, queue_max: int, found: FoundModel, version: FoundVersion
+) -> "LoadedVersion | LoadedLanguageModel":
+    """Loads one version. Raises `LoadFailed` naming the model or file and the reason."""
+    said = found.config.backend or found.config.platform
+    if not is_language_model(version.path, said):
+        return load_version(found, version)
+    from farthing.runtime.load_language_model import load_language_model
+
+    return load_language_model(found, version, settings, queue_max=queue_max)
+
+
+def is_language_model(path: Path, said: str) -> bool:
+    """Whether a version is one: a `.gguf` file or a folder in Hugging Face's layout, or said to be by its backend."""
+    if said:
+        return said in (BACKEND, PLATFORM)
+    return path.suffix == ".gguf" or path.is_dir()

@@ -1,0 +1,157 @@
+"""From a checkpoint on disk to a language model that can be served: weights, tokenizer, template, memory, generator.
+
+Blocks, so it runs on a loader thread. What the operator set stands; the rest is the model's own, or what the machine
+has room for, and is said in the log once it is settled.
+"""
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from farthing import __version__
+from farthing.config.model import complete_config
+from farthing.config.server import KV_CONTEXTS_MAX, LanguageSettings, WeightsPrecision
+from farthing.llm.chat_template import ChatTemplate
+from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
+from farthing.llm.generator import Generator
+from farthing.llm.runners.runner import BLOCK_TOKENS, Runner
+from farthing.llm.spec import DecoderSpec, tensor_shapes
+from farthing.llm.tokenizer import Tokenizer
+from farthing.protocols.openai import SamplingDefaults
+from farthing.repository import FoundModel, FoundVersion
+from farthing.runtime.language_model import BACKEND, LoadedLanguageModel, spec_of
+from farthing.runtime.memory import free_bytes
+from farthing.types.errors import LoadFailed
+
+KV_ELEMENT_BYTES: Final = 2
+"""Keys and values are kept in bf16."""
+FREE_SHARE: Final = 0.5
+"""Of free memory for the KV pool, when nobody says: the other half is for everybody else."""
+KV_BLOCKS_MIN: Final = 4
+KV_BLOCKS_MAX: Final = 1 << 20
+
+log = logging.getLogger(__name__)
+
+
+def load_language_model(
+    found: FoundModel, version: FoundVersion, settings: LanguageSettings, *, queue_max: int
+) -> LoadedLanguageModel:
+    """Opens, packs and starts one. Raises `LoadFailed` naming the file and the reason."""
+    started = time.monotonic()
+    settings = _with_parameters(settings, found)
+    checkpoint = open_checkpoint(version.path)
+    decoder = checkpoint.spec
+    tokenizer = checkpoint.tokenizer()
+    source = checkpoint.chat_template()
+    template = ChatTemplate(source, tokenizer) if source else None
+    blocks = _kv_blocks(decoder, settings, found.name)
+    runner = open_runner(checkpoint, settings, blocks)
+    try:
+        generator = Generator(runner, tokenizer, queue_max=queue_max, identity=checkpoint.identity, name=found.name)
+    except BaseException:
+        runner.close()
+        raise
+    context = min(generator.tokens_max, settings.context_tokens or decoder.context_tokens)
+    description = _describe(decoder, settings, runner, context)
+    log.info("model %s version %d: %s", found.name, version.number, description)
+    spec = spec_of(found.name, version.number)
+    return LoadedLanguageModel(
+        spec=spec,
+        config=complete_config(found.config, spec, backend=BACKEND, default_model_filename=version.path.name),
+        tokenizer=tokenizer,
+        template=template,
+        generator=generator,
+        vocabulary=decoder.vocabulary,
+        token_characters_max=longest_token(tokenizer),
+        context_tokens=context,
+        defaults=_defaults(checkpoint.generation_defaults),
+        fingerprint=_fingerprint(checkpoint.identity, settings),
+        description=description,
+        load_s=time.monotonic() - started,
+    )
+
+
+def open_runner(checkpoint: Checkpoint, settings: LanguageSettings, blocks: int) -> Runner:
+    """The forward pass on this machine's CPU."""
+    from farthing.llm.runners.reference import ReferenceRunner
+
+    return ReferenceRunner(checkpoint, blocks=blocks)
+
+
+def longest_token(tokenizer: Tokenizer) -> int:
+    """Characters of the longest token, at least 1."""
+    return max([1, *(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocabulary_size))])
+
+
+def _with_parameters(settings: LanguageSettings, found: FoundModel) -> LanguageSettings:
+    """The server's settings with those of the model's own configuration in their place."""
+    own = {
+        key: value.string_value
+        for key, value in found.config.parameters.items()
+        if key in LanguageSettings.__struct_fields__
+    }
+    if not own:
+        return settings
+    try:
+        return msgspec.convert({**msgspec.to_builtins(settings), **own}, LanguageSettings, strict=False)
+    except msgspec.ValidationError as wrong:
+        raise LoadFailed(f"model `{found.name}`: parameters: {wrong}") from None
+
+
+def _kv_blocks(decoder: DecoderSpec, settings: LanguageSettings, name: str) -> int:
+    """How many KV blocks there is room for. Raises `LoadFailed` if that is next to none."""
+    block_bytes = decoder.layers * 2 * decoder.kv_heads * decoder.head_size * KV_ELEMENT_BYTES * BLOCK_TOKENS
+    context = settings.context_tokens or decoder.context_tokens
+    said = settings.kv_memory_bytes
+    room = said or int((free_bytes() - _weight_bytes(decoder, settings)) * FREE_SHARE)
+    blocks = room // block_bytes
+    if not said:
+        blocks = min(blocks, KV_CONTEXTS_MAX * -(-context // BLOCK_TOKENS))
+    if blocks < KV_BLOCKS_MIN:
+        raise LoadFailed(
+            f"model `{name}`: {room / 1e6:.0f} MB for keys and values is too little; a block of {BLOCK_TOKENS} tokens "
+            f"takes {block_bytes / 1e6:.1f} MB",
+            hint="raise --llm-kv-memory, or free memory",
+        )
+    return min(blocks, KV_BLOCKS_MAX)
+
+
+def _weight_bytes(decoder: DecoderSpec, settings: LanguageSettings) -> int:
+    bytes_each = {WeightsPrecision.F32: 4.0, WeightsPrecision.Q4: 0.7}.get(settings.weights, 1.2)
+    return int(_parameters(decoder) * bytes_each)
+
+
+def _parameters(decoder: DecoderSpec) -> int:
+    total = 0
+    for shape in tensor_shapes(decoder).values():
+        size = 1
+        for length in shape:
+            size *= length
+        total += size
+    return total
+
+
+def _describe(decoder: DecoderSpec, settings: LanguageSettings, runner: Runner, context: int) -> str:
+    pool = runner.blocks * runner.block_tokens
+    kv_bytes = pool * decoder.layers * 2 * decoder.kv_heads * decoder.head_size * KV_ELEMENT_BYTES
+    weights = WeightsPrecision.Q8 if settings.weights is WeightsPrecision.AUTO else settings.weights
+    return (
+        f"{decoder.architecture}, {_parameters(decoder) / 1e6:,.0f} M parameters, {weights} weights, "
+        f"context {context:,} tokens, KV memory {kv_bytes / 1e9:.2f} GB for {pool:,} tokens"
+    )
+
+
+def _defaults(advised: GenerationDefaults) -> SamplingDefaults:
+    said: Mapping[str, Any] = {
+        key: value for key, value in msgspec.structs.asdict(advised).items() if value is not None
+    }
+    return SamplingDefaults(**said)
+
+
+def _fingerprint(identity: str, settings: LanguageSettings) -> str:
+    text = "\0".join((identity, str(settings.weights), __version__))
+    return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"

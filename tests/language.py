@@ -1,0 +1,95 @@
+"""A tiny language model with real files: random weights, one token a byte, a chat template; and servers that have it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tokenizers
+from safetensors.numpy import save_file
+from tests.serving import Live, serving
+from tokenizers import decoders, models, pre_tokenizers
+
+TEMPLATE = (
+    "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|turn|>assistant\n{% endif %}"
+)
+SPECIAL = ("<|end|>", "<|turn|>", "<|pad|>")
+END, TURN, PAD = 256, 257, 258
+VOCABULARY = 259
+CONTEXT = 512
+
+
+def write_tiny_model(folder: Path, *, seed: int = 3, context: int = CONTEXT, defaults: Mapping[str, Any] = {}) -> Path:
+    """A Llama of 2 layers in Hugging Face's layout. Untrained: what it says is noise, always the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    width, heads, kv_heads, ffn, layers = 32, 4, 2, 64, 2
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": VOCABULARY,
+        "hidden_size": width,
+        "intermediate_size": ffn,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": context,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "hidden_act": "silu",
+        "eos_token_id": END,
+        "bos_token_id": TURN,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    random = np.random.default_rng(seed)
+
+    def weights(*shape: int) -> np.ndarray:
+        return (random.standard_normal(shape) / np.sqrt(shape[-1])).astype(np.float32)
+
+    head = width // heads
+    tensors = {
+        "model.embed_tokens.weight": weights(VOCABULARY, width) * 4,
+        "model.norm.weight": np.ones(width, np.float32),
+    }
+    tensors["model.embed_tokens.weight"][[TURN, PAD]] *= 0.01  # so that it does not talk in control tokens
+    for layer in range(layers):
+        at = f"model.layers.{layer}"
+        tensors |= {
+            f"{at}.input_layernorm.weight": np.ones(width, np.float32),
+            f"{at}.post_attention_layernorm.weight": np.ones(width, np.float32),
+            f"{at}.self_attn.q_proj.weight": weights(heads * head, width) * 2,
+            f"{at}.self_attn.k_proj.weight": weights(kv_heads * head, width) * 2,
+            f"{at}.self_attn.v_proj.weight": weights(kv_heads * head, width),
+            f"{at}.self_attn.o_proj.weight": weights(width, heads * head) * 2,
+            f"{at}.mlp.gate_proj.weight": weights(ffn, width) * 2,
+            f"{at}.mlp.up_proj.weight": weights(ffn, width) * 2,
+            f"{at}.mlp.down_proj.weight": weights(width, ffn) * 2,
+        }
+    save_file(tensors, folder / "model.safetensors")
+    _tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "<|end|>"}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": END, **defaults}))
+    return folder
+
+
+def _tokenizer() -> tokenizers.Tokenizer:
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    library = tokenizers.Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    library.decoder = decoders.ByteLevel()
+    library.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL])
+    return library
+
+
+@contextmanager
+def talking(folder: Path, **settings: Any) -> Iterator[Live]:
+    """A server with a tiny model called `tiny` and an ONNX model called `mlp`."""
+    from tests.models import save, tiny_mlp
+
+    write_tiny_model(folder / "tiny")
+    save(folder / "mlp", tiny_mlp())
+    with serving(folder, **settings) as live:
+        yield live
