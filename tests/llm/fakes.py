@@ -5,12 +5,13 @@ given, so a wrong, stale or shared block gives a wrong token. `FakeModel.logits`
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from farthing.llm.runners.runner import Step
 from farthing.llm.spec import DecoderSpec, Rotary, RotaryKind
+from farthing.telemetry.clock import ManualClock
 
 EOS = 2
 SPECIAL = frozenset({0, 1, EOS})
@@ -54,8 +55,20 @@ class FakeModel:
 class FakeRunner:
     """The runner's contract, checked at each call."""
 
-    def __init__(self, model: FakeModel, *, blocks: int, block_tokens: int = 4, context_tokens: int = 256) -> None:
+    def __init__(
+        self,
+        model: FakeModel,
+        *,
+        blocks: int,
+        block_tokens: int = 4,
+        context_tokens: int = 256,
+        clock: ManualClock | None = None,
+        cost_ns: Callable[[int], int] = lambda rows: 0,
+    ) -> None:
+        """Each run takes as long as `cost_ns` says for its rows."""
         self.model = model
+        self.clock = clock
+        self.cost_ns = cost_ns
         self.spec = fake_spec(model.vocabulary, context_tokens)
         self.blocks = blocks
         self.block_tokens = block_tokens
@@ -100,6 +113,8 @@ class FakeRunner:
                 logits[at] = self.model.logits(self.tokens[table].ravel()[:seen])
                 at += 1
             first += one.rows
+        if self.clock is not None:
+            self.clock.advance(ns=self.cost_ns(len(step.tokens)))
         self.rows.append(tuple(one.rows for one in step.sequences))
         return logits
 

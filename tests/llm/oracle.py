@@ -43,7 +43,7 @@ def choice_alone(
     known = list(request.prompt_ids)
     told = Choice()
     text = ""
-    starts: list[int] = []
+    places: list[tuple[int, int]] = []  # where a token's text begins and ends
     if not tokens_max:
         told.finish = FinishReason.LENGTH
         return told
@@ -68,25 +68,29 @@ def choice_alone(
         known.append(token)
         told.ids.append(token)
         sampling.saw(token)
-        starts.append(len(text))
         if request.sampling.logprobs is not None:
             told.likelihoods += likelihoods(row[None], [token], request.sampling.logprobs)
         if token in stop_ids:
-            starts[-1] = -1
-            if not read(decoder.decode(b"", True), True):
+            rest = decoder.decode(b"", True)
+            places.append((len(text) + len(rest), len(text) + len(rest)))
+            if not read(rest, True):
                 told.text, told.finish = text, FinishReason.STOP
                 told.stop_reason = token if token in ends.stop_token_ids else None
             break
         more = "" if token in skipped else decoder.decode(tokenizer.token_bytes(token))
         is_last = len(told.ids) == tokens_max
-        if read(more + (decoder.decode(b"", True) if is_last else ""), len(told.ids) >= ends.tokens_min):
+        more += decoder.decode(b"", True) if is_last else ""
+        is_inside = bool(decoder.getstate()[0])
+        places.append((len(text), len(text) + len(more) + is_inside))
+        if read(more, len(told.ids) >= ends.tokens_min):
             break
         if is_last:
             told.text, told.finish = text, FinishReason.LENGTH
             break
     if isinstance(told.stop_reason, str) and told.likelihoods:
-        kept = [at for at, start in enumerate(starts) if start < len(told.text)]
-        told.likelihoods = [told.likelihoods[at] for at in kept if at < len(told.likelihoods)]
+        cut = len(told.text)
+        shown = [start < cut or end <= cut for start, end in places]
+        told.likelihoods = [one for one, is_shown in zip(told.likelihoods, shown, strict=True) if is_shown]
     return told
 
 

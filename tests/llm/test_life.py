@@ -67,6 +67,8 @@ class Life:
             blocks=max(3, tokens // self.block_tokens),
             block_tokens=self.block_tokens,
             context_tokens=CONTEXT,
+            clock=self.clock,
+            cost_ns=chance.choice([lambda rows: 3 * MS, lambda rows: 3 * MS + rows * MS // 10, lambda rows: rows * MS]),
         )
         step_tokens = chance.choice([2, 5, 16, 64])
         self.limits = Limits(
@@ -81,16 +83,13 @@ class Life:
             weights={"b": 3.0},
             clock=self.clock,
             secret=b"secret",
-            **self.options(),
+            speculates=chance.random() < 0.7,
         )
         self.prefixes = [[chance.randrange(3, 40) for _ in range(chance.randint(1, 60))] for _ in range(4)]
         self.load = chance.choice([0.05, 0.2, 0.5])
         self.told: list[Told] = []
         self.ended = self.failed = self.late = self.left = 0
         self.number = 0
-
-    def options(self) -> dict[str, Any]:
-        return {}
 
     def arrive(self) -> None:
         chance = self.chance
@@ -138,7 +137,7 @@ class Life:
         if len(prompt) + least > CONTEXT or not fits(len(prompt) + least, self.runner.blocks, self.block_tokens):
             return
         room = min(CONTEXT, self.runner.blocks * self.block_tokens) - len(prompt)
-        told = Told(request, min(request.ends.tokens_max, room), self.stepper.counters.steps)
+        told = Told(request, min(request.ends.tokens_max, room), self.stepper.roster.counters.steps)
         self.told.append(told)
         leaves_at = chance.randint(1, 10) if chance.random() < 0.02 else 0
 
@@ -157,24 +156,24 @@ class Life:
             if leaves_at == 0 and told.end is None:
                 told.is_left = True
                 if told.state is not None:
-                    self.stepper.cancel(told.state)
+                    self.stepper.roster.cancel(told.state)
             elif leaves_at == -5 and chance.random() < 0.01 and told.end is None:
                 told.is_left = True
                 raise ValueError("a reader's own mistake")
 
-        told.state = self.stepper.add(request, on_event, told.tokens_max)
+        told.state = self.stepper.roster.add(request, on_event, told.tokens_max, self.clock.now_ns())
 
     def live(self, steps: int) -> None:
         chance = self.chance
-        counters = self.stepper.counters
+        counters = self.stepper.roster.counters
         while counters.steps < steps:
-            if chance.random() < self.load and self.stepper.waiting.count < 30:
+            if chance.random() < self.load and self.stepper.roster.waiting.count < 30:
                 self.arrive()
             elif self.told and chance.random() < 0.01:
                 told = chance.choice(self.told)
                 if not told.is_over and told.state is not None:
                     told.is_left = True
-                    self.stepper.cancel(told.state)
+                    self.stepper.roster.cancel(told.state)
             if chance.random() < 0.002:
                 self.runner.fails_at.add(self.runner.steps + 1)
             self.one_step()
@@ -184,19 +183,19 @@ class Life:
             if not self.one_step():
                 break
         assert all(self.check_over(told) for told in self.told), "everyone got an end"
-        assert self.stepper.pool.free == self.runner.blocks, "no block leaked"
+        assert self.stepper.roster.pool.free == self.runner.blocks, "no block leaked"
         assert counters.requests == counters.requests_finished + counters.requests_failed + counters.requests_cancelled
 
     def one_step(self) -> bool:
-        stepper = self.stepper
-        first = stepper.running[0] if stepper.running else None
+        stepper, roster = self.stepper, self.stepper.roster
+        first = roster.running[0] if roster.running else None
         computed = (first.computed, first.known) if first is not None else (0, 0)
-        failures = stepper.counters.requests_failed
+        failures = roster.counters.requests_failed
         went_on = stepper.step()
-        self.clock.advance(ms=self.chance.choice([1, 5, 20]))
-        stepper.check_integrity()
-        if first is not None and not first.is_ended and failures == stepper.counters.requests_failed:
-            is_overtaken = not first.is_running or stepper.running[0] is not first
+        self.clock.advance(ms=self.chance.choice([0, 0, 10]))
+        roster.check_integrity()
+        if first is not None and not first.is_ended and failures == roster.counters.requests_failed:
+            is_overtaken = not first.is_running or roster.running[0] is not first
             assert is_overtaken or (first.computed, first.known) > computed, "the first in order always goes on"
         return went_on
 
@@ -258,5 +257,5 @@ def test_a_long_life_of_accidents() -> None:
     while done < wanted:
         life = Life(seed)
         life.live(5_000)
-        done += life.stepper.counters.steps
+        done += life.stepper.roster.counters.steps
         seed += 1

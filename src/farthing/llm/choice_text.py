@@ -106,8 +106,8 @@ class ChoiceText:
         is_cut = isinstance(stop, str)
         logprobs = tuple(
             logprob
-            for start, _, _, logprob in self._unshown
-            if logprob is not None and not (is_cut and start >= self._shown)
+            for start, end, _, logprob in self._unshown
+            if logprob is not None and not (is_cut and start >= self._shown and end > self._shown)
         )
         ids = tuple(token for _, _, token, _ in self._unshown)
         self._unshown.clear()

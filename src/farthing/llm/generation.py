@@ -4,13 +4,13 @@ State only; `stepper` owns and changes it, `scheduler` reads the part it decides
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from farthing.llm.choice_text import ChoiceText
 from farthing.llm.sampler import Sampling
 from farthing.llm.scheduler import Progress
+from farthing.llm.speculation import Drafter
 from farthing.types.errors import FarthingError
 from farthing.types.generation import GenerateRequest, GenerationEvent, TokenLogprob
 
@@ -21,27 +21,37 @@ class RequestState:
     """One request: its choices that have not ended, and its times."""
 
     __slots__ = (
-        "admitted_ns", "arrival_ns", "cached_tokens", "choices", "completion_tokens", "first_token_ns", "is_ended",
-        "is_prompt_done", "on_event", "prompt_done_ns", "prompt_logprobs", "request", "root", "seed", "stop_ids",
+        "admitted_ns", "arrival_ns", "cached_tokens", "choices", "completion_tokens", "is_ended", "is_prompt_done",
+        "on_event", "prompt_done_ns", "prompt_logprobs", "prompt_tokens", "request", "root", "seed", "stop_ids",
         "tokens_max", "unforked",
     )  # fmt: skip
 
     def __init__(
-        self, request: GenerateRequest, on_event: OnEvent, *, seed: int, stop_ids: frozenset[int], tokens_max: int
+        self,
+        request: GenerateRequest,
+        on_event: OnEvent,
+        *,
+        arrival_ns: int,
+        seed: int,
+        stop_ids: frozenset[int],
+        tokens_max: int,
+        root: bytes,
     ) -> None:
         self.request = request
         self.on_event = on_event
+        self.arrival_ns = arrival_ns
         self.seed = seed
         self.stop_ids = stop_ids
         """Tokens that end a choice."""
         self.tokens_max = tokens_max
         """What the request asked for, as far as context and pool reach."""
-        self.arrival_ns = request.arrival_ns
+        self.root = root
+        """Where the chain of its blocks' names begins."""
+        self.prompt_tokens = len(request.prompt_ids)
         self.choices: list[Generation] = []
         """Running or waiting."""
         self.unforked: list[Generation] = []
         """Choices that begin when the first has read the prompt."""
-        self.root = b""
         self.is_ended = False
         self.is_prompt_done = False
         self.prompt_logprobs: list[TokenLogprob] = []
@@ -49,42 +59,49 @@ class RequestState:
         self.completion_tokens = 0
         self.admitted_ns = 0
         self.prompt_done_ns = 0
-        self.first_token_ns = 0
 
 
 class Generation(Progress):
     """One choice of a request."""
 
     __slots__ = (
-        "draft", "ids", "index", "is_ended", "is_running", "keys", "last_ns", "named", "sampling", "state", "table",
+        "drafter", "ids", "index", "is_ended", "is_running", "keys", "last_ns", "named", "sampling", "state", "table",
         "text",
     )  # fmt: skip
 
     def __init__(
-        self, state: RequestState, *, index: int, number: int, text: ChoiceText, sampling: Sampling, **given: Any
+        self,
+        state: RequestState,
+        *,
+        index: int,
+        number: int,
+        text: ChoiceText,
+        sampling: Sampling,
+        drafter: Drafter | None,
     ) -> None:
+        request = state.request
         super().__init__(
             number=number,
-            known=len(state.request.prompt_ids),
-            tenant=state.request.tenant,
-            rank=state.request.priority,
+            known=state.prompt_tokens,
+            tenant=request.tenant,
+            rank=request.priority,
             queued_ns=state.arrival_ns,
-            **given,
+            wants_prompt_logits=request.prompt_logprobs is not None and index == 0,
         )
         self.state = state
         self.index = index
-        self.ids: list[int] = list(state.request.prompt_ids)
+        self.ids: list[int] = list(request.prompt_ids)
         """All it knows: prompt and output."""
         self.text = text
         self.sampling = sampling
+        self.drafter = drafter
+        """None: its tokens depend on those before in ways that a draft would not see (penalties)."""
         self.keys: list[bytes] = []
         """Names of its full blocks, as far as they were needed."""
         self.named = 0
         """Blocks of its table that are in the pool under their names."""
         self.table = np.empty(0, np.int32)
         """`blocks` as the runner reads it, with room to grow."""
-        self.draft: list[int] = []
-        """Tokens guessed to come, verified in this step."""
         self.is_running = False
         self.is_ended = False
         self.last_ns = 0
@@ -93,4 +110,4 @@ class Generation(Progress):
     @property
     def generated(self) -> int:
         """Tokens of its output so far."""
-        return len(self.ids) - len(self.state.request.prompt_ids)
+        return self.known - self.state.prompt_tokens

@@ -13,7 +13,8 @@ from farthing.llm.generation import OnEvent, RequestState
 from farthing.llm.runners.runner import Runner
 from farthing.llm.scheduler import Limits, fits
 from farthing.llm.statistics import Counters, GeneratorStatistics
-from farthing.llm.stepper import Stepper, Vocabulary
+from farthing.llm.stepper import Stepper
+from farthing.llm.wording import Vocabulary
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.types.errors import EngineFailed, InvalidInput, Overloaded, Unavailable
 from farthing.types.generation import GenerateRequest
@@ -46,6 +47,7 @@ class Generator:
         *,
         limits: Limits | None = None,
         queue_max: int = 1024,
+        speculates: bool = True,
         identity: str = "",
         weights: Mapping[str, float] | None = None,
         clock: Clock | None = None,
@@ -57,7 +59,13 @@ class Generator:
         self._runner = runner
         self._queue_max = queue_max
         self._stepper = Stepper(
-            runner, tokenizer, limits=limits or Limits(), identity=identity, weights=weights, clock=clock
+            runner,
+            tokenizer,
+            limits=limits or Limits(),
+            speculates=speculates,
+            identity=identity,
+            weights=weights,
+            clock=clock,
         )
         self.pool_tokens = runner.blocks * runner.block_tokens
         self.tokens_max = min(runner.spec.context_tokens, self.pool_tokens)
@@ -82,9 +90,9 @@ class Generator:
         with self._wake:
             if self._is_closing:
                 raise Unavailable("the model is being unloaded", retry_after_s=1)
-            waiting = self._stepper.waiting.count + self._arriving
+            waiting = self._stepper.roster.waiting.count + self._arriving
             if waiting and waiting + request.n > self._queue_max:
-                self._stepper.counters.requests_refused += 1
+                self._stepper.roster.counters.requests_refused += 1
                 raise Overloaded(
                     f"{waiting} generations wait already; at most {self._queue_max} may",
                     hint="come back later, or serve the model on more machines",
@@ -117,7 +125,7 @@ class Generator:
         return min(request.ends.tokens_max, self.tokens_max - prompt)
 
     def _retry_after_s(self, waiting: int) -> float:
-        counters = self._stepper.counters
+        counters = self._stepper.roster.counters
         busy_s = (counters.run_ns + counters.other_ns) / 1e9
         each_s = busy_s / counters.requests_finished if counters.requests_finished else 1.0
         return min(max(1.0, waiting * each_s), RETRY_AFTER_S_MAX)
@@ -131,13 +139,13 @@ class Generator:
 
     def stats(self) -> GeneratorStatistics:
         """The figures of this moment."""
-        stepper = self._stepper
-        counters = stepper.counters
-        pool = stepper.pool
+        roster = self._stepper.roster
+        counters = roster.counters
+        pool = roster.pool
         free = pool.free
         return GeneratorStatistics(
-            running=len(stepper.running),
-            waiting=stepper.waiting.count + self._arriving,
+            running=len(roster.running),
+            waiting=roster.waiting.count + self._arriving,
             kv_blocks=pool.blocks,
             kv_blocks_used=pool.blocks - free,
             kv_blocks_cached=pool.cached,
@@ -157,8 +165,8 @@ class Generator:
                 while (
                     not self._inbox
                     and not self._cancelled
-                    and not stepper.running
-                    and not stepper.waiting.count
+                    and not stepper.roster.running
+                    and not stepper.roster.waiting.count
                     and not self._is_closing
                 ):
                     self._wake.wait()
@@ -176,18 +184,18 @@ class Generator:
                         return
 
     def _turn(self, arrived: deque[_Order], cancelled: deque[_Order]) -> bool:
-        stepper = self._stepper
+        roster = self._stepper.roster
         while arrived:
             order = arrived.popleft()
             self._arriving -= order.request.n
-            order.state = stepper.add(order.request, order.on_event, order.tokens_max)
+            order.state = roster.add(order.request, order.on_event, order.tokens_max, self._now_ns())
         for order in cancelled:
             if order.state is not None:
-                stepper.cancel(order.state)
+                roster.cancel(order.state)
         if self._is_stopping:
-            for state in stepper.states():
-                stepper.fail(state, Unavailable("the model was unloaded before the answer was complete"))
-        return stepper.step()
+            for state in roster.states():
+                roster.fail(state, Unavailable("the model was unloaded before the answer was complete"))
+        return self._stepper.step()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

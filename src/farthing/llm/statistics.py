@@ -22,13 +22,12 @@ class Histogram(msgspec.Struct, frozen=True, kw_only=True):
     sum_ns: int
 
 
-class StepShape(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+class StepShape(msgspec.Struct, frozen=True, gc=False):
     """One run of the model."""
 
     sequences: int = 0
     rows: int = 0
     logits_rows: int = 0
-    draft_rows: int = 0
     run_ns: int = 0
     """In the runner."""
     other_ns: int = 0

@@ -1,75 +1,54 @@
 """One step after another: plan, allocate, run, pick, tell. Single-threaded; nothing here waits or decides.
 
-What a step computes is decided by `scheduler`, which token comes by `sampler`, what a reader sees of it by
-`choice_text`. Threads, bounds and closing belong to `generator`. Simulations drive this class directly.
+What a step computes is decided by `scheduler` and `speculation`, which token comes by `picker`, what a reader sees of
+it by `choice_text`; who is under way is kept by `roster`. Threads, bounds and closing belong to `generator`.
+Simulations and the planner drive this class directly.
 """
 
 import logging
-import secrets
-from bisect import insort
-from collections.abc import Callable, Mapping, Sequence
-from heapq import heappop, heappush
-from typing import Final, Protocol
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 
-from farthing.llm.choice_text import ChoiceText
-from farthing.llm.detokenizer import Detokenizer, token_text
-from farthing.llm.generation import Generation, OnEvent, RequestState
-from farthing.llm.kv_blocks import BlockPool
+from farthing.llm.generation import Generation, RequestState
+from farthing.llm.picker import Draw, likelihood, pick_all
+from farthing.llm.roster import Roster
 from farthing.llm.runners.runner import Runner, Step, StepSequence
-from farthing.llm.sampler import Likelihood, Sampling, likelihoods, pick
-from farthing.llm.scheduler import Limits, Memory, Plan, Progress, Rows, plan_step
-from farthing.llm.statistics import Counters, StepShape
-from farthing.llm.stop import StopStrings
-from farthing.llm.tenants import Tenants
-from farthing.llm.waiting import Waiting
+from farthing.llm.sampler import likelihoods
+from farthing.llm.scheduler import Limits, Memory, Plan, Progress, plan_step
+from farthing.llm.speculation import DRAFT_TOKENS_MAX, StepTimes, chance_needed
+from farthing.llm.statistics import StepShape
+from farthing.llm.wording import Vocabulary, word
 from farthing.telemetry.clock import Clock, MonotonicClock
-from farthing.types.errors import DeadlineExceeded, EngineFailed, FarthingError
-from farthing.types.generation import (
-    Delta,
-    Finished,
-    FinishReason,
-    GenerateRequest,
-    GenerationEvent,
-    PromptDone,
-    TokenLogprob,
-    Usage,
-)
-
-TABLE_GROWTH: Final = 8
-"""Blocks a table grows by at once."""
+from farthing.types.errors import EngineFailed, FarthingError
+from farthing.types.generation import PromptDone
 
 log = logging.getLogger(__name__)
 
 
-class Vocabulary(Protocol):
-    """What is asked of a tokenizer here."""
+class _Work(NamedTuple):
+    """A generation's rows in a step, and where their logits are."""
 
-    @property
-    def eos_ids(self) -> frozenset[int]: ...
+    generation: Generation
+    rows: int
+    """Without drafted ones."""
+    draft: Sequence[int]
+    first_logits: int
+    logits: int
 
-    @property
-    def special_ids(self) -> frozenset[int]: ...
 
-    def token_bytes(self, token: int, /) -> bytes: ...
+class _Taker(NamedTuple):
+    """A generation and its draws: one, and one more for each drafted token."""
 
-
-class _Work:
-    """A generation's rows in a step, and where its logits are."""
-
-    __slots__ = ("first_logits", "generation", "logits", "rows")
-
-    def __init__(self, generation: Generation, rows: int, first_logits: int, logits: int) -> None:
-        self.generation = generation
-        self.rows = rows
-        """Without drafted ones."""
-        self.first_logits = first_logits
-        self.logits = logits
+    generation: Generation
+    first_draw: int
+    draft: Sequence[int]
 
 
 class Stepper:
-    """Everything under way on one model."""
+    """The model, and everyone under way on it."""
 
     def __init__(
         self,
@@ -77,535 +56,276 @@ class Stepper:
         tokenizer: Vocabulary,
         *,
         limits: Limits,
+        speculates: bool = True,
         identity: str = "",
         weights: Mapping[str, float] | None = None,
         clock: Clock | None = None,
         secret: bytes | None = None,
     ) -> None:
+        """`identity` names the weights in the prefix cache, `weights` are the tenants'."""
         assert 0 < limits.sequences_max < limits.step_tokens, "each generation must get its row in each step"
-        self.runner = runner
-        self.limits = limits
-        self.counters = Counters()
-        self.running: list[Generation] = []
-        """In order of (rank, admission)."""
-        self.waiting = Waiting()
-        self.pool = BlockPool(runner.blocks, runner.block_tokens, identity=identity, secret=secret)
-        self.tenants = Tenants(weights)
-        self._identity = identity
-        self._tokenizer = tokenizer
-        self._now_ns = (clock or MonotonicClock()).now_ns
-        self._block_tokens = runner.block_tokens
-        self._numbers = 0
-        self._admissions = 0
-        self._deadlines: list[tuple[int, int, RequestState]] = []
-
-    # -- requests ----------------------------------------------------------------------------------------------------
-
-    def add(self, request: GenerateRequest, on_event: OnEvent, tokens_max: int) -> RequestState:
-        """Lets a request wait for its turn. It must fit (`scheduler.fits`) with `tokens_max` tokens of output."""
-        ends = request.ends
-        stop_ids = frozenset(ends.stop_token_ids)
-        if not ends.ignores_eos:
-            stop_ids |= self._tokenizer.eos_ids
-        seed = request.sampling.seed
-        state = RequestState(
-            request,
-            on_event,
-            seed=secrets.randbits(64) if seed is None else seed,
-            stop_ids=stop_ids,
-            tokens_max=tokens_max,
+        self._make_roster = partial(
+            Roster,
+            runner,
+            tokenizer,
+            sequences_max=limits.sequences_max,
+            speculates=speculates,
+            identity=identity,
+            weights=weights,
+            secret=secret,
         )
-        state.arrival_ns = request.arrival_ns or self._now_ns()
-        state.root = self.pool.root(request.tenant, request.cache_salt)
-        first = self._new_choice(state, 0)
-        state.choices.append(first)
-        state.unforked = [self._new_choice(state, index) for index in range(1, request.n)]
-        self.tenants.came(request.tenant)
-        self.waiting.add(first)
-        self.counters.requests += 1
-        if request.deadline_ns:
-            heappush(self._deadlines, (request.deadline_ns, first.number, state))
-        return state
-
-    def cancel(self, state: RequestState) -> None:
-        """The reader is gone: blocks are free at once, nothing more is told."""
-        if not state.is_ended:
-            self.counters.requests_cancelled += 1
-            self._drop(state)
-
-    def fail(self, state: RequestState, error: FarthingError) -> None:
-        """Ends a request with an error."""
-        if not state.is_ended:
-            self.counters.requests_failed += 1
-            self._drop(state)
-            self._tell(state, error)
+        self.roster = self._make_roster()
+        self.times = StepTimes()
+        self._runner = runner
+        self._limits = limits
+        self._tokenizer = tokenizer
+        self._block_tokens = runner.block_tokens
+        self._speculates = speculates
+        self._now_ns = (clock or MonotonicClock()).now_ns
 
     def reset(self, error: FarthingError) -> None:
-        """Ends everybody with an error and begins anew: for a mistake of ours, after which no count can be trusted."""
-        states = self.states()
-        self.running.clear()
-        self.waiting = Waiting()
-        self.tenants = Tenants(self.tenants.weights)
-        self.pool = BlockPool(self.pool.blocks, self._block_tokens, identity=self._identity)
-        self._deadlines.clear()
-        for state in states:
+        """Ends everybody with an error and begins anew: after a mistake of ours no count can be trusted."""
+        old, self.roster = self.roster, self._make_roster()
+        self.roster.counters = old.counters
+        for state in old.states():
             state.is_ended = True
-            self.counters.requests_failed += 1
-            self._tell(state, error)
-
-    def states(self) -> list[RequestState]:
-        """All requests under way."""
-        found: dict[int, RequestState] = {id(one.state): one.state for one in self.running}
-        for line in self.waiting.lines.values():
-            for one in line:
-                assert isinstance(one, Generation)
-                found[id(one.state)] = one.state
-        return list(found.values())
-
-    def _new_choice(self, state: RequestState, index: int) -> Generation:
-        request = state.request
-        tokenizer = self._tokenizer
-        self._numbers += 1
-        skipped: frozenset[int] = tokenizer.special_ids if request.skips_special_tokens else frozenset()
-        ends = request.ends
-        stops = StopStrings(ends.stop, includes=ends.includes_stop_text) if ends.stop else None
-        return Generation(
-            state,
-            index=index,
-            number=self._numbers,
-            text=ChoiceText(index, Detokenizer(tokenizer.token_bytes, skipped), stops),
-            sampling=Sampling(request.sampling, seed=state.seed, choice=index, prompt_ids=request.prompt_ids),
-            wants_prompt_logits=request.prompt_logprobs is not None and index == 0,
-        )
-
-    # -- one step ----------------------------------------------------------------------------------------------------
+            old.counters.requests_failed += 1
+            old.tell(state, error)
 
     def step(self) -> bool:
         """Runs the model once, if anybody wants it; False when nobody is under way."""
         began_ns = self._now_ns()
-        if self._deadlines:
-            self._expire(began_ns)
-        if not self.running and not self.waiting.count:
+        roster = self.roster
+        roster.expire(began_ns)
+        if not roster.running and not roster.waiting.count:
             return False
-        pool = self.pool
-        plan = plan_step(
-            self.running,
-            self.waiting.lines,
-            Memory(self._block_tokens, pool.free, pool.refs, self._find),
-            self.limits,
-            self.tenants.accounts,
-            began_ns,
-        )
-        self._make_room(plan, began_ns)
-        step, work = self._build(plan.rows)
+        pool = roster.pool
+        memory = Memory(self._block_tokens, pool.free, pool.refs, self._find)
+        plan = plan_step(roster.running, roster.waiting.lines, memory, self._limits, roster.tenants.accounts, began_ns)
+        roster.carry_out(plan, began_ns)
+        work, step = self._build(plan)
         run_ns = self._now_ns()
         try:
-            logits = self.runner.run(step)
+            logits = self._runner.run(step)
             if len(logits) != len(step.logits_rows):
-                raise EngineFailed(f"the runner gave {len(logits)} rows of logits, {len(step.logits_rows)} were wanted")
+                raise EngineFailed(f"the runner gave {len(logits)} rows of logits for {len(step.logits_rows)}")
         except Exception as error:
-            log.exception("a step of %d rows failed", len(step.tokens))
-            self._fail_step(work, error)
+            log.exception("a step of %d rows failed; %d generations end", len(step.tokens), len(work))
+            self._fail(work, error)
             return True
         ran_ns = self._now_ns()
+        if len(logits) == len(step.tokens):
+            self.times.observe(len(logits), ran_ns - run_ns)
         self._take_in(work, logits, ran_ns)
-        done_ns = self._now_ns()
-        counters = self.counters
+        counters = roster.counters
         counters.steps += 1
         counters.run_ns += ran_ns - run_ns
-        counters.other_ns += done_ns - ran_ns + run_ns - began_ns
-        counters.last_step = StepShape(
-            sequences=len(work),
-            rows=len(step.tokens),
-            logits_rows=len(step.logits_rows),
-            draft_rows=0,
-            run_ns=ran_ns - run_ns,
-            other_ns=done_ns - ran_ns + run_ns - began_ns,
-        )
+        other_ns = self._now_ns() - ran_ns + run_ns - began_ns
+        counters.other_ns += other_ns
+        counters.last_step = StepShape(len(work), len(step.tokens), len(logits), ran_ns - run_ns, other_ns)
         return True
 
-    def _expire(self, now_ns: int) -> None:
-        deadlines = self._deadlines
-        while deadlines and (deadlines[0][0] <= now_ns or deadlines[0][2].is_ended):
-            due_ns, _, state = heappop(deadlines)
-            if state.is_ended:
-                continue
-            waited_s = (now_ns - state.arrival_ns) / 1e9
-            late_s = (now_ns - due_ns) / 1e9
-            self.fail(
-                state,
-                DeadlineExceeded(
-                    f"the request's deadline passed {late_s:.3f} s ago, {waited_s:.3f} s after it came, with "
-                    f"{state.completion_tokens} tokens generated",
-                    hint="allow more time, or ask for fewer tokens",
-                ),
-            )
-
-    def _find(self, one: Progress) -> Sequence[int]:
-        """Cached blocks a waiting generation can begin with; its last token must be computed to have its logits."""
+    def _find(self, one: Progress) -> list[int]:
         assert isinstance(one, Generation)
-        if one.wants_prompt_logits:
-            return ()
-        tokens = one.known - 1
-        if len(one.keys) < tokens // self._block_tokens:
-            self.pool.extend_keys(one.keys, one.state.root, one.ids, tokens)
-        return self.pool.find(one.keys[: tokens // self._block_tokens])
+        return self.roster.tables.found(one)
 
-    def _make_room(self, plan: Plan, now_ns: int) -> None:
-        for one in plan.preempted:
-            assert isinstance(one, Generation)
-            self._preempt(one, now_ns)
-        for one, found, rank, cost in plan.admitted:
-            assert isinstance(one, Generation)
-            self.waiting.remove(one)
-            one.rank = rank
-            self.pool.pin(found)
-            one.blocks = list(found)
-            one.named = len(found)
-            one.computed = len(found) * self._block_tokens
-            one.table = np.array([*found, *([0] * TABLE_GROWTH)], np.int32)
-            state = one.state
-            if not one.is_charged:
-                one.is_charged = True
-                self.tenants.charge(one.tenant, cost)
-                if not state.admitted_ns:
-                    state.admitted_ns = now_ns
-                    state.cached_tokens = one.computed
-                    self.counters.cached_tokens += one.computed
-                    self.counters.prompt_tokens += one.known
-            else:
-                self.counters.recomputed_tokens += one.known - one.computed
-            self._run(one, one.admission)
+    # -- before the run ----------------------------------------------------------------------------------------------
 
-    def _run(self, one: Generation, admission: int) -> None:
-        if not admission:
-            self._admissions += 1
-            admission = self._admissions
-        one.admission = admission
-        one.is_running = True
-        running = self.running
-        if running and (running[-1].rank, running[-1].admission) > (one.rank, admission):
-            insort(running, one, key=_order)
-        else:
-            running.append(one)
-
-    def _preempt(self, one: Generation, now_ns: int) -> None:
-        self.counters.preemptions += 1
-        self.running.remove(one)
-        self._let_go(one)
-        one.queued_ns = now_ns
-        self.waiting.add_admitted(one)
-
-    def _let_go(self, one: Generation) -> None:
-        self.pool.release(one.blocks)
-        one.blocks = []
-        one.computed = one.named = 0
-        one.shares_tail = False
-        one.is_running = False
-
-    def _build(self, planned: Sequence[Rows]) -> tuple[Step, list[_Work]]:
+    def _build(self, plan: Plan) -> tuple[list[_Work], Step]:
+        drafts = self._drafts(plan) if self._speculates else {}
+        grow = self.roster.tables.grow
+        size = self._block_tokens
         tokens: list[int] = []
         sequences: list[StepSequence] = []
         wanted: list[int] = []
         work: list[_Work] = []
-        for one, rows in planned:
+        for one, rows in plan.rows:
             assert isinstance(one, Generation)
             start = one.computed
             end = start + rows
-            if one.shares_tail or len(one.blocks) * self._block_tokens < end:
-                self._grow(one, end)
-            if one.wants_prompt_logits:
-                first = len(tokens)
-            elif end == one.known and one.state.tokens_max:
-                first = len(tokens) + rows - 1
-            else:
-                first = len(tokens) + rows
+            first = len(tokens)
             if rows == 1:
                 tokens.append(one.ids[start])
             else:
                 tokens += one.ids[start:end]
-            work.append(_Work(one, rows, len(wanted), len(tokens) - first))
+            draft: Sequence[int] = ()
+            if drafts and (draft := drafts.get(one.number, ())):
+                tokens += draft
+                end += len(draft)
+            if one.shares_tail or len(one.blocks) * size < end:
+                grow(one, end)
+            sequences.append(StepSequence(end - start, start, one.table))
+            if not one.wants_prompt_logits:
+                gives_token = start + rows == one.known and one.state.tokens_max > 0
+                first = first + rows - 1 if gives_token else len(tokens)
+            work.append(_Work(one, rows, draft, len(wanted), len(tokens) - first))
             wanted.extend(range(first, len(tokens)))
-            sequences.append(StepSequence(rows, start, one.table))
         step = Step(np.array(tokens, np.int32), tuple(sequences), np.array(wanted, np.int32))
-        return step, work
+        return work, step
 
-    def _grow(self, one: Generation, tokens: int) -> None:
-        """Blocks for so many tokens, the one written next for itself alone."""
-        pool = self.pool
-        blocks = one.blocks
-        if one.shares_tail:
-            one.shares_tail = False
-            at = one.computed // self._block_tokens
-            shared = blocks[at]
-            if pool.refs[shared] > 1:
-                own = pool.take()
-                self.runner.copy_block(shared, own)
-                pool.release((shared,))
-                blocks[at] = own
-                one.table[at] = own
-        while len(blocks) * self._block_tokens < tokens:
-            block = pool.take()
-            if len(blocks) == len(one.table):
-                one.table = np.concatenate((one.table, np.zeros(max(TABLE_GROWTH, len(blocks) // 2), np.int32)))
-            one.table[len(blocks)] = block
-            blocks.append(block)
-
-    # -- what came of it ---------------------------------------------------------------------------------------------
-
-    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, now_ns: int) -> None:
-        drawing: list[Generation] = []
-        rows: list[int] = []
-        for item in work:
-            one = item.generation
-            one.computed += item.rows
-            if one.wants_prompt_logits:
-                self._read_prompt_logprobs(one, item, logits)
-            if one.computed // self._block_tokens > one.named:
-                self._name_blocks(one)
-            if one.computed != one.known:
+    def _drafts(self, plan: Plan) -> dict[int, list[int]]:
+        """Drafts by generation number, if nobody reads a prompt in this step and rows are to spare."""
+        sequences = rows = len(plan.rows)
+        spare_blocks = plan.spare_blocks - sequences  # those who run are to grow before a guess does
+        rows_max = min(rows + plan.spare_rows, max(rows, self.times.rows_max) + DRAFT_TOKENS_MAX)
+        if rows_max <= rows or spare_blocks <= 0 or any(one_rows != 1 for _, one_rows in plan.rows):
+            return {}
+        drafts: dict[int, list[int]] = {}
+        needed = chance_needed(rows, sequences, self.times)
+        for one, _ in plan.rows:
+            assert isinstance(one, Generation)
+            drafter = one.drafter
+            if drafter is None:
+                continue
+            if drafter.chance < needed:
+                drafter.rest(one.known)
                 continue
             state = one.state
-            row = item.first_logits + item.logits - 1
+            generated = one.generated
+            tokens_max = min(state.tokens_max - generated - 1, rows_max - rows)
+            if tokens_max <= 0 or one.shares_tail or one.computed + 1 != one.known:
+                continue
+            if generated < state.request.ends.tokens_min:
+                continue
+            draft = drafter.draft(one.ids, tokens_max, rows, sequences, self.times)
+            if draft:
+                more = -(-(one.known + len(draft)) // self._block_tokens) - len(one.blocks)
+                if more > spare_blocks:
+                    continue
+                spare_blocks -= max(more, 0)
+                rows += len(draft)
+                drafts[one.number] = draft
+        return drafts
+
+    # -- after the run -----------------------------------------------------------------------------------------------
+
+    def _fail(self, work: Sequence[_Work], error: Exception) -> None:
+        """Nobody knows what was written: those who took part end. What was named in earlier steps stays."""
+        failed = error if isinstance(error, FarthingError) else EngineFailed(f"a step of the model failed: {error}")
+        for item in work:
+            self.roster.fail(item.generation.state, failed)
+
+    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, now_ns: int) -> None:
+        name = self.roster.tables.name
+        size = self._block_tokens
+        draws: list[Draw] = []
+        takers: list[_Taker] = []
+        for one, rows, draft, first_logits, count in work:
+            state = one.state
+            if state.is_ended:
+                continue  # its reader left while another choice's prompt was told
+            one.computed += rows
+            if one.wants_prompt_logits:
+                self._read_prompt(one, rows, logits[first_logits : first_logits + rows])
+            if one.computed // size > one.named:
+                name(one)
+            if one.computed != one.known:
+                continue
             if not state.is_prompt_done:
-                self._prompt_done(one, now_ns)
-            if not state.tokens_max:
-                self._end_without_tokens(state)
-                continue
-            drawing.append(one)
-            rows.append(row)
+                self._prompt_done(state, now_ns)
+                if state.is_ended:
+                    continue
+                if not state.tokens_max:
+                    self.roster.end_without_tokens(state, now_ns)
+                    continue
+            row = first_logits + count - 1 - len(draft)
+            takers.append(_Taker(one, len(draws), draft))
+            draws += [Draw(row + at, one.sampling, one.known + at, self._banned(one)) for at in range(len(draft) + 1)]
             if state.unforked:
-                for other in self._fork(one, now_ns):
-                    drawing.append(other)
-                    rows.append(row)
-        if not drawing:
+                for other in self.roster.fork(one, now_ns):
+                    takers.append(_Taker(other, len(draws), ()))
+                    draws.append(Draw(row, other.sampling, other.known, self._banned(other)))
+        if not draws:
             return
-        picked = self._pick(logits, drawing, rows)
-        for at, one in enumerate(drawing):
-            if one.is_ended:
-                continue  # another choice's reader has just ended the request
-            token = picked[at]
-            if not np.isfinite(logits[rows[at], token]):
-                self.fail(
-                    one.state, EngineFailed("the model's logits are not numbers", hint="are its weights damaged?")
-                )
-                continue
-            wanted = one.sampling.logprobs
-            likelihood = None
-            if wanted is not None:
-                likelihood = likelihoods(logits[rows[at] : rows[at] + 1], (token,), wanted)[0]
-            self._accept(one, token, likelihood, now_ns)
+        tokens, are_finite = pick_all(logits, draws)
+        for one, first, draft in takers:
+            stood = 0
+            for at in range(first, first + len(draft) + 1):
+                if one.is_ended:
+                    break  # by itself, or with its request
+                token = tokens[at]
+                if are_finite is not None and not are_finite[at]:
+                    nan = EngineFailed("the model's logits are not numbers", hint="are its weights damaged?")
+                    self.roster.fail(one.state, nan)
+                    break
+                self._accept(one, token, logits, draws[at], now_ns)
+                if at - first == len(draft) or token != draft[at - first]:
+                    break
+                stood += 1
+                one.computed += not one.is_ended
+            if draft:
+                self._drafted(one, len(draft), stood)
 
-    def _pick(self, logits: np.ndarray, drawing: Sequence[Generation], rows: Sequence[int]) -> list[int]:
-        return [
-            pick(logits[row], one.sampling, one.known, self._banned(one))
-            for one, row in zip(drawing, rows, strict=True)
-        ]
+    def _drafted(self, one: Generation, drafted: int, stood: int) -> None:
+        self.roster.counters.drafted_tokens += drafted
+        self.roster.counters.accepted_tokens += stood
+        if one.drafter is not None:
+            one.drafter.fared(drafted, stood)
+        if not one.is_ended:
+            self.roster.tables.name(one)
 
-    def _banned(self, one: Generation) -> Sequence[int]:
+    @staticmethod
+    def _banned(one: Generation) -> Sequence[int]:
         """Tokens that may not come yet."""
         tokens_min = one.state.request.ends.tokens_min
         return sorted(one.state.stop_ids) if tokens_min and one.generated < tokens_min else ()
 
-    def _accept(self, one: Generation, token: int, likelihood: Likelihood | None, now_ns: int) -> None:
-        """A new token of a choice."""
+    def _accept(self, one: Generation, token: int, logits: np.ndarray, draw: Draw, now_ns: int) -> None:
+        """A new token of a choice: remembered, counted, told."""
+        roster = self.roster
+        counters = roster.counters
         state = one.state
         ends = state.request.ends
         one.ids.append(token)
         one.known += 1
         state.completion_tokens += 1
-        self.counters.completion_tokens += 1
-        self.tenants.charge(one.tenant, self.tenants.generated_cost(one.tenant))
+        counters.completion_tokens += 1
+        roster.tenants.charge_generated(one.tenant)
         one.sampling.saw(token)
         if one.last_ns:
-            self.counters.between_tokens.add(now_ns - one.last_ns)
-        elif not state.first_token_ns:
-            state.first_token_ns = now_ns
-            self.counters.first_token.add(now_ns - state.arrival_ns)
+            counters.between_tokens.add(now_ns - one.last_ns)
+        elif state.completion_tokens == 1:
+            counters.first_token.add(now_ns - state.arrival_ns)
         one.last_ns = now_ns
-        wording: Callable[[bytes], TokenLogprob] | None = None
-        if likelihood is not None:
-            wording = self._wording(token, likelihood)
+        thought = likelihood(logits, draw, token)
+        bytes_of = self._tokenizer.token_bytes
+        wording = None if thought is None else lambda adds: word(token, thought, bytes_of, adds)
         if token in state.stop_ids:
-            delta: Delta | None = one.text.stop_at(token, wording, is_named=token in ends.stop_token_ids)
+            delta = one.text.stop_at(token, wording, is_named=token in ends.stop_token_ids)
         else:
-            generated = one.generated
-            delta = one.text.add(
+            generated = one.known - state.prompt_tokens
+            added = one.text.add(
                 token, wording, may_stop=generated >= ends.tokens_min, is_last=generated >= state.tokens_max
             )
-        if delta is None:
+            if added is None:
+                return
+            delta = added
+        if delta.finish is None:
+            roster.tell(state, delta)
             return
-        if delta.finish is not None:
-            self._end_choice(one)
-        self._tell(state, delta)
-        if delta.finish is not None and not state.choices and not state.unforked and not state.is_ended:
-            self._finish(state, now_ns)
+        roster.end_choice(one)
+        roster.tell(state, delta)
+        roster.finish_if_over(state, now_ns)
 
-    def _wording(self, token: int, likelihood: Likelihood) -> Callable[[bytes], TokenLogprob]:
-        label, top = token_text(self._label(token)), self._top(likelihood)
-
-        def word(data: bytes) -> TokenLogprob:
-            return TokenLogprob(id=token, text=label, bytes_=data, logprob=likelihood.logprob, top=top)
-
-        return word
-
-    def _top(self, likelihood: Likelihood) -> tuple[tuple[int, str, bytes, float], ...]:
-        return tuple(
-            (token, token_text(self._label(token)), self._tokenizer.token_bytes(token), logprob)
-            for token, logprob in zip(likelihood.top_ids, likelihood.top_logprobs, strict=True)
-        )
-
-    def _label(self, token: int) -> bytes:
-        return self._tokenizer.token_bytes(token)
-
-    def _read_prompt_logprobs(self, one: Generation, item: _Work, logits: np.ndarray) -> None:
+    def _read_prompt(self, one: Generation, rows: int, logits: np.ndarray) -> None:
+        """The row of one prompt token tells what the model thought of the next."""
         state = one.state
         request = state.request
-        top = request.prompt_logprobs or 0
         prompt = request.prompt_ids
         bytes_of = self._tokenizer.token_bytes
-        start = one.computed - item.rows
-        if start == 0:
-            first = prompt[0]
-            state.prompt_logprobs = [
-                TokenLogprob(id=first, text=token_text(self._label(first)), bytes_=bytes_of(first), logprob=None)
-            ]
+        start = one.computed - rows
+        if not start:
+            state.prompt_logprobs = [word(prompt[0], None, bytes_of, bytes_of(prompt[0]))]
         targets = prompt[start + 1 : one.computed + 1]
-        rows = logits[item.first_logits : item.first_logits + len(targets)]
-        for token, likelihood in zip(targets, likelihoods(rows, targets, top), strict=True):
-            state.prompt_logprobs.append(self._wording(token, likelihood)(bytes_of(token)))
+        for token, thought in zip(
+            targets, likelihoods(logits[: len(targets)], targets, request.prompt_logprobs or 0), strict=True
+        ):
+            state.prompt_logprobs.append(word(token, thought, bytes_of, bytes_of(token)))
         if one.computed >= len(prompt):
             one.wants_prompt_logits = False
 
-    def _name_blocks(self, one: Generation) -> None:
-        """Lets others find the blocks that have become full."""
-        pool = self.pool
-        pool.extend_keys(one.keys, one.state.root, one.ids, one.computed)
-        for at in range(one.named, one.computed // self._block_tokens):
-            block = pool.name(one.blocks[at], one.keys[at])
-            if block != one.blocks[at]:
-                one.blocks[at] = block
-                one.table[at] = block
-        one.named = one.computed // self._block_tokens
-
-    def _prompt_done(self, one: Generation, now_ns: int) -> None:
-        state = one.state
+    def _prompt_done(self, state: RequestState, now_ns: int) -> None:
         state.is_prompt_done = True
         state.prompt_done_ns = now_ns
-        self._tell(state, PromptDone(cached_tokens=state.cached_tokens, logprobs=tuple(state.prompt_logprobs)))
-        state.prompt_logprobs = []
-
-    def _fork(self, one: Generation, now_ns: int) -> list[Generation]:
-        """The other choices begin where the first has read the prompt, on its blocks; answers those that run now."""
-        state = one.state
-        forked = []
-        is_partial = bool(one.computed % self._block_tokens)
-        for other in state.unforked:
-            other.is_charged = True
-            other.keys = list(one.keys)
-            state.choices.append(other)
-            self._admissions += 1
-            other.admission = self._admissions
-            other.rank = one.rank
-            if len(self.running) >= self.limits.sequences_max:
-                other.queued_ns = now_ns
-                self.waiting.add_admitted(other)
-                continue
-            other.blocks = one.blocks[: -(-one.computed // self._block_tokens)]
-            self.pool.pin(other.blocks)
-            other.table = one.table.copy()
-            other.named = one.named
-            other.computed = one.computed
-            other.shares_tail = is_partial
-            one.shares_tail = is_partial
-            self._run(other, other.admission)
-            forked.append(other)
-        state.unforked = []
-        return forked
-
-    # -- endings -----------------------------------------------------------------------------------------------------
-
-    def _end_without_tokens(self, state: RequestState) -> None:
-        for one in [*state.choices, *state.unforked]:
-            delta = one.text.abandon(FinishReason.LENGTH)
-            self._tell(state, delta)
-            if state.is_ended:
-                return
-        for one in list(state.choices):
-            self._end_choice(one)
-        state.unforked = []
-        self._finish(state, state.prompt_done_ns)
-
-    def _end_choice(self, one: Generation) -> None:
-        one.is_ended = True
-        if one.is_running:
-            self.running.remove(one)
-            self._let_go(one)
-        else:
-            self.waiting.remove(one)
-        one.state.choices.remove(one)
-
-    def _finish(self, state: RequestState, now_ns: int) -> None:
-        state.is_ended = True
-        self.tenants.left(state.request.tenant)
-        self.counters.requests_finished += 1
-        usage = Usage(
-            prompt_tokens=len(state.request.prompt_ids),
-            completion_tokens=state.completion_tokens,
-            cached_tokens=state.cached_tokens,
-        )
-        self._tell(
-            state,
-            Finished(
-                usage=usage,
-                queue_ns=state.admitted_ns - state.arrival_ns,
-                prefill_ns=state.prompt_done_ns - state.admitted_ns,
-                decode_ns=now_ns - state.prompt_done_ns,
-            ),
-        )
-
-    def _drop(self, state: RequestState) -> None:
-        for one in list(state.choices):
-            self._end_choice(one)
-        state.unforked = []
-        state.is_ended = True
-        self.tenants.left(state.request.tenant)
-
-    def _fail_step(self, work: Sequence[_Work], error: Exception) -> None:
-        """Nobody knows what was written: those who took part end, what was named in earlier steps stays."""
-        failed = error if isinstance(error, FarthingError) else EngineFailed(f"a step of the model failed: {error}")
-        for item in work:
-            self.fail(item.generation.state, failed)
-
-    def _tell(self, state: RequestState, event: GenerationEvent | FarthingError) -> None:
-        try:
-            state.on_event(event)
-        except Exception:
-            log.exception("the reader of request `%s` failed; the request ends", state.request.id)
-            self.cancel(state)
-
-    def check_integrity(self) -> None:
-        """Asserts that blocks, lists and states agree (for tests and simulations)."""
-        self.pool.check_integrity(one.blocks for one in self.running)
-        assert [_order(one) for one in self.running] == sorted(_order(one) for one in self.running)
-        assert len(self.running) <= self.limits.sequences_max
-        waiting = [one for line in self.waiting.lines.values() for one in line]
-        assert all(self.waiting.lines.values()), "no line is empty"
-        assert len(waiting) == self.waiting.count
-        for one in waiting:
-            assert isinstance(one, Generation)
-            assert not one.blocks
-            assert not one.computed
-            assert not one.is_running
-        for one in [*self.running, *waiting]:
-            assert isinstance(one, Generation)
-            assert not one.is_ended
-            assert one in one.state.choices
-            assert one.known == len(one.ids)
-            assert one.computed < one.known
-            assert one.table[: len(one.blocks)].tolist() == one.blocks or not one.is_running
-            assert one.computed <= len(one.blocks) * self._block_tokens
-
-
-def _order(one: Generation) -> tuple[int, int]:
-    return one.rank, one.admission
+        logprobs, state.prompt_logprobs = tuple(state.prompt_logprobs), []
+        self.roster.tell(state, PromptDone(cached_tokens=state.cached_tokens, logprobs=logprobs))

@@ -54,6 +54,7 @@ class Tenants:
         """`cost` is divided by weight already."""
         self.served[tenant] += cost
 
-    def generated_cost(self, tenant: str) -> float:
-        """What a generated token costs this tenant."""
-        return GENERATED_COST / self.weights.get(tenant, 1.0)
+    def charge_generated(self, tenant: str) -> None:
+        """One generated token."""
+        weights = self.weights
+        self.served[tenant] += GENERATED_COST / weights.get(tenant, 1.0) if weights else GENERATED_COST

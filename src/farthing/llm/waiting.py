@@ -46,3 +46,14 @@ class Waiting:
             self.count -= 1
             return
         raise AssertionError("not waiting")
+
+    def check_integrity(self) -> list[Generation]:
+        """Asserts that the count agrees with the lines; answers everyone (for tests and simulations)."""
+        everyone = []
+        for line in self.lines.values():
+            assert line, "no line is empty"
+            for one in line:
+                assert isinstance(one, Generation)
+                everyone.append(one)
+        assert len({id(one) for one in everyone}) == len(everyone) == self.count
+        return everyone
