@@ -1,0 +1,40 @@
+// Which kernels this processor can run, and which FARTHING_ISA asks for.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "kernels.h"
+
+namespace farthing {
+namespace {
+
+const Kernels* choose(const std::string& asked) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
+  const bool is_auto = asked.empty() || asked == "auto";
+  if (bf16 && (is_auto || asked == "avx512vnni")) return kernels_avx512vnni_bf16();
+  if (vnni && (is_auto || asked == "avx512vnni" || asked == "avx512vnni-nobf16")) return kernels_avx512vnni();
+  if (avx512 && (is_auto || asked == "avx512")) return kernels_avx512();
+  if (avx2 && (is_auto || asked == "avx2")) return kernels_avx2();
+#else
+  const bool is_auto = asked.empty() || asked == "auto";
+#endif
+  if (is_auto || asked == "plain") return kernels_plain();
+  for (const char* known : {"avx512vnni", "avx512vnni-nobf16", "avx512", "avx2"})
+    if (asked == known) throw std::runtime_error("FARTHING_ISA=" + asked + ": this processor does not have it");
+  throw std::runtime_error("FARTHING_ISA=" + asked + " is unknown; known: auto, avx512vnni, avx512vnni-nobf16, avx512, avx2, plain");
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  const char* asked = std::getenv("FARTHING_ISA");
+  return *choose(asked ? asked : "");
+}
+
+}  // namespace farthing

@@ -1,0 +1,132 @@
+// The contract between the forward pass and the files that are compiled once per instruction set.
+//
+// Everything here is plain data and function pointers, so that no inline function compiled for a wide instruction set
+// can end up being the linker's choice for a narrow one. Layouts are explained in docs/decisions/0005-native-core.md.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace farthing {
+
+// Outputs of a panel of weights, keys of a KV block, dimensions of a step over values: the width of every tile.
+constexpr int kTile = 32;
+// Rows the tallest tile has; the AVX-512 kernels keep 12 x 2 accumulators in registers.
+constexpr int kRowsMax = 12;
+// Inputs that share a scale in 4-bit weights.
+constexpr int kQ4Block = 32;
+// Bytes of one 4-bit block of a panel: 32 scales and 32 minima in f16, then 32 x 32 nibbles.
+constexpr int kQ4BlockBytes = 2 * kTile * 2 + kTile * kQ4Block / 2;
+
+enum class Format : int { f32 = 0, q8 = 1, q4 = 2 };
+enum class KvFormat : int { f32 = 0, bf16 = 1, int8 = 2 };
+enum class Gate : int { silu = 0, gelu_tanh = 1 };
+
+// Bytes of a panel (32 outputs) of a matrix with so many inputs (a multiple of `block`).
+constexpr std::size_t panel_bytes(Format format, std::size_t inputs, std::size_t block) {
+  switch (format) {
+    case Format::f32: return inputs * kTile * sizeof(float);
+    case Format::q8: return inputs / block * (kTile * sizeof(float)) + inputs * kTile;
+    case Format::q4: return inputs / kQ4Block * kQ4BlockBytes;
+  }
+  return 0;
+}
+
+// Rows of activations as the tile kernels read them: tiles of up to kRowsMax rows, inside a tile [inputs/4][rows][4]
+// signed bytes (or [inputs][rows] floats), so that one pointer and constant offsets reach every row.
+struct ActivationTile {
+  const void* values;
+  const float* scales;           // [blocks][rows]
+  const std::int32_t* offsets;   // [blocks][rows]: -128 x sum of the block's values, what u8 = w + 128 owes
+  const float* sums;             // [inputs/32][rows]: sums of values, for the minima of 4-bit weights
+};
+
+struct LinearArgs {
+  const std::uint8_t* weights;   // one panel
+  ActivationTile in;
+  int rows;                      // 1..kRowsMax
+  int inputs;                    // multiple of block
+  int block;                     // inputs that share an activation scale (and, in q8, a weight scale)
+  float* out;                    // [rows][stride], 32 columns of it
+  std::ptrdiff_t stride;
+};
+
+// Where a row of activations is written to inside its tile.
+struct ActivationRow {
+  void* values;                  // already at the row's column
+  float* scales;
+  std::int32_t* offsets;
+  float* sums;
+  int rows;                      // rows of the tile: the stride of everything above
+};
+
+struct AttendArgs {
+  const void* query;             // bf16: [size/2][rows] pairs; f32: [size][rows] floats; int8: [size/4][rows] quads
+  const float* query_scales;     // int8: [rows]
+  const std::int32_t* query_offsets;  // int8: [rows], -128 x sum
+  int rows;                      // 1..kRowsMax
+  int size;                      // padded head size, multiple of 32
+  const std::uint8_t* pool;      // first byte of this layer's and head's part of block 0
+  std::size_t block_stride;      // bytes from block to block
+  const std::int32_t* blocks;    // block table
+  const std::int32_t* first;     // [rows] first key a row sees
+  const std::int32_t* last;      // [rows] last key a row sees: its own position
+  float soft_cap;                // 0: none
+  float scale;                   // score -> natural logits (queries are not scaled)
+  float* const* out;             // [rows] -> size floats each
+  float* scratch;                // rows_max * size floats
+};
+
+struct Kernels {
+  const char* name;
+  int rows_max;                  // tallest tile worth building for this instruction set
+  int attend_rows_max;
+
+  void (*linear)(Format, const LinearArgs&);
+
+  // y = x / rms(x) * weight; y may be x
+  void (*rms_norm)(const float* x, const float* weight, int size, int mean_size, float epsilon, float* y);
+  // to signed bytes with a scale for each `block` inputs; `inputs` is a multiple of block
+  void (*quantise)(const float* x, int inputs, int block, const ActivationRow& row);
+  void (*add)(const float* x, int size, float* y);                    // y += x
+  void (*scale)(float factor, int size, float* y);                    // y *= factor
+  // panel columns: 16 gates then 16 ups; h gets 16 values
+  void (*gate)(Gate, const float* panel, float* h);
+  void (*soft_cap)(float cap, std::ptrdiff_t size, float* y);
+  // rotate pairs (i, i + pairs) of one head; cosines then sines
+  void (*rotate)(float* head, const float* cosines, const float* sines, int pairs);
+  void (*expand_f16)(const std::uint16_t* x, int size, float factor, float* y);
+
+  // pairs of bf16, `stride` bytes from pair to pair
+  void (*to_bf16)(const float* x, int size, std::ptrdiff_t stride, std::uint8_t* out);
+  // one token of one head into its place in a block
+  void (*write_kv)(KvFormat, const float* key, const float* value, int size, std::uint8_t* head, int slot);
+  void (*attend)(KvFormat, const AttendArgs&);
+
+  std::uint64_t (*read)(const std::uint8_t* bytes, std::size_t size);  // touches every byte: the bandwidth probe
+  std::int64_t (*operations)(long rounds);  // dot products of bytes, in registers only: the rate probe
+  long operations_a_round;
+};
+
+// Bytes of one head's keys and values in a KV block; keys first.
+constexpr std::size_t kv_head_bytes(KvFormat format, std::size_t size) {
+  switch (format) {
+    case KvFormat::f32: return 2 * kTile * size * 4;
+    case KvFormat::bf16: return 2 * kTile * size * 2;
+    case KvFormat::int8: return 2 * kTile * size + 2 * kTile * sizeof(float);
+  }
+  return 0;
+}
+
+const Kernels* kernels_plain();
+#if defined(__x86_64__)
+const Kernels* kernels_avx2();
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx512vnni();
+const Kernels* kernels_avx512vnni_bf16();
+#endif
+
+// The best the processor has, or what FARTHING_ISA names; throws std::runtime_error when it cannot be had.
+const Kernels& kernels();
+
+}  // namespace farthing

@@ -1,0 +1,159 @@
+// A decoder's weights as views on one packed buffer, its KV memory, and the pass over both.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "kernels.h"
+#include "pool.h"
+
+namespace farthing {
+
+inline int padded(int size, int unit = kTile) { return (size + unit - 1) / unit * unit; }
+
+// What the packed file and the pass agree on; mirrors farthing.llm.spec.DecoderSpec.
+struct Config {
+  int vocabulary, layers, width, heads, kv_heads, head_size, ffn_width;
+  float norm_epsilon, attention_scale, attention_soft_cap, logit_soft_cap, embedding_scale;
+  Gate gate;
+  bool has_qkv_bias, has_qk_norm, has_post_norms;
+  std::vector<std::vector<double>> rotary_frequencies;
+  std::vector<double> rotary_factors;
+  std::vector<int> rotary_of_layer, window_of_layer;
+  Format format, head_format;
+  bool embedding_is_f32;
+  int width_block, attention_block, ffn_block;  // inputs that share a scale: of width, heads * head, ffn_width
+};
+
+struct Matrix {
+  Format format;
+  int outputs, inputs, block;  // padded
+  const std::uint8_t* data;
+  std::size_t panel;           // bytes
+  int panels() const { return outputs / kTile; }
+  const std::uint8_t* at(int index) const { return data + index * panel; }
+};
+
+struct Layer {
+  Matrix qkv, o, gate_up, down;
+  const float *attention_norm, *ffn_norm, *attention_post_norm, *ffn_post_norm;
+  const float *q_norm, *k_norm, *qkv_bias;
+  int rotary, window;
+};
+
+struct Weights {
+  const std::uint8_t* bytes;
+  std::size_t size;
+  std::unordered_map<std::string, std::size_t> offsets;
+};
+
+// One sequence of a step, checked.
+struct Rows {
+  int count, start;
+  const std::int32_t* blocks;
+};
+
+// Quantised (or plain) rows in the tile layout that the linear kernels read.
+class Activations {
+ public:
+  void shape(int rows, int rows_max, int inputs, int block, Format format);
+  int tiles() const { return tiles_; }
+  int first(int tile) const;
+  int rows(int tile) const { return first(tile + 1) - first(tile); }
+  int tile_of(int row) const;
+  ActivationTile tile(int index) const;
+  // Writes inputs [from, from + count) of a row; whole blocks.
+  void put(const Kernels& kernels, int row, const float* x, int from, int count);
+
+ private:
+  int count_ = 0, tiles_ = 0, inputs_ = 0, block_ = 0;
+  Format format_ = Format::f32;
+  std::vector<std::uint8_t> values_;
+  std::vector<float> scales_, sums_;
+  std::vector<std::int32_t> offsets_;
+};
+
+class Model {
+ public:
+  Model(const Config& config, const Weights& weights, KvFormat kv, int blocks, int threads);
+  ~Model();
+
+  int blocks() const { return blocks_; }
+  int threads() const { return pool_.threads(); }
+  const Config& config() const { return config_; }
+  const Kernels& kernels() const { return kernels_; }
+  std::size_t kv_bytes() const { return kv_size_; }
+
+  // Arguments have been checked by the caller. `logits` is [logits_rows][vocabulary].
+  void run(const std::int32_t* tokens, int count, const std::vector<Rows>& sequences, const std::int32_t* logits_rows,
+           int logits_count, float* logits);
+  void copy_block(int source, int target);
+  // Seconds thread 0 has spent in each phase since the last call.
+  std::vector<std::pair<std::string, double>> take_profile();
+
+ private:
+  // Query rows and heads that one call of the attention kernel computes.
+  struct Item {
+    int sequence, row, rows, head, heads, out;  // first row of the step, first query head, first output row
+  };
+  // The rows that go through a stretch of the network: all of the step, or after the last attention only those whose
+  // logits are wanted.
+  struct Stage {
+    int rows = 0;
+    bool is_private = false;  // few rows: each thread quantises them for itself, which is cheaper than a barrier
+    std::vector<float> x, branch;
+    std::vector<Activations> normed, attended;  // one, or one a thread
+    Activations down;
+  };
+  struct Scratch;
+
+  void pass(int thread);
+  void embed(int thread);
+  void items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const;
+  void shape(Stage& stage, int rows);
+  const Activations& normed(int thread, Stage& stage, const float* norm, const float* post);
+  const Activations& attended(int thread, Stage& stage);
+  void qkv(int thread, const Layer& layer, int index, const Activations& in);
+  void attend(int thread, const Layer& layer, int index, const std::vector<Item>& items);
+  void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);
+  void feed(int thread, const Layer& layer, const Activations& in, Stage& stage);
+  void head(int thread, const Activations& in);
+  std::uint8_t* kv_at(int layer, int block, int head) const;
+  void lap(int thread, int phase);
+
+  Matrix matrix(const Weights& weights, const std::string& name, Format format, int outputs, int inputs, int block) const;
+  const float* vector(const Weights& weights, const std::string& name, int size) const;
+
+  const Config config_;
+  const Kernels& kernels_;
+  const KvFormat kv_format_;
+  const int blocks_;
+  int width_, head_size_, attention_, ffn_;  // padded
+  std::vector<Layer> layers_;
+  Matrix head_{};
+  const float* output_norm_ = nullptr;
+  const void* embedding_ = nullptr;
+  std::uint8_t* kv_ = nullptr;
+  std::size_t kv_size_ = 0, kv_head_ = 0, kv_block_ = 0, kv_layer_ = 0;
+  Pool pool_;
+
+  // One step.
+  const std::int32_t* tokens_ = nullptr;
+  const std::vector<Rows>* sequences_ = nullptr;
+  const std::int32_t* logits_rows_ = nullptr;
+  float* logits_ = nullptr;
+  std::vector<std::int32_t> row_sequence_, row_position_, all_rows_;
+  Stage all_, last_;
+  std::vector<Item> items_, last_items_;
+  std::vector<float> queries_, attention_out_;
+  std::vector<std::vector<float>> rotations_;  // [rotary][row][2][pairs]: cosines, sines
+  std::vector<std::unique_ptr<Scratch>> scratch_;
+  std::vector<double> profile_;
+  double lap_start_ = 0;
+};
+
+}  // namespace farthing

@@ -1,0 +1,232 @@
+// A vector of floats and one of integers in the width of the instruction set this file is compiled for.
+//
+// GCC's vector types do the arithmetic; the few things they cannot say (fused multiply-add, dot products of bytes and
+// of bf16 pairs, f16) are functions here. Included by kernels.inc only, inside that file's anonymous namespace.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512BW__)
+constexpr int W = 16;
+#elif defined(__AVX2__)
+constexpr int W = 8;
+#else
+constexpr int W = 4;
+#endif
+constexpr int NV = 32 / W;  // vectors a tile is wide
+
+typedef float vf __attribute__((vector_size(4 * W)));
+typedef std::int32_t vi __attribute__((vector_size(4 * W)));
+typedef std::uint32_t vu __attribute__((vector_size(4 * W)));
+#define INLINE inline __attribute__((always_inline))
+
+INLINE vf load(const float* p) { vf v; std::memcpy(&v, p, sizeof v); return v; }
+INLINE vi loadi(const void* p) { vi v; std::memcpy(&v, p, sizeof v); return v; }
+INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
+INLINE void storei(void* p, vi v) { std::memcpy(p, &v, sizeof v); }
+
+INLINE vf all(float x) {
+#if defined(__AVX512BW__)
+  return (vf)_mm512_set1_ps(x);
+#elif defined(__AVX2__)
+  return (vf)_mm256_set1_ps(x);
+#else
+  return vf{x, x, x, x};
+#endif
+}
+INLINE vi alli(std::int32_t x) {
+#if defined(__AVX512BW__)
+  return (vi)_mm512_set1_epi32(x);
+#elif defined(__AVX2__)
+  return (vi)_mm256_set1_epi32(x);
+#else
+  return vi{x, x, x, x};
+#endif
+}
+INLINE vi alli_at(const void* p) { std::int32_t x; std::memcpy(&x, p, 4); return alli(x); }
+
+INLINE vf fma(vf a, vf b, vf c) {
+#if defined(__AVX512BW__)
+  return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__AVX2__)
+  return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#else
+  return a * b + c;
+#endif
+}
+// The second operand where one is not a number.
+INLINE vf max(vf a, vf b) {
+#if defined(__AVX512BW__)
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+INLINE vf min(vf a, vf b) {
+#if defined(__AVX512BW__)
+  return (vf)_mm512_min_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+  return (vf)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+INLINE vf abs(vf a) { return (vf)((vi)a & alli(0x7fffffff)); }
+INLINE vf to_float(vi a) { return __builtin_convertvector(a, vf); }
+
+// To the nearest integer, ties to even; for |a| < 2^22.
+INLINE vi to_int(vf a) {
+#if defined(__AVX512BW__)
+  return (vi)_mm512_cvtps_epi32((__m512)a);
+#elif defined(__AVX2__)
+  return (vi)_mm256_cvtps_epi32((__m256)a);
+#else
+  const vf magic = all(12582912.0f);
+  return (vi)(a + magic) - (vi)magic;
+#endif
+}
+
+// Sum of all lanes in one fixed order.
+INLINE float sum(vf a) {
+  float lanes[W];
+  store(lanes, a);
+  for (int n = W / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) lanes[i] += lanes[i + n];
+  return lanes[0];
+}
+INLINE float top(vf a) {
+#if defined(__AVX512BW__)
+  return _mm512_reduce_max_ps((__m512)a);
+#else
+  float lanes[W];
+  store(lanes, a);
+  for (int n = W / 2; n; n /= 2)
+    for (int i = 0; i < n; ++i) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
+  return lanes[0];
+#endif
+}
+
+INLINE vf f16_at(const std::uint16_t* p) {
+#if defined(__AVX512BW__)
+  return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+  return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
+#else
+  vf r;
+  for (int i = 0; i < W; ++i) {
+    const std::uint32_t sign = (std::uint32_t)(p[i] & 0x8000) << 16, rest = p[i] & 0x7fff;
+    std::uint32_t bits;
+    if (rest >= 0x7c00) {
+      bits = 0x7f800000 | (rest & 0x3ff) << 13;
+    } else if (rest >= 0x400) {
+      bits = (rest << 13) + 0x38000000;
+    } else {
+      const float small = (float)rest * 5.9604644775390625e-08f;  // 2^-24
+      std::memcpy(&bits, &small, 4);
+    }
+    bits |= sign;
+    float x;
+    std::memcpy(&x, &bits, 4);
+    r[i] = x;
+  }
+  return r;
+#endif
+}
+
+// e^x to about one unit in the last place; 0 below -87.3, and above 88 no more than e^88.
+// r = x - n ln 2 in two parts (Cody and Waite), then 1 + r + r^2 P(r), P of degree 4
+// fitted on |r| < ln 2 / 2 by Lawson's iteration (relative error 3e-9 before rounding).
+INLINE vf exp(vf x) {
+  const vf low = all(-87.33654f), x_low = max(x, low);
+  const vf y = min(x_low, all(88.0f));
+  const vi n = to_int(y * all(1.44269504088896341f));
+  const vf nf = to_float(n);
+  vf r = fma(nf, all(-0.693359375f), y);
+  r = fma(nf, all(2.12194440e-4f), r);
+  vf p = all(0.00138145394f);
+  p = fma(p, r, all(0.00836874545f));
+  p = fma(p, r, all(0.041668389f));
+  p = fma(p, r, all(0.166665211f));
+  p = fma(p, r, all(0.49999994f));
+  p = fma(p, r * r, r) + all(1.0f);
+  const vf result = (vf)((vi)p + (n << 23));
+  return (vf)((vi)result & ~(vi)(x < low));
+}
+
+INLINE vf sigmoid(vf x) { return all(1.0f) / (all(1.0f) + exp(-x)); }
+INLINE vf tanh(vf x) { return all(1.0f) - all(2.0f) / (exp(x + x) + all(1.0f)); }
+
+// acc += the dot product of 4 unsigned bytes of `w` and 4 signed bytes of `a` in each lane, exact in 32 bits.
+#if defined(__AVX512VNNI__)
+struct Quad { vi a; };
+INLINE Quad quad_at(const void* p) { return {alli_at(p)}; }
+struct Weights { vi w; };
+INLINE Weights weights(vi w) { return {w}; }
+INLINE vi dot(vi acc, Weights w, Quad q) {
+  return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w.w, (__m512i)q.a);
+}
+#else
+// Even and odd bytes as 16-bit numbers: two exact multiply-adds of pairs.
+struct Quad { vi even, odd; };
+struct Weights { vi even, odd; };
+INLINE Quad quad_at(const void* p) {
+  std::uint32_t x;
+  std::memcpy(&x, p, 4);
+  const auto s = [](std::uint32_t byte) { return (std::uint32_t)(std::int32_t)(std::int8_t)byte & 0xffff; };
+  return {alli((std::int32_t)(s(x) | s(x >> 16) << 16)), alli((std::int32_t)(s(x >> 8) | s(x >> 24) << 16))};
+}
+INLINE Weights weights(vi w) { return {w & alli(0x00ff00ff), (vi)((vu)w >> 8) & alli(0x00ff00ff)}; }
+INLINE vi multiply_add(vi a, vi b) {
+#if defined(__AVX512BW__)
+  return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (vi)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+#endif
+}
+INLINE vi dot(vi acc, Weights w, Quad q) {
+  return acc + multiply_add(w.even, q.even) + multiply_add(w.odd, q.odd);
+}
+#endif
+
+// acc += a.low * b.low + a.high * b.high, pairs of bf16 in each lane.
+INLINE vf dot_bf16(vf acc, vi a, vi b) {
+#if defined(__AVX512BF16__)
+  return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
+#else
+  const vi high = alli((std::int32_t)0xffff0000);
+  acc = fma((vf)(a & high), (vf)(b & high), acc);
+  return fma((vf)(a << 16), (vf)(b << 16), acc);
+#endif
+}
+
+// Finite numbers to bf16 in the low half of each lane, ties to even.
+INLINE vu round_bf16(vf x) {
+  const vu u = (vu)x;
+  return (u + (u >> 16 & 1) + 0x7fff) >> 16;
+}
+
+// 2 W floats to W pairs in order.
+INLINE void store_pairs(std::uint32_t* p, const vf* x) {
+#if defined(__AVX512BF16__)
+  const __m512bh y = _mm512_cvtne2ps_pbh((__m512)x[1], (__m512)x[0]);
+  std::memcpy(p, &y, sizeof y);
+#else
+  std::uint32_t lanes[2 * W];
+  const vu low = round_bf16(x[0]), high = round_bf16(x[1]);
+  std::memcpy(lanes, &low, sizeof low);
+  std::memcpy(lanes + W, &high, sizeof high);
+  for (int i = 0; i < W; ++i) p[i] = lanes[2 * i] | lanes[2 * i + 1] << 16;
+#endif
+}
+
+}  // namespace

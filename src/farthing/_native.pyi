@@ -1,0 +1,69 @@
+"""The native core: packed weights, the forward pass, the sampler. Sources in native/."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+TILE: Final[int]
+
+class Runner:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        weights: NDArray[np.uint8],
+        offsets: Mapping[str, int],
+        *,
+        kv: str,
+        blocks: int,
+        threads: int,
+    ) -> None: ...
+    def run(
+        self,
+        tokens: NDArray[np.int32],
+        sequences: Sequence[tuple[int, int, NDArray[np.int32]]],
+        logits_rows: NDArray[np.int32],
+    ) -> NDArray[np.float32]: ...
+    def copy_block(self, source: int, target: int) -> None: ...
+    def take_profile(self) -> list[tuple[str, float]]: ...
+    @property
+    def kv_bytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...
+    def close(self) -> None: ...
+
+def isa() -> str: ...
+def matrix_bytes(mode: str, outputs: int, inputs: int, block: int) -> int: ...
+def pack_nothing(mode: str, out: NDArray[np.uint8], outputs: int, inputs: int, block: int) -> None: ...
+def pack_rows(
+    mode: str,
+    rows: NDArray[np.float32],
+    to: NDArray[np.int32],
+    out: NDArray[np.uint8],
+    outputs: int,
+    inputs: int,
+    block: int,
+    threads: int,
+) -> None: ...
+def pack_q4_blocks(
+    kind: str,
+    rows: NDArray[np.uint8],
+    to: NDArray[np.int32],
+    out: NDArray[np.uint8],
+    outputs: int,
+    inputs: int,
+    threads: int,
+) -> None: ...
+def checksum(data: NDArray[np.uint8], threads: int) -> int: ...
+def linear(
+    mode: str,
+    rows: NDArray[np.float32],
+    packed: NDArray[np.uint8],
+    outputs: int,
+    inputs: int,
+    block: int,
+    rows_max: int,
+) -> NDArray[np.float32]: ...
+def read_rate(data: NDArray[np.uint8], threads: int, rounds: int) -> float: ...
+def operation_rate(threads: int, seconds: float) -> float: ...

@@ -1,0 +1,117 @@
+"""The fast forward pass: packed weights and the native core behind the runner's contract.
+
+Everything that is computed, and how threads share it, is in `native/`; the layout of weights is `llm.packing`.
+"""
+
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from farthing import _native
+from farthing.llm.checkpoints.checkpoint import Checkpoint
+from farthing.llm.packing import PackedWeights, Progress, WeightsMode, packed_weights, padded
+from farthing.llm.runners.runner import BLOCK_TOKENS, Step
+from farthing.llm.spec import DecoderSpec
+
+KvMode = Literal["bf16", "int8", "f32"]
+KV_BYTES: Final = {"f32": 4, "bf16": 2, "int8": 1}
+"""Bytes a number takes; int8 keeps a float scale for each token and head besides."""
+
+
+def kv_token_bytes(spec: DecoderSpec, kv: KvMode) -> int:
+    """Memory that keys and values of one token take, all layers."""
+    head = padded(spec.head_size) * KV_BYTES[kv] + (4 if kv == "int8" else 0)
+    return 2 * head * spec.kv_heads * spec.layers
+
+
+class CpuRunner:
+    """Implements `Runner` on this processor's best instruction set (`FARTHING_ISA` forces another).
+
+    Threads are the caller's and `threads` - 1 of its own, which sleep while nothing runs. KV memory is reserved at once
+    and taken from the system as blocks are first written.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        *,
+        weights: WeightsMode = "q8",
+        kv: KvMode | None = None,
+        kv_blocks: int,
+        threads: int = 2,
+        cache_folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.spec: Final[DecoderSpec] = checkpoint.spec
+        self.block_tokens: Final = BLOCK_TOKENS
+        self.blocks: Final = kv_blocks
+        assert BLOCK_TOKENS == _native.TILE
+        self.packed: Final[PackedWeights] = packed_weights(
+            checkpoint, weights, threads=threads, cache_folder=cache_folder, progress=progress
+        )
+        self._native = _native.Runner(
+            _config(self.spec, self.packed),
+            self.packed.data,
+            self.packed.offsets,
+            kv=kv or ("f32" if weights == "f32" else "bf16"),
+            blocks=kv_blocks,
+            threads=threads,
+        )
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return self._native.isa
+
+    @property
+    def kv_bytes(self) -> int:
+        """Size of the KV pool."""
+        return self._native.kv_bytes
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        sequences = [(one.rows, one.start, one.blocks) for one in step.sequences]
+        return self._native.run(step.tokens, sequences, step.logits_rows)
+
+    def copy_block(self, source: int, target: int) -> None:
+        self._native.copy_block(source, target)
+
+    def take_profile(self) -> dict[str, float]:
+        """Seconds spent in each part of the pass since the last call."""
+        return dict(self._native.take_profile())
+
+    def close(self) -> None:
+        self._native.close()
+
+
+def _config(spec: DecoderSpec, packed: PackedWeights) -> dict[str, object]:
+    plan = packed.plan
+    return {
+        "vocabulary": spec.vocabulary,
+        "layers": spec.layers,
+        "width": spec.width,
+        "heads": spec.heads,
+        "kv_heads": spec.kv_heads,
+        "head_size": spec.head_size,
+        "ffn_width": spec.ffn_width,
+        "norm_epsilon": spec.norm_epsilon,
+        "attention_scale": spec.attention_scale,
+        "attention_soft_cap": spec.attention_soft_cap,
+        "logit_soft_cap": spec.logit_soft_cap,
+        "embedding_scale": spec.embedding_scale,
+        "gate": spec.gate.value,
+        "has_qkv_bias": spec.has_qkv_bias,
+        "has_qk_norm": spec.has_qk_norm,
+        "has_post_norms": spec.has_post_norms,
+        "rotary_frequencies": [list(rotary.frequencies) for rotary in spec.rotaries],
+        "rotary_factors": [rotary.factor for rotary in spec.rotaries],
+        "rotary_of_layer": list(spec.rotary_of_layer),
+        "window_of_layer": list(spec.window_of_layer),
+        "format": plan.mode,
+        "head_format": plan.head_mode,
+        "embedding_is_f32": plan.embedding_is_f32,
+        "width_block": plan.width_block,
+        "attention_block": plan.attention_block,
+        "ffn_block": plan.ffn_block,
+    }
