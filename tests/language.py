@@ -1,16 +1,21 @@
 """A tiny language model with real files: random weights, one token a byte, a chat template; and servers that have it."""
 
 import json
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import tokenizers
 from safetensors.numpy import save_file
 from tests.serving import Live, serving
 from tokenizers import decoders, models, pre_tokenizers
+
+from farthing.llm.runners.reference import ReferenceRunner
 
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
@@ -76,8 +81,11 @@ def write_tiny_model(folder: Path, *, seed: int = 3, context: int = CONTEXT, def
 
 
 def _tokenizer() -> tokenizers.Tokenizer:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = tokenizers.Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(letters)}, merges=[]))
+    # GPT-2's alphabet: printable bytes stand for themselves, the others for letters from 256 on. Here id = byte.
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = iter(range(256, 512))
+    letters = {chr(byte if byte in plain else next(others)): byte for byte in range(256)}
+    library = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[]))
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL])
@@ -93,3 +101,49 @@ def talking(folder: Path, **settings: Any) -> Iterator[Live]:
     save(folder / "mlp", tiny_mlp())
     with serving(folder, **settings) as live:
         yield live
+
+
+class PacedRunner:
+    """A runner whose steps take time, or wait, or fail, as a test says; the work is the reference runner's."""
+
+    def __init__(self, runner: Any) -> None:
+        self.runner = runner
+        self.spec, self.block_tokens, self.blocks = runner.spec, runner.block_tokens, runner.blocks
+        self.step_s = 0.0
+        self.fails_after: int | None = None
+        """Steps that go well before all others fail."""
+        self.gate = threading.Event()
+        self.gate.set()
+        self.steps = 0
+
+    def run(self, step: Any) -> Any:
+        self.gate.wait(20)
+        time.sleep(self.step_s)
+        self.steps += 1
+        if self.fails_after is not None and self.steps > self.fails_after:
+            raise RuntimeError("the machine is on fire")
+        return self.runner.run(step)
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.runner.copy_block(source, target)
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+@contextmanager
+def paced(folder: Path, **settings: Any) -> Iterator[tuple[Live, PacedRunner]]:
+    """The same server, and the runner of its tiny model."""
+    made: list[PacedRunner] = []
+
+    def open_runner(*args: Any) -> PacedRunner:
+        made.append(PacedRunner(ReferenceRunner(args[0], blocks=args[2])))
+        return made[-1]
+
+    with (
+        mock.patch("farthing.runtime.load_language_model.open_runner", open_runner),
+        talking(folder, **settings) as live,
+    ):
+        yield live, made[0]
+        made[0].gate.set()
+        made[0].step_s = 0.0

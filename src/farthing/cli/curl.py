@@ -34,6 +34,17 @@ def curl_line(url: str, spec: ModelSpec) -> str:
     )
 
 
+def chat_line(url: str, name: str) -> str:
+    """A question to a language model, answered as a stream."""
+    body = {
+        "model": name,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 40,
+        "stream": True,
+    }
+    return f"curl -sN {url}/v1/chat/completions -d {shlex.quote(json.dumps(body))}"
+
+
 def _needs_bytes(spec: ModelSpec) -> bool:
     return any(tensor.datatype in ("FP16", "BF16") for tensor in spec.inputs)
 

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -16,8 +17,17 @@ import click
 import msgspec
 
 from farthing import __version__
-from farthing.cli.curl import curl_line
-from farthing.config.server import Address, AdmissionLimits, HttpLimits, ModelControl, ServerConfig, Tls
+from farthing.cli.curl import chat_line, curl_line
+from farthing.config.server import (
+    Address,
+    AdmissionLimits,
+    HttpLimits,
+    LanguageSettings,
+    ModelControl,
+    ServerConfig,
+    Tls,
+    WeightsPrecision,
+)
 from farthing.types.errors import CannotListen, InvalidSetting, LoadFailed
 
 if TYPE_CHECKING:
@@ -42,6 +52,22 @@ class AddressType(click.ParamType[Address]):
         if not port.isdigit() or int(port) > 65535:
             self.fail(f"`{value}` is not HOST:PORT, such as 127.0.0.1:8000 (port 0 takes a free one)", param, ctx)
         return Address(host.strip("[]") or "127.0.0.1", int(port))
+
+
+class BytesType(click.ParamType[int]):
+    """A number of bytes, with or without a unit."""
+
+    name = "BYTES"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", str(value).strip())
+        if found is None:
+            self.fail(f"`{value}` is no amount of memory; write 2GB, 512MiB or a number of bytes", param, ctx)
+        number, unit, is_binary = found.groups()
+        power = ["", "K", "M", "G", "T"].index(unit.upper())
+        return int(float(number) * (1024 if is_binary else 1000) ** power)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -71,6 +97,21 @@ class AddressType(click.ParamType[Address]):
 @click.option("--inflight-bytes-max", type=click.IntRange(min=1), default=1 << 30, help="Bytes of all under way.")
 @click.option("--connections-max", type=click.IntRange(min=1), default=8192, help="Open connections.")
 @click.option("--queue-max", type=click.IntRange(min=1), default=8192, help="Requests waiting for one model.")
+@click.option("--llm-context", type=click.IntRange(min=0), default=0, show_default="the model's", help="Tokens.")
+@click.option(
+    "--llm-kv-memory",
+    type=BytesType(),
+    default=0,
+    show_default="by free memory",
+    help="For keys and values of language models, such as 2GB.",
+)
+@click.option(
+    "--llm-weights",
+    type=click.Choice([precision.value for precision in WeightsPrecision]),
+    default=WeightsPrecision.AUTO.value,
+    help="Precision of language models' weights; auto: q8.",
+)
+@click.option("--llm-threads", type=click.IntRange(min=0), default=0, show_default="a core each", help="That compute.")
 @click.option("--exit-timeout-secs", type=click.FloatRange(min=0), default=30.0, help="Draining after SIGTERM.")
 @click.option("--hang-timeout-secs", type=click.FloatRange(min=0), default=60.0, help="A longer batch: not live.")
 @click.option("--strict-readiness/--no-strict-readiness", default=True, help="Ready only if every model is.")
@@ -92,15 +133,16 @@ class AddressType(click.ParamType[Address]):
 @click.option("--otlp-endpoint", default="", help="Send traces there (needs `farthing[otel]`).")
 @click.option("--ready-file", type=click.Path(path_type=Path), help="Write the address there, as JSON, once settled.")
 def command(**options: object) -> None:
-    """Serve models over KServe v2.
+    """Serve models over KServe v2, language models over OpenAI's API too.
 
-    MODEL is a model file (.onnx, OpenVINO .xml, LightGBM .txt or .json, XGBoost .json or .ubj, a Python model .py),
-    a model's folder, a repository of such folders, or sample:NAME. Names, versions, inputs, outputs and batching are
-    read from the model; nothing needs configuring.
+    MODEL is a model file (.onnx, OpenVINO .xml, LightGBM .txt or .json, XGBoost .json or .ubj, a Python model .py, a
+    language model .gguf), a model's folder (Hugging Face's too), a repository of such folders, or sample:NAME. Names,
+    versions, inputs, outputs and batching are read from the model; nothing needs configuring.
 
     \b
     farthing serve model.onnx
     farthing serve sample:effnet-lite0 sample:minilm-l6
+    farthing serve model.gguf
     farthing serve --repository models/ --model-control-mode poll
 
     SIGTERM or Ctrl-C drains: readiness turns red, requests under way are answered, then it ends. A second signal
@@ -147,6 +189,15 @@ class Options(dict[str, object]):
             },
             ServerConfig,
         )
+        language = msgspec.convert(
+            {
+                "context_tokens": values["llm_context"],
+                "kv_memory_bytes": values["llm_kv_memory"],
+                "weights": values["llm_weights"],
+                "threads": values["llm_threads"],
+            },
+            LanguageSettings,
+        )
         http, metrics, keys = values["http"], values["metrics"], values["keys"]
         assert isinstance(http, Address)
         return msgspec.structs.replace(
@@ -156,6 +207,7 @@ class Options(dict[str, object]):
             metrics=metrics if isinstance(metrics, Address) else None,
             limits=limits,
             admission=admission,
+            language=language,
             tls=tls,
             keys=keys if isinstance(keys, Path) else None,
         )
@@ -280,20 +332,28 @@ def _paths(options: Options) -> list[Path]:
 
 def _say_what_is_served(server: "Server", url: str) -> None:
     """A line a model and one that calls the first, for the person who started it."""
+    from farthing.runtime.language_model import LanguageModel
+
     lines = server.runtime.index()
     if not lines:
         click.echo("no models: name some, or load them with --model-control-mode explicit", err=True)
-    first = None
+    first, is_language = None, False
     for line in lines:
         if line.state == "READY":
-            spec = server.runtime.resolve(line.name, line.version).spec
-            first = first or spec
+            served = server.runtime.resolve(line.name, line.version)
+            spec = served.spec
+            if first is None:
+                first, is_language = spec, isinstance(served, LanguageModel)
+            if isinstance(served, LanguageModel):
+                click.echo(f"  {spec.name} v{spec.version}  {served.description}", err=True)
+                continue
             batching = f"up to {spec.batch_rows_max} rows" if spec.batch_rows_max else "no batching"
             click.echo(f"  {spec.name} v{spec.version}  {spec.platform}  {_tensors(spec)}  {batching}", err=True)
         elif line.state:
             click.echo(click.style(f"  {line.name} v{line.version}  {line.state}: {line.reason}", fg="red"), err=True)
     if first is not None:
-        click.echo(f"try it:\n  {curl_line(url, first)}", err=True)
+        call = chat_line(url, first.name) if is_language else curl_line(url, first)
+        click.echo(f"try it:\n  {call}", err=True)
 
 
 def _tensors(spec: "ModelSpec") -> str:

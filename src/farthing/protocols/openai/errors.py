@@ -34,6 +34,9 @@ _CODES: Final[dict[type[FarthingError], str]] = {
     ModelNotFound: "model_not_found",
 }
 
+FAILED: Final = "the server failed to answer this request\nhint: its log says why"
+"""All that clients hear of a failure that is not theirs."""
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -47,8 +50,8 @@ def error_object(error: FarthingError) -> dict[str, str | None]:
     status = status_of(error)
     param = error.field if isinstance(error, InvalidField) else "model" if isinstance(error, ModelNotFound) else ""
     return {
-        # A message may quote a path or a header that was no UTF-8.
-        "message": str(error).encode(errors="backslashreplace").decode(),
+        # A failure of ours may quote anything; other messages may quote a path or a header that was no UTF-8.
+        "message": FAILED if status == 500 else str(error).encode(errors="backslashreplace").decode(),
         "type": _TYPES.get(HTTPStatus(status), "server_error" if status >= 500 else "invalid_request_error"),
         "param": param or None,
         "code": (error.code or None) if isinstance(error, InvalidField) else _CODES.get(type(error)),
