@@ -15,6 +15,7 @@ from farthing.llm.architectures.settings import Settings
 from farthing.llm.architectures.shared import (
     FULL,
     SLIDING,
+    THETA_MIN,
     config_rotary,
     config_sizes,
     config_window,
@@ -87,7 +88,7 @@ def gemma2_of_metadata(metadata: Settings, tensors: Tensors) -> DecoderSpec:
 
 def gemma3_of_metadata(metadata: Settings, tensors: Tensors) -> DecoderSpec:
     sizes = metadata_sizes(metadata, tensors)
-    local = metadata.number("rope.freq_base_swa", LOCAL_THETA, least=1.0)
+    local = metadata.number("rope.freq_base_swa", LOCAL_THETA, least=THETA_MIN)
     everywhere = metadata_rotary(metadata, tensors, sizes, theta=GEMMA3_THETA)
     return _decoder(
         "gemma3",
@@ -145,11 +146,11 @@ def _gemma3_rotaries(config: Settings, sizes: dict[str, Any]) -> tuple[Rotary, R
     if both.has(FULL):
         full, sliding = both.section(FULL), both.section(SLIDING)
         thetas = (
-            full.number("rope_theta", GEMMA3_THETA, least=1.0),
-            sliding.number("rope_theta", LOCAL_THETA, least=1.0),
+            full.number("rope_theta", GEMMA3_THETA, least=THETA_MIN),
+            sliding.number("rope_theta", LOCAL_THETA, least=THETA_MIN),
         )
         return scaled(config, full, sizes, thetas[0]), scaled(config, sliding, sizes, thetas[1])
-    local = rope.default(sizes["head_size"], config.number("rope_local_base_freq", LOCAL_THETA, least=1.0))
+    local = rope.default(sizes["head_size"], config.number("rope_local_base_freq", LOCAL_THETA, least=THETA_MIN))
     return config_rotary(config, sizes, theta=GEMMA3_THETA), local
 
 

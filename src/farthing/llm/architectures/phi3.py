@@ -35,8 +35,8 @@ def of_config(config: Settings) -> DecoderSpec:
         "rope_parameters" if config.section("rope_parameters").has("rope_type") else "rope_scaling"
     )
     if scaling.has("short_factor"):
-        trained = scaling.get("original_max_position_embeddings")
-        sizes["context_tokens"] = trained or config.integer("original_max_position_embeddings", sizes["context_tokens"])
+        trained = config.integer("original_max_position_embeddings", sizes["context_tokens"])
+        sizes["context_tokens"] = scaling.integer("original_max_position_embeddings", trained)
     return _decoder(sizes, rotary, window, ties_head=config.flag("tie_word_embeddings", False))
 
 

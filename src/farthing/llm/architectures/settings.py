@@ -77,7 +77,7 @@ class Settings:
     def refuse(self, *names: str) -> None:
         """Raises where a flag is set that changes the forward pass in a way nobody here knows."""
         for name in names:
-            if self.get(name) not in {None, False}:
+            if self.get(name) is not None and self.get(name) is not False:
                 raise self.wrong(name, "this variant is not supported")
 
     def one_of(self, name: str, allowed: Sequence[str], default: Any = _REQUIRED) -> str:

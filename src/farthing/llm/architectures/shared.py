@@ -11,6 +11,8 @@ from farthing.types.errors import LoadFailed
 LAYERS_MAX: Final = 1_024
 HEADS_MAX: Final = 4_096
 HEAD_SIZE_MAX: Final = 4_096
+THETA_MIN: Final = 1.01
+"""At 1 all pairs would turn alike."""
 
 SLIDING: Final = "sliding_attention"
 FULL: Final = "full_attention"
@@ -46,7 +48,7 @@ def config_rotary(config: Settings, sizes: dict[str, Any], *, theta: float = 10_
 
 
 def _theta(config: Settings, parameters: Settings, default: float) -> float:
-    return parameters.number("rope_theta", config.number("rope_theta", default, least=1.0), least=1.0)
+    return parameters.number("rope_theta", config.number("rope_theta", default, least=THETA_MIN), least=THETA_MIN)
 
 
 def rotated_size(config: Settings, head_size: int, share: float) -> int:
@@ -68,7 +70,7 @@ def scaled(config: Settings, parameters: Settings, sizes: dict[str, Any], theta:
     if kind == "linear":
         return rope.linear(size, theta, factor=parameters.number("factor", least=1e-3))
     original = parameters.integer(
-        "original_max_position_embeddings", config.get("original_max_position_embeddings") or context
+        "original_max_position_embeddings", config.get("original_max_position_embeddings") or context, least=2
     )
     if kind == "llama3":
         low, high = parameters.number("low_freq_factor"), parameters.number("high_freq_factor")
@@ -88,7 +90,7 @@ def scaled(config: Settings, parameters: Settings, sizes: dict[str, Any], theta:
             attention_factor=_yarn_attention(parameters, factor),
             truncates=parameters.flag("truncate", True),
         )
-    if kind in {"longrope", "su"}:
+    if kind in ("longrope", "su"):
         factors = parameters.numbers("short_factor")
         if len(factors) != size // 2 or min(factors, default=0) <= 0:
             raise parameters.wrong("short_factor", f"{size // 2} positive numbers are needed")
@@ -163,7 +165,7 @@ def metadata_rotary(metadata: Settings, tensors: Tensors, sizes: dict[str, Any],
     head_size: int = sizes["head_size"]
     size = metadata.integer("rope.dimension_count", head_size, most=head_size)
     rotated_size(metadata, size, 1.0)
-    theta = metadata.number("rope.freq_base", theta, least=1.0)
+    theta = metadata.number("rope.freq_base", theta, least=THETA_MIN)
     factors = tensors.read("rope_freqs.weight")
     if factors is not None:
         if factors.shape != (size // 2,) or not (factors > 0).all():
@@ -176,7 +178,7 @@ def metadata_rotary(metadata: Settings, tensors: Tensors, sizes: dict[str, Any],
     factor = metadata.number("rope.scaling.factor", 1.0, least=1e-3)
     if kind == "linear":
         return rope.linear(size, theta, factor=factor)
-    original = metadata.integer("rope.scaling.original_context_length", sizes["context_tokens"])
+    original = metadata.integer("rope.scaling.original_context_length", sizes["context_tokens"], least=2)
     if kind == "yarn":
         return rope.yarn(size, theta, factor=factor, original_tokens=original)
     if kind == "longrope":
