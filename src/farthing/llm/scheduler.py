@@ -366,13 +366,15 @@ class _Ledger:
 
     def promised(self, given: list[Rows], alive: list[Progress]) -> int:
         """Blocks that those who run will need for the tokens they know, and one each to grow into."""
-        size = self.block_tokens
         end_of = {id(one): one.computed + rows for one, rows in given}
         total = len(alive)
         for one in alive:
-            if one.known - one.computed > 1:
-                held = max(len(one.blocks), blocks_for(end_of.get(id(one), one.computed), size))
-                total += max(0, blocks_for(one.known, size) - held)
+            end = end_of.get(id(one))
+            if end is None:
+                total += self.blocks_needed(one, one.known)
+            elif end < one.known:
+                held = max(len(one.blocks), blocks_for(end, self.block_tokens))
+                total += max(0, blocks_for(one.known, self.block_tokens) - held)
         return total
 
     def can_admit(self, one: Progress, found: Sequence[int], alive: list[Progress]) -> bool:
