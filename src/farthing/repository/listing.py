@@ -24,6 +24,10 @@ _NOT_MODEL: Final = {"__pycache__"}
 """Written while a model is in use; were it looked at, running a model would change its fingerprint."""
 
 
+_PACKED: Final = ".farthing-packed"
+"""Weights of a language model as they are used, kept beside it; may be deleted at any time."""
+
+
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Paths relative to the folder, with `/` between parts; hidden ones left out."""
@@ -54,7 +58,7 @@ def list_folder(folder: Path, root: Path) -> Listing:
             raise LoadFailed(f"{path}: more than {DEPTH_MAX} folders deep")
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name in _NOT_MODEL:
+                if entry.name.startswith(".") or entry.name in _NOT_MODEL or _PACKED in entry.name:
                     continue
                 if entry.is_symlink():
                     check_inside(Path(entry.path), root)

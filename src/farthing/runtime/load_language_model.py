@@ -8,13 +8,14 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import msgspec
 
 from farthing import __version__
 from farthing.config.model import complete_config
 from farthing.config.server import KV_CONTEXTS_MAX, LanguageSettings, WeightsPrecision
+from farthing.engines.cores import cores_available
 from farthing.llm.chat_template import ChatTemplate
 from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
 from farthing.llm.generator import Generator
@@ -27,8 +28,8 @@ from farthing.runtime.language_model import BACKEND, LoadedLanguageModel, spec_o
 from farthing.runtime.memory import free_bytes
 from farthing.types.errors import LoadFailed
 
-KV_ELEMENT_BYTES: Final = 2
-"""Keys and values are kept in bf16."""
+HEAD_ELEMENTS: Final = 32
+"""Heads are padded to whole tiles of so many elements."""
 FREE_SHARE: Final = 0.5
 """Of free memory for the KV pool, when nobody says: the other half is for everybody else."""
 KV_BLOCKS_MIN: Final = 4
@@ -76,10 +77,23 @@ def load_language_model(
 
 
 def open_runner(checkpoint: Checkpoint, settings: LanguageSettings, blocks: int) -> Runner:
-    """The forward pass on this machine's CPU."""
-    from farthing.llm.runners.reference import ReferenceRunner
+    """The forward pass on this machine's CPU; the plain one where the native core was not built."""
+    try:
+        from farthing.llm.runners.cpu import CpuRunner
+    except ImportError as missing:
+        from farthing.llm.runners.reference import ReferenceRunner
 
-    return ReferenceRunner(checkpoint, blocks=blocks)
+        log.warning("the native core is missing (%s); generating with the plain reference, which is slow", missing)
+        return ReferenceRunner(checkpoint, blocks=blocks)
+    return CpuRunner(
+        checkpoint, weights=_mode(settings), kv_blocks=blocks, threads=settings.threads or cores_available()
+    )
+
+
+def _mode(settings: LanguageSettings) -> Literal["q8", "q4", "f32"]:
+    if settings.weights is WeightsPrecision.Q4:
+        return "q4"
+    return "f32" if settings.weights is WeightsPrecision.F32 else "q8"
 
 
 def longest_token(tokenizer: Tokenizer) -> int:
@@ -104,7 +118,7 @@ def _with_parameters(settings: LanguageSettings, found: FoundModel) -> LanguageS
 
 def _kv_blocks(decoder: DecoderSpec, settings: LanguageSettings, name: str) -> int:
     """How many KV blocks there is room for. Raises `LoadFailed` if that is next to none."""
-    block_bytes = decoder.layers * 2 * decoder.kv_heads * decoder.head_size * KV_ELEMENT_BYTES * BLOCK_TOKENS
+    block_bytes = _kv_token_bytes(decoder, settings) * BLOCK_TOKENS
     context = settings.context_tokens or decoder.context_tokens
     said = settings.kv_memory_bytes
     room = said or int((free_bytes() - _weight_bytes(decoder, settings)) * FREE_SHARE)
@@ -118,6 +132,12 @@ def _kv_blocks(decoder: DecoderSpec, settings: LanguageSettings, name: str) -> i
             hint="raise --llm-kv-memory, or free memory",
         )
     return min(blocks, KV_BLOCKS_MAX)
+
+
+def _kv_token_bytes(decoder: DecoderSpec, settings: LanguageSettings) -> int:
+    """Of keys and values of one token: bf16, or float32 beside weights of full precision."""
+    head = -(-decoder.head_size // HEAD_ELEMENTS) * HEAD_ELEMENTS
+    return decoder.layers * 2 * decoder.kv_heads * head * (4 if settings.weights is WeightsPrecision.F32 else 2)
 
 
 def _weight_bytes(decoder: DecoderSpec, settings: LanguageSettings) -> int:
@@ -137,11 +157,11 @@ def _parameters(decoder: DecoderSpec) -> int:
 
 def _describe(decoder: DecoderSpec, settings: LanguageSettings, runner: Runner, context: int) -> str:
     pool = runner.blocks * runner.block_tokens
-    kv_bytes = pool * decoder.layers * 2 * decoder.kv_heads * decoder.head_size * KV_ELEMENT_BYTES
-    weights = WeightsPrecision.Q8 if settings.weights is WeightsPrecision.AUTO else settings.weights
+    kv_bytes = pool * _kv_token_bytes(decoder, settings)
     return (
-        f"{decoder.architecture}, {_parameters(decoder) / 1e6:,.0f} M parameters, {weights} weights, "
-        f"context {context:,} tokens, KV memory {kv_bytes / 1e9:.2f} GB for {pool:,} tokens"
+        f"{decoder.architecture}, {_parameters(decoder) / 1e6:,.0f} M parameters in {_mode(settings)}, "
+        f"context {context:,} tokens, KV memory {kv_bytes / 1e9:.2f} GB for {pool:,} tokens, "
+        f"{settings.threads or cores_available()} threads of {getattr(runner, 'isa', 'plain Python')}"
     )
 
 
