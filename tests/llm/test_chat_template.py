@@ -92,6 +92,28 @@ def test_no_words_of_a_client_become_control_tokens(said: list[tuple[str, str | 
     )
 
 
+@pytest.mark.parametrize("content", ["I think", "I think ", [{"type": "text", "text": "I think"}]])
+def test_the_last_message_may_be_continued_where_it_ends(content: Any) -> None:
+    source = TEMPLATE.replace(
+        "message['content']", "(message.content if message.content is string else message.content[0].text)"
+    )
+    chat = ChatTemplate(source, TOKENIZER)
+    messages = [message("hello"), message(content, "assistant")]
+    words = content if isinstance(content, str) else content[0]["text"]
+    assert chat.render(messages, continues_final=True).endswith(f"<|im_start|>assistant\n{words}")
+    ids = chat.encode(messages, continues_final=True)
+    assert TOKENIZER.decode(ids, skips_special=False) == chat.render(messages, continues_final=True)
+
+
+def test_a_last_message_that_is_not_shown_cannot_be_continued() -> None:
+    with pytest.raises(InvalidInput, match="does not show the last message"):
+        ChatTemplate("hi", TOKENIZER).encode([message("hello")], continues_final=True)
+    with pytest.raises(InvalidInput, match="no text to continue"):
+        CHAT.encode([message([])], continues_final=True)
+    with pytest.raises(InvalidInput, match="no last message"):
+        CHAT.encode([], continues_final=True)
+
+
 def test_a_role_may_be_a_part_of_a_control_token_that_the_template_begins() -> None:
     library = Library.from_str(tokenizer_json())
     library.add_special_tokens(["<|user|>"])

@@ -167,6 +167,14 @@ def test_a_vocabulary_without_a_known_spelling_is_refused() -> None:
         Tokenizer(library, eos_ids=[])
 
 
+def test_no_token_stands_for_more_characters_than_it_says() -> None:
+    for tokenizer in (byte_level(), sentencepiece()):
+        lengths = [
+            len(tokenizer.token_bytes(one).decode("utf-8", "replace")) for one in range(tokenizer.vocabulary_size)
+        ]
+        assert max(lengths) <= tokenizer.token_characters_max <= max(lengths) + 1
+
+
 def test_threads_may_share_it() -> None:
     tokenizer, wrong = byte_level(), []
     text = "hello<|im_end|> world" * 20

@@ -63,14 +63,18 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         adds_generation_prompt: bool = True,
+        continues_final: bool = False,
         **variables: Any,
     ) -> str:
         """The prompt's text. Raises `InvalidInput` with what the template says of the messages.
 
-        `variables` are handed to the template (`enable_thinking`, `documents`, `continue_final_message`, ...).
+        With `continues_final` it ends where the last message's words do, for the model to go on with them; then no
+        new turn is begun. `variables` are handed to the template (`enable_thinking`, `documents`, ...).
         """
         given = {"messages": messages, "tools": tools, **variables}
-        return self._rendered(given, adds_generation_prompt)
+        if not continues_final:
+            return self._rendered(given, adds_generation_prompt)
+        return self._cut(given, _marks(given)[1])
 
     def encode(
         self,
@@ -86,18 +90,21 @@ class ChatTemplate:
         `continues_final` leaves the last message open, for the model to go on with; nothing is added behind it.
         """
         given = {"messages": messages, "tools": tools, **variables}
-        end = _mark(given) if continues_final else ""
-        if end:
-            last = messages[-1]
-            given["messages"] = [*messages[:-1], {**last, "content": f"{last.get('content') or ''}{end}"}]
-        mark = _mark(given)
+        mark, end = _marks(given)
         disarmed = _mapped(given, lambda text: self._tokenizer.disarm(text, mark))
-        rendered = self._rendered(disarmed, adds_generation_prompt and not end)
-        if end:
-            rendered, found, _ = rendered.rpartition(end)
-            if not found:
-                raise InvalidInput("the model's chat template does not show the last message, so it cannot be continued")
-        return self._tokenizer.encode_marked(rendered, mark)
+        text = self._cut(disarmed, end) if continues_final else self._rendered(disarmed, adds_generation_prompt)
+        return self._tokenizer.encode_marked(text, mark)
+
+    def _cut(self, given: Mapping[str, Any], end: str) -> str:
+        """The prompt up to where the last message ends, which the mark `end` shows."""
+        messages = [*given["messages"]]
+        if not messages or not isinstance(messages[-1], Mapping):
+            raise InvalidInput("there is no last message to continue")
+        messages[-1] = {**messages[-1], "content": _ended(messages[-1].get("content"), end)}
+        text, found, _ = self._rendered({**given, "messages": messages}, False).rpartition(end)
+        if not found:
+            raise InvalidInput("the model's chat template does not show the last message, so it cannot be continued")
+        return text
 
     def _rendered(self, given: Mapping[str, Any], adds_generation_prompt: bool) -> str:
         budget = _Budget()
@@ -229,13 +236,22 @@ def _now(pattern: str) -> str:
     return datetime.now().astimezone().strftime(pattern)
 
 
-def _mark(given: Any) -> str:
-    """A character that stands nowhere in the request."""
+def _marks(given: Any) -> tuple[str, str]:
+    """Two characters that stand nowhere in the request."""
     used = {character for text in _texts(given, 0) if not text.isascii() for character in text}
-    for point in _MARKS:
-        if chr(point) not in used:
-            return chr(point)
-    raise InvalidInput("the messages use up all characters for private use (U+E000 and on)")
+    free = [chr(point) for point in _MARKS if chr(point) not in used][:2]
+    if len(free) < 2:
+        raise InvalidInput("the messages use up all characters for private use (U+E000 and on)")
+    return free[0], free[1]
+
+
+def _ended(content: Any, end: str) -> Any:
+    """The content with the mark after its last words. Raises `InvalidInput` if it has none."""
+    if content is None or isinstance(content, str):
+        return (content or "") + end
+    if isinstance(content, list | tuple) and content and isinstance(content[-1], Mapping) and "text" in content[-1]:
+        return [*content[:-1], {**content[-1], "text": str(content[-1]["text"]) + end}]
+    raise InvalidInput("the last message has no text to continue")
 
 
 def _texts(value: Any, nesting: int) -> Iterator[str]:

@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Final
 
 import tokenizers
@@ -122,6 +123,11 @@ class Tokenizer:
         """The id of the token of that name."""
         number: int | None = self._library.token_to_id(text)
         return number
+
+    @cached_property
+    def token_characters_max(self) -> int:
+        """Characters that one token may stand for, at most: what bounds a text's tokens from below."""
+        return max(map(len, self._library.get_vocab(with_added_tokens=True)), default=1)
 
     def _wary_encode(self, text: str) -> list[int]:
         with self._lock:
