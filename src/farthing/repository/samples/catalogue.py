@@ -310,10 +310,9 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     ),
     Sample(
         name="smollm2-135m",
-        does="chat (SmolLM2 135M Instruct, GGUF): the file, served in a later release",
+        does="chat and completions (SmolLM2 135M Instruct, GGUF Q4_1)",
         licence="Apache-2.0",
         models=("smollm2-135m",),
-        is_served=False,
         members=(
             Member(
                 package=_SMOLLM2,
