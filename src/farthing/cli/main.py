@@ -13,9 +13,11 @@ from farthing import __version__
 from farthing.types.errors import FarthingError
 
 COMMANDS: Final = {
-    "serve": "Serve models over KServe v2 from one port.",
+    "serve": "Serve models over KServe v2 and OpenAI's API from one port.",
+    "chat": "Talk to a language model.",
     "pull": "Fetch sample models into the cache.",
     "keys": "Make API keys for `serve --keys`.",
+    "perplexity": "Tell how well a language model foresees a text.",
     "demo": "Serve the sample models, send them real inputs, check the answers.",
 }
 """Name -> its line in `farthing --help`. Each lives in `farthing.cli.NAME` as a click command called `command`."""
