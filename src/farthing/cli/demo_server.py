@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,19 +22,31 @@ STOP_S: Final = 20.0
 POLL_S: Final = 0.02
 
 
+def serving(samples: Sequence[str]) -> AbstractContextManager[str]:
+    """The URL of a server that has those samples loaded; it is drained and gone afterwards."""
+    return serving_models([f"sample:{sample}" for sample in samples])
+
+
 @contextmanager
-def serving(samples: Sequence[str]) -> Iterator[str]:
-    """The URL of a server that has those samples loaded; it is drained and gone afterwards.
+def serving_models(models: Sequence[str], *, is_apart: bool = False) -> Iterator[str]:
+    """The same for anything `farthing serve` takes. `is_apart`: Ctrl-C on the terminal does not reach it.
 
     Raises `Unavailable` with the server's own last words if it does not come up.
     """
     with tempfile.TemporaryDirectory(prefix="farthing-demo-") as name:
         ready, log = Path(name) / "ready.json", Path(name) / "serve.log"
         start = "from farthing.cli.main import main; main()"  # this interpreter, whatever PATH says
-        command = [sys.executable, "-c", start, "serve", *(f"sample:{sample}" for sample in samples)]
+        command = [sys.executable, "-c", start, "serve", *models]
         command += ["--http", "127.0.0.1:0", "--no-grpc", "--ready-file", str(ready)]
         with log.open("wb") as words:
-            server = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=words, stderr=words, env=os.environ)  # noqa: S603
+            server = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=words,
+                stderr=words,
+                env=os.environ,
+                start_new_session=is_apart,
+            )
         try:
             yield f"http://{_address(server, ready, log)}"
         finally:

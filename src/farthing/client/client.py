@@ -180,7 +180,7 @@ class Client:
     ) -> Reply:
         reply = self._connections.request(method, path, body, {**headers, **self._headers})
         if reply.status != HTTPStatus.OK:
-            raise _error(reply)
+            raise error_of(reply)
         return reply
 
 
@@ -196,7 +196,8 @@ def _parse(reply: Reply) -> Any:
         raise errors.EngineFailed(f"the server's answer is not JSON: {error}") from error
 
 
-def _error(reply: Reply) -> FarthingError:
+def error_of(reply: Reply) -> FarthingError:
+    """The error that an answer stands for: by its status, in the server's words."""
     default = errors.InvalidInput if reply.status < HTTPStatus.INTERNAL_SERVER_ERROR else errors.EngineFailed
     kind = _ERRORS.get(reply.status, default)
     retry_after_s = _seconds(reply.headers.get("retry-after", ""))
@@ -208,7 +209,8 @@ def _error(reply: Reply) -> FarthingError:
 
 def _message(reply: Reply) -> str:
     try:
-        return str(json.loads(bytes(reply.body))["error"])
+        said = json.loads(bytes(reply.body))["error"]
+        return str(said["message"] if isinstance(said, dict) else said)  # OpenAI's way, and KServe's
     except (ValueError, LookupError, TypeError, RecursionError):
         text = bytes(reply.body[:500]).decode("utf-8", "replace").strip()
         return f"status {reply.status}{': ' if text else ''}{text}"
