@@ -152,8 +152,11 @@ class BatchLoop:
         return times
 
     def running(self) -> Iterable[Running]:
-        """Batches inside the engine now, for the watchdog."""
+        """Batches inside the engine now, or requests that wait although there is none, for the watchdog."""
         what = f"model `{self.spec.name}` version {self._version}"
+        if self._queue.requests and not self._running:
+            [first] = self._queue.head(1)
+            return [Running(what, max(first.arrival_ns, self._free_ns), "has had requests waiting and none running")]
         return [Running(what, job.started_ns) for job in self._running.values()]
 
     @property
