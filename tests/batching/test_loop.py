@@ -204,6 +204,18 @@ def test_a_deadline_ends_the_wait_behind_a_hung_engine() -> None:
     assert 0 not in one.answers
     [running] = one.loop.running()
     assert running.what == "model `fake` version 1"
+    assert running.doing == "has been running one batch"
+
+
+def test_requests_that_wait_while_nothing_runs_are_seen_by_the_watchdog() -> None:
+    one, _, _ = client(limits=Limits(rows_max=8, delay_ns_max=60_000 * MS))
+    assert not one.loop.running()
+    arrival_ns = one.send().arrival_ns
+    one.virtual.step()
+    [waiting] = one.loop.running()
+    assert (waiting.started_ns, waiting.doing) == (arrival_ns, "has had requests waiting and none running")
+    one.virtual.run()
+    assert not one.loop.running()
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_the_door() -> None:

@@ -70,7 +70,7 @@ def test_one_client_is_as_fast_as_the_model(curve: str) -> None:
     assert closed_loop_rate(curve, 1, return_ns=return_ns) >= 0.98 * best
 
 
-def open_loop_mean_ms(curve: str, load: float, *, requests: int = 6000, seed: int = 0) -> float:
+def open_loop_mean_ms(curve: str, load: float, *, requests: int = 4000, seed: int = 0) -> float:
     """Mean time to an answer for Poisson arrivals at this share of the model's best rate."""
     chance = random.Random(seed)
 
@@ -105,6 +105,7 @@ def never_waiting(rows: Any, arrivals: Any, limits: Any, times: Any, callers: Ca
 @pytest.mark.parametrize("load", [0.02, 0.3, 0.8])
 @pytest.mark.parametrize("curve", ["fixed cost", "linear cost", "MiniLM", "EfficientNet"])
 def test_independent_arrivals_hardly_pay_for_waits_that_were_in_vain(curve: str, load: float) -> None:
+    seeds = range(3)
     with mock.patch("farthing.batching.loop.decide", never_waiting):
-        least = open_loop_mean_ms(curve, load)
-    assert open_loop_mean_ms(curve, load) <= 1.08 * least
+        least = sum(open_loop_mean_ms(curve, load, seed=seed) for seed in seeds)
+    assert sum(open_loop_mean_ms(curve, load, seed=seed) for seed in seeds) <= 1.06 * least

@@ -93,6 +93,22 @@ def test_every_answer_says_where_its_time_went(live: Live) -> None:
     assert all(0 <= float(part.split("dur=")[1].split(";")[0]) < 10_000 for part in parts)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v2", "/v2/health/live", "/v2/models/echo", "/v2/models/echo/stats", "/metrics", "/nowhere", "/v2/models/no"],
+)
+def test_whatever_rode_in_no_batch_says_how_long_it_took(live: Live, path: str) -> None:
+    name, duration = live.get(path).headers["server-timing"].split(";dur=")
+    assert name == "total"
+    assert 0 <= float(duration) < 10_000
+
+
+def test_a_refused_inference_says_how_long_that_took(live: Live) -> None:
+    reply = live.post(ECHO, item(shape=[7, 7]))
+    assert reply.status == 400
+    assert reply.headers["server-timing"].startswith("total;dur=")
+
+
 def test_a_version_may_be_named(live: Live) -> None:
     assert live.post("/v2/models/echo/versions/1/infer", infer_json([[1, 2]])).json["model_version"] == "1"
 

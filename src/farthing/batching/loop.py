@@ -152,8 +152,11 @@ class BatchLoop:
         return times
 
     def running(self) -> Iterable[Running]:
-        """Batches inside the engine now, for the watchdog."""
+        """Batches inside the engine now, or requests that wait although there is none, for the watchdog."""
         what = f"model `{self.spec.name}` version {self._version}"
+        if self._queue.requests and not self._running:
+            [first] = self._queue.head(1)
+            return [Running(what, max(first.arrival_ns, self._free_ns), "has had requests waiting and none running")]
         return [Running(what, job.started_ns) for job in self._running.values()]
 
     @property
@@ -258,7 +261,7 @@ class BatchLoop:
         )
 
     def _done(self, job: Job, ran: Ran) -> None:
-        self._running.pop(job.instance, None)
+        was_elsewhere = self._running.pop(job.instance, None) is not None
         if self._instances > 1 and (rest_s := self._rest_s(ran)):
             self._scheduler.call_later(rest_s, self._rested, job.instance)
         else:
@@ -294,7 +297,10 @@ class BatchLoop:
         if answered:
             if job.rows and answered == job.requests:
                 self.times = job.times
-                job.times.observe(job.rows, ran.input_ns + ran.compute_ns + ran.output_ns)
+                run_ns = ran.input_ns + ran.compute_ns + ran.output_ns
+                job.times.observe(job.rows, run_ns)
+                if was_elsewhere:
+                    job.times.observe_hand_over(end_ns - job.started_ns - run_ns)
             statistics.batch_done(
                 requests=answered,
                 rows=job.rows if self._has_batch_axis else answered,

@@ -95,7 +95,7 @@ class Exchange:
         self.route = RouteClass.OTHER
         self.tenant = ""
         self.timing: Timing | None = None
-        """Where an inference request's time went."""
+        """Where an inference request's time went; its handler then sends the `Server-Timing` itself."""
         self.refusal: FarthingError | None = None
         """Why this was never a request at all."""
         self.is_done = False

@@ -9,6 +9,7 @@ We own this loop because frameworks cost two to fifty times the request itself (
 
 import asyncio
 import logging
+import re
 import socket
 import time
 from collections import deque
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 
 from farthing.server.exchange import Exchange
+from farthing.server.large_body import LARGE_BYTES, LargeBodyReader, room_for
 from farthing.telemetry.counters import RejectReason
 from farthing.types.errors import (
     FarthingError,
@@ -32,6 +34,8 @@ STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
 LAST_CHUNK: Final = b"0\r\n\r\n"
+HEAD_BYTES: Final = re.compile(rb"[0-9]{1,10}")
+"""A length of the JSON before the tensors that can be true; whether it is one belongs to the protocol."""
 LINGER_S: Final = 2.0
 """How long an errant client may go on sending after we said goodbye, so that it can read why (a closed socket with
 unread bytes sends a reset, and the answer is lost)."""
@@ -80,6 +84,8 @@ class Connection(asyncio.Protocol):
         self._head_bytes = 0
         self._body: bytes | bytearray = b""
         self._body_bytes = 0
+        self._large: memoryview | None = None
+        """Where a large body is received."""
         self._is_upgrade = False
         self._upgrades = 0
         # requests being answered
@@ -179,7 +185,9 @@ class Connection(asyncio.Protocol):
                 InvalidInput(f"this is not HTTP/1.1: {wrong}", hint="check the scheme (http or https) and the port")
             )
         else:
-            if self._phase == HEAD and self._headers is headers:
+            if self._large is not None:
+                self._read_large_body(self._large)
+            elif self._phase == HEAD and self._headers is headers:
                 # No request began in these bytes, and no callback runs inside one enormous header line.
                 self._head_bytes += len(data)
                 if self._head_bytes > 2 * self._limits.head_bytes_max:
@@ -227,6 +235,8 @@ class Connection(asyncio.Protocol):
             size = int(length)
             if size > self._limits.body_bytes_max:
                 raise self._body_error(size)
+            if size >= LARGE_BYTES:
+                self._expect_large_body(size)
         if b"upgrade" in headers and self._parser.should_upgrade():
             self._is_upgrade = True
             return
@@ -238,7 +248,9 @@ class Connection(asyncio.Protocol):
         self._body_bytes += len(body)
         if self._body_bytes > self._limits.body_bytes_max:
             raise self._body_error(self._body_bytes)
-        if not self._body:
+        if self._large is not None:
+            self._large[self._body_bytes - len(body) : self._body_bytes] = body
+        elif not self._body:
             self._body = body
         else:
             if type(self._body) is bytes:
@@ -258,10 +270,11 @@ class Connection(asyncio.Protocol):
         exchange.query = query
         exchange.received_ns = time.monotonic_ns()
         body = self._body
-        exchange.body = body if isinstance(body, bytes) else memoryview(body)
+        exchange.body = self._large or (body if isinstance(body, bytes) else memoryview(body))
         exchange.body_bytes = self._body_bytes
         self._body = b""
         self._body_bytes = 0
+        self._large = None
         if not parser.should_keep_alive():
             exchange.keep_alive = False
             self._is_last = True
@@ -271,6 +284,36 @@ class Connection(asyncio.Protocol):
             self._pending.append(exchange)
             if len(self._pending) >= self._limits.pipeline_max:
                 self._pause_reading()
+
+    # -- large bodies --------------------------------------------------------------------------------------------
+
+    def _expect_large_body(self, size: int) -> None:
+        transport = self._transport
+        if transport is not None and transport.get_extra_info("sslcontext") is None:
+            head_bytes = self._headers.get(b"inference-header-content-length", b"")
+            self._large = room_for(size, int(head_bytes) if HEAD_BYTES.fullmatch(head_bytes) else 0)
+
+    def _read_large_body(self, room: memoryview) -> None:
+        """Lets the rest of the body come straight into its memory."""
+        if self._transport is not None and not self._is_last:
+            self._transport.set_protocol(LargeBodyReader(self, room[self._body_bytes :]))
+
+    def body_received(self, size: int) -> None:
+        """More of a large body is in place; called by `LargeBodyReader` alone."""
+        self._counters.bytes_received += size
+        self._body_bytes += size
+        try:
+            self._admission.take_bytes(size)
+        except FarthingError as full:
+            self._refuse(full)
+
+    def body_complete(self) -> None:
+        """A large body is whole; called by `LargeBodyReader` alone."""
+        if self._transport is None or self._large is None:
+            return
+        self._transport.set_protocol(self)
+        self.on_message_complete()
+        self._parser = httptools.HttpRequestParser(self)  # the old one still waits for that body
 
     def count_body(self, exchange: Exchange, size: int) -> None:
         """Counts more bytes that a request holds until it is answered; called by `Exchange.replace_body` alone."""
@@ -307,6 +350,7 @@ class Connection(asyncio.Protocol):
                 self._listener.date,
                 exchange.reply_headers,
                 headers,
+                b"" if exchange.timing is not None else _total_line(exchange),
                 b"" if keep_alive and b"connection" not in exchange.headers else _connection_line(keep_alive),
                 b"Content-Type: " + content_type + b"\r\n" if size else b"",
                 b"Content-Length: %d\r\n\r\n" % size,
@@ -471,8 +515,13 @@ class Connection(asyncio.Protocol):
         if self._is_last:
             return  # what follows the last request is of no interest
         self._is_last = True
+        if self._large is not None:
+            self._large = None
+            if self._transport is not None:
+                self._transport.set_protocol(self)
         self._counters.rejected[reason or _reject_reason(error)] += 1
         exchange = Exchange(self, b"GET", self._url, {})  # whose path tells how its errors look
+        exchange.received_ns = time.monotonic_ns()
         exchange.keep_alive = False
         exchange.refusal = error
         if self._current is None and not self._pending:
@@ -548,7 +597,7 @@ class Connection(asyncio.Protocol):
 
     def _forget_requests(self) -> None:
         taken = self._body_bytes  # of a request that never became one
-        self._body, self._body_bytes = b"", 0
+        self._body, self._body_bytes, self._large = b"", 0, None
         if self._current is not None:
             self._counters.requests_in_flight -= 1
             taken += self._current.body_bytes
@@ -586,6 +635,11 @@ class Connection(asyncio.Protocol):
             f"request body of {size} bytes or more exceeds the maximum allowed {self._limits.body_bytes_max} bytes",
             hint="send fewer rows a request, or raise --http-max-input-size",
         )
+
+
+def _total_line(exchange: Exchange) -> bytes:
+    """How long any answer took that did not ride in a batch; inference says more (`server.kserve`)."""
+    return b"Server-Timing: total;dur=%.3f\r\n" % ((time.monotonic_ns() - exchange.received_ns) / 1e6)
 
 
 def _connection_line(keep_alive: bool) -> bytes:

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 
 class Running(NamedTuple):
-    """A batch inside an engine: what it is and when it went in."""
+    """Work that should end: a batch inside an engine since it went in, or a queue since nothing runs for it."""
 
     what: str
     """As a person would name it, such as ``model `resnet50` version 1``."""
     started_ns: int
+    doing: str = "has been running one batch"
 
 
 class Hung(NamedTuple):
@@ -21,9 +22,10 @@ class Hung(NamedTuple):
 
     what: str
     seconds: float
+    doing: str = "has been running one batch"
 
     def __str__(self) -> str:
-        return f"{self.what} has been running one batch for {self.seconds:.1f} s"
+        return f"{self.what} {self.doing} for {self.seconds:.1f} s"
 
 
 def progress(now_ns: int, running: Iterable[Running], limit_ns: int) -> Hung | None:
@@ -31,4 +33,4 @@ def progress(now_ns: int, running: Iterable[Running], limit_ns: int) -> Hung | N
     oldest = min(running, key=lambda work: work.started_ns, default=None)
     if oldest is None or limit_ns <= 0 or now_ns - oldest.started_ns <= limit_ns:
         return None
-    return Hung(oldest.what, (now_ns - oldest.started_ns) / 1e9)
+    return Hung(oldest.what, (now_ns - oldest.started_ns) / 1e9, oldest.doing)
