@@ -375,7 +375,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None:
             return
-        self._is_chunked = self._parser.get_http_version() != "1.0"
+        self._is_chunked = not self._is_http_1_0()
         if not self._is_chunked or (self._listener.is_draining and not self._pending):
             exchange.keep_alive = False
         keep_alive = exchange.keep_alive
