@@ -36,6 +36,8 @@ STATUS_LINES: Final = {
 LAST_CHUNK: Final = b"0\r\n\r\n"
 HEAD_BYTES: Final = re.compile(rb"[0-9]{1,10}")
 """A length of the JSON before the tensors that can be true; whether it is one belongs to the protocol."""
+NO_VERSION: Final = "0.0"
+"""What a parser says that has not read a request line."""
 LINGER_S: Final = 2.0
 """How long an errant client may go on sending after we said goodbye, so that it can read why (a closed socket with
 unread bytes sends a reset, and the answer is lost)."""
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._body_bytes = 0
         self._large: memoryview | None = None
         """Where a large body is received."""
+        self._version_before = ""
         self._is_upgrade = False
         self._upgrades = 0
         # requests being answered
@@ -140,7 +143,7 @@ class Connection(asyncio.Protocol):
         # skips it, unless it speaks HTTP/1.0. The reset shows in the socket's state a round trip later.
         if self._current is not None and self._current.is_streaming:
             self.write(self._current, self._current.probe)
-        elif self._current is not None and self._parser.get_http_version() != "1.0":
+        elif self._current is not None and not self._is_http_1_0():
             transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
         self._look_for_reset(0)
         return True
@@ -312,8 +315,13 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self._large is None:
             return
         self._transport.set_protocol(self)
+        self._version_before = self._parser.get_http_version()
         self.on_message_complete()
         self._parser = httptools.HttpRequestParser(self)  # the old one still waits for that body
+
+    def _is_http_1_0(self) -> bool:
+        version = self._parser.get_http_version()
+        return (version if version != NO_VERSION else self._version_before) == "1.0"
 
     def count_body(self, exchange: Exchange, size: int) -> None:
         """Counts more bytes that a request holds until it is answered; called by `Exchange.replace_body` alone."""
@@ -385,6 +393,7 @@ class Connection(asyncio.Protocol):
                 self._listener.date,
                 exchange.reply_headers,
                 headers,
+                _total_line(exchange),
                 b"" if keep_alive and b"connection" not in exchange.headers else _connection_line(keep_alive),
                 b"Content-Type: " + content_type + b"\r\n",
                 b"Transfer-Encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n",
@@ -638,7 +647,7 @@ class Connection(asyncio.Protocol):
 
 
 def _total_line(exchange: Exchange) -> bytes:
-    """How long any answer took that did not ride in a batch; inference says more (`server.kserve`)."""
+    """How long an answer took, or a stream to begin, that did not ride in a batch; inference says more."""
     return b"Server-Timing: total;dur=%.3f\r\n" % ((time.monotonic_ns() - exchange.received_ns) / 1e6)
 
 
