@@ -59,7 +59,7 @@ def foresee(
     logprobs, likeliest = [], []
     for start, end, counts_from in windows(len(ids), window_tokens):
         for first, logits in _steps(runner, tokens[start:end], on_progress):
-            after = tokens[start + first + 1 : start + first + 1 + len(logits)]
+            after = tokens[start:end][first + 1 : first + 1 + len(logits)]
             keep = slice(max(0, counts_from - (start + first + 1)), len(after))
             logprobs.append(_log_softmax(logits[: len(after)], after)[keep])
             likeliest.append(logits[: len(after)].argmax(axis=1)[keep])

