@@ -3,7 +3,8 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from farthing.cli.demo import Outcome
 from farthing.cli.demo_tasks import DEFAULT_TASKS, TASKS, Finding, task_named
 from farthing.cli.demo_tasks.file_types import features
 from farthing.cli.demo_tasks.text_boxes import boxes_in, crop
+from farthing.client.chat import Message, Piece
 from farthing.types.errors import NotFound
 from farthing.types.tensors import Tensor
 
@@ -73,6 +75,9 @@ class Blind:
             "basic-pitch": {"StatefulPartitionedCall:1": (1, 172, 88)},
         }
         return {name: np.zeros(shape, np.float32) for name, shape in shapes[model].items()}
+
+    def chat(self, model: str, messages: Sequence[Message], **fields: Any) -> Iterator[Piece]:
+        yield Piece(text="0")
 
 
 @pytest.mark.samples

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from farthing.client.client import error_of
 from farthing.client.connection import Reply
+from farthing.client.failure import error_of
 from farthing.protocols.sse import Reader
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, Unavailable
 
@@ -37,11 +37,13 @@ class Piece(msgspec.Struct, frozen=True, kw_only=True):
 class ChatClient:
     """Talks to one server."""
 
-    def __init__(self, url: str, *, api_key: str = "", timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self, url: str, *, api_key: str = "", timeout_s: float = TIMEOUT_S, tls: ssl.SSLContext | None = None
+    ) -> None:
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise InvalidInput(f"`{url}` is not the address of a server", hint="write http://HOST:PORT")
-        self._tls = parts.scheme == "https"
+        self._tls = (tls or ssl.create_default_context()) if parts.scheme == "https" else None
         self._host, self._port = parts.hostname, parts.port
         self._prefix = parts.path.rstrip("/").removesuffix("/v1")
         self._timeout_s = timeout_s
@@ -77,9 +79,8 @@ class ChatClient:
             connection.close()
 
     def _connect(self) -> http.client.HTTPConnection:
-        if self._tls:
-            context = ssl.create_default_context()
-            return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=context)
+        if self._tls is not None:
+            return http.client.HTTPSConnection(self._host, self._port, timeout=self._timeout_s, context=self._tls)
         return http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
 
     def _ask(

@@ -1,43 +1,26 @@
 """The client: one method for each thing a server of the Open Inference Protocol can be asked."""
 
 import json
-import math
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Self
 from urllib.parse import quote
 
 from numpy.typing import ArrayLike
 
+from farthing.client.chat import ChatClient, Message, Piece
 from farthing.client.connection import Connections, Reply
+from farthing.client.failure import error_of
 from farthing.client.result import InferResult, parse_server_timing
 from farthing.client.tensors import decode_response, encode_request
 from farthing.types import errors
-from farthing.types.errors import FarthingError
 from farthing.types.requests import Parameter
 
 TIMEOUT_S: Final = 60.0
 """How long one answer may take; longer than the slowest sample model by far, shorter than a person's patience."""
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
-
-_ERRORS: Final[dict[int, type[FarthingError]]] = {
-    400: errors.InvalidInput,
-    401: errors.Unauthenticated,
-    403: errors.Forbidden,
-    404: errors.NotFound,
-    405: errors.MethodNotAllowed,
-    408: errors.RequestTimeout,
-    413: errors.TooLarge,
-    422: errors.InvalidInput,
-    429: errors.TenantLimited,
-    431: errors.HeadersTooLarge,
-    501: errors.Unsupported,
-    503: errors.Unavailable,
-    504: errors.DeadlineExceeded,
-}
-"""What a status means; others of the 400s are the request's fault, of the 500s the model's."""
 
 
 class Client:
@@ -53,6 +36,7 @@ class Client:
     ) -> None:
         self._connections = Connections(url, timeout_s, tls)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._chat = ChatClient(url, api_key=api_key or "", timeout_s=timeout_s, tls=tls)
 
     def __enter__(self) -> Self:
         return self
@@ -98,6 +82,10 @@ class Client:
         wanted = self._wanted(parameters, timeout_us)
         body, _ = encode_request(inputs, outputs or (), wanted, request_id, is_binary=False)
         return self._infer(model, version, body, None)
+
+    def chat(self, model: str, messages: Sequence[Message], **fields: Any) -> Iterator[Piece]:
+        """A language model's answer, as it comes; `fields` are those of OpenAI's chat completions."""
+        return self._chat.ask(messages, model=model, **fields)
 
     def live(self) -> bool:
         """Whether a server is there and making progress."""
@@ -194,31 +182,3 @@ def _parse(reply: Reply) -> Any:
         return json.loads(bytes(reply.body))
     except (ValueError, RecursionError) as error:
         raise errors.EngineFailed(f"the server's answer is not JSON: {error}") from error
-
-
-def error_of(reply: Reply) -> FarthingError:
-    """The error that an answer stands for: by its status, in the server's words."""
-    default = errors.InvalidInput if reply.status < HTTPStatus.INTERNAL_SERVER_ERROR else errors.EngineFailed
-    kind = _ERRORS.get(reply.status, default)
-    retry_after_s = _seconds(reply.headers.get("retry-after", ""))
-    if kind is errors.Unavailable and retry_after_s is not None:
-        kind = errors.Overloaded
-    message, _, hint = _message(reply).partition("\nhint: ")
-    return kind(message, hint=hint, retry_after_s=retry_after_s)
-
-
-def _message(reply: Reply) -> str:
-    try:
-        said = json.loads(bytes(reply.body))["error"]
-        return str(said["message"] if isinstance(said, dict) else said)  # OpenAI's way, and KServe's
-    except (ValueError, LookupError, TypeError, RecursionError):
-        text = bytes(reply.body[:500]).decode("utf-8", "replace").strip()
-        return f"status {reply.status}{': ' if text else ''}{text}"
-
-
-def _seconds(text: str) -> float | None:
-    try:
-        seconds = float(text)
-    except ValueError:  # or a date, which no inference server sends
-        return None
-    return seconds if math.isfinite(seconds) else None

@@ -29,6 +29,7 @@ TASKS: Final = {
     "magika": Entry("file_types:FileTypes", ("photographs", "telephone-call")),
     "wdbc-gbdt": Entry("diagnosis:Diagnosis"),
     "movielens-dlrm": Entry("films:Films"),
+    "smollm2-135m": Entry("conversation:Conversation"),
     "centerface": Entry("faces:Faces", ("photographs",)),
     "basic-pitch": Entry("notes:Notes"),
     "nanodet-g": Entry("objects:Objects", ("photographs",)),

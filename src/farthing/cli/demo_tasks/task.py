@@ -1,20 +1,23 @@
 """What a task is, and what it asks of a server."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 from numpy.typing import ArrayLike
 
+from farthing.client.chat import Message, Piece
 from farthing.types.tensors import Tensor
 
 
 class Infers(Protocol):
-    """Anything that runs models by name: a client, or an engine in this process."""
+    """Anything that runs models by name and lets them talk: a client, or an engine in this process."""
 
     def infer(
         self, model: str, inputs: Mapping[str, ArrayLike], outputs: Sequence[str] | None = None
     ) -> Mapping[str, Tensor]: ...
+
+    def chat(self, model: str, messages: Sequence[Message], **fields: Any) -> Iterator[Piece]: ...
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
