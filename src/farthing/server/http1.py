@@ -36,6 +36,7 @@ STATUS_LINES: Final = {
 LAST_CHUNK: Final = b"0\r\n\r\n"
 HEAD_BYTES: Final = re.compile(rb"[0-9]{1,10}")
 """A length of the JSON before the tensors that can be true; whether it is one belongs to the protocol."""
+TIMING: Final = b"Server-Timing:"
 NO_VERSION: Final = "0.0"
 """What a parser says that has not read a request line."""
 LINGER_S: Final = 2.0
@@ -358,7 +359,7 @@ class Connection(asyncio.Protocol):
                 self._listener.date,
                 exchange.reply_headers,
                 headers,
-                b"" if exchange.timing is not None else _total_line(exchange),
+                b"" if TIMING in headers else _total_line(exchange),
                 b"" if keep_alive and b"connection" not in exchange.headers else _connection_line(keep_alive),
                 b"Content-Type: " + content_type + b"\r\n" if size else b"",
                 b"Content-Length: %d\r\n\r\n" % size,
@@ -393,7 +394,7 @@ class Connection(asyncio.Protocol):
                 self._listener.date,
                 exchange.reply_headers,
                 headers,
-                _total_line(exchange),
+                b"" if TIMING in headers else _total_line(exchange),
                 b"" if keep_alive and b"connection" not in exchange.headers else _connection_line(keep_alive),
                 b"Content-Type: " + content_type + b"\r\n",
                 b"Transfer-Encoding: chunked\r\n\r\n" if self._is_chunked else b"\r\n",
