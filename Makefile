@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+NATIVE := $(wildcard native/CMakeLists.txt native/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test check format bench clean
+.PHONY: help demo serve test test-reference check format bench bench-llm clean
 
 help:  ## what one can say here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
@@ -20,10 +21,14 @@ demo: $(STAMP)  ## set up, serve the sample models, send them real inputs, check
 	$(BIN)/farthing demo
 
 serve: $(STAMP)  ## set up and stay up with the sample models
-	$(BIN)/farthing serve sample:effnet-lite0 sample:minilm-l6 sample:ppocr-v4 sample:silero-vad sample:magika sample:wdbc-gbdt
+	$(BIN)/farthing serve sample:effnet-lite0 sample:minilm-l6 sample:ppocr-v4 sample:silero-vad sample:magika sample:wdbc-gbdt sample:smollm2-135m
 
 test: $(STAMP)  ## set up and run all tests
 	$(BIN)/python -m pytest
+
+test-reference: $(STAMP)  ## with torch and transformers too: every family of language models against its origin
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,reference]"
+	$(BIN)/python -m pytest tests/llm tests/native
 
 check: $(STAMP)  ## format, lint, types, arrows between rooms
 	$(BIN)/ruff format --check .
@@ -37,6 +42,9 @@ format: $(STAMP)  ## put the code in the house format
 
 bench: $(STAMP)  ## the README's table: Farthing and its peers, one core each, in one run
 	$(BIN)/python benchmarks/serve.py
+
+bench-llm: $(STAMP)  ## language models: Farthing and its peers on this CPU, in one run
+	$(BIN)/python benchmarks/llm_cpu/run.py
 
 clean:  ## as if freshly cloned
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
