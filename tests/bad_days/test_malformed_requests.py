@@ -16,6 +16,7 @@ from tests.serving import Live, request, serve_process, small_repository
 from farthing import __version__
 from farthing.config.server import ModelControl
 from farthing.protocols.kserve import openapi_document
+from farthing.protocols.openai.openapi import with_openai
 
 REQUESTS_AN_EXAMPLE = 50
 EXAMPLES = 200
@@ -192,7 +193,8 @@ schema = schemathesis.openapi.from_dict(document())
 
 
 def test_the_document_is_the_one_that_is_published(live: Live) -> None:
-    assert live.get("/openapi.json").json == json.loads(json.dumps(openapi_document(__version__)))
+    published = live.get("/openapi.json").json
+    assert published == json.loads(json.dumps(with_openai(openapi_document(__version__))))
 
 
 @schema.parametrize()

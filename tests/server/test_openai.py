@@ -6,13 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
+import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.language import CONTEXT, END, VOCABULARY, paced, talking
 from tests.serving import Live, Reply, eventually, request
 
 from farthing.config.server import HttpLimits
+from farthing.protocols.kserve import openapi_document
+from farthing.protocols.openai.openapi import with_openai
 from farthing.protocols.sse import Reader
 from farthing.server.auth import Door, new_key
 
@@ -584,6 +588,43 @@ def test_whatever_is_sent_nothing_breaks(talk: Live, body: dict[str, Any], path:
         body["max_tokens"] = min(body["max_tokens"] or 2, 3)
     reply = post(talk, path, **body)
     assert reply.status in (200, 400, 404)
+
+
+def document() -> Any:
+    """The published document, for short answers of models that are there or not."""
+    made = json.loads(json.dumps(with_openai(openapi_document("0"))))
+    made["paths"] = {
+        path: operations
+        for path, operations in made["paths"].items()
+        if "generate" in path or "/v1" in path or "token" in path
+    }
+    for path in made["paths"].values():
+        for parameter in path.get("parameters", ()):
+            parameter["schema"] = {"type": "string", "enum": ["tiny", "mlp", "nobody"]}
+    for name in ("ChatBody", "CompletionBody", "GenerateFields"):
+        fields = made["components"]["schemas"][name]["properties"]
+        fields |= {"max_tokens": {"enum": [1, 2]}, "n": {"enum": [1, 2]}, "max_completion_tokens": {"enum": [1, None]}}
+        fields["model"] = {"enum": ["tiny", "mlp", None]}
+        made["components"]["schemas"][name]["required"].append("max_tokens")
+    return made
+
+
+DOCUMENT = document()
+published = schemathesis.openapi.from_dict(DOCUMENT)
+
+
+@published.parametrize()
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+def test_requests_made_from_the_published_document_get_declared_answers(case: Any, talk: Live) -> None:
+    answer = case.call(base_url=talk.url, timeout=20)
+    declared = case.operation.definition.raw["responses"]
+    assert answer.status_code in {200, 400, 404, 405}, answer.text
+    assert str(answer.status_code) in declared
+    if answer.status_code != 200:
+        assert set(answer.json()) == {"error"}
+    elif "json" in answer.headers["content-type"]:
+        schema = declared["200"]["content"]["application/json"]["schema"] | {"components": DOCUMENT["components"]}
+        assert jsonschema_rs.validator_for(schema).is_valid(answer.json())
 
 
 def test_after_all_this_nothing_is_held(talk: Live) -> None:

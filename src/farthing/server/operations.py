@@ -5,6 +5,7 @@ from typing import Any
 
 from farthing import __version__
 from farthing.protocols.kserve import encode_json, live_json, openapi_document, ready_json
+from farthing.protocols.openai.openapi import with_openai
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
 from farthing.server.exchange import Exchange
@@ -60,5 +61,5 @@ class Operations:
     def openapi(self, exchange: Exchange) -> Any:
         """`GET /openapi.json`."""
         if not self._openapi:
-            self._openapi = encode_json(openapi_document(__version__))
+            self._openapi = encode_json(with_openai(openapi_document(__version__)))
         exchange.respond(200, self._openapi)
