@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,22 @@ def test_serving_a_model_works_as_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.samples
+def test_talking_to_a_language_model_works_as_shown(tmp_path: Path) -> None:
+    pytest.importorskip("openai", reason="the README shows OpenAI's client: pip install openai")
+    [program] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    [sample] = re.findall(r"`farthing serve (sample:\S+)`, then", README)
+    with serve_process(tmp_path, sample) as live:
+        host, port = live.address
+        shown = program.replace("127.0.0.1:8000", f"{host}:{port}").replace("stream=True", "stream=True, temperature=0")
+        done = subprocess.run([sys.executable, "-c", shown], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        assert "Paris" in done.stdout
+
+
+@pytest.mark.samples
 def test_the_line_that_serve_prints_works_when_pasted(tmp_path: Path) -> None:
-    for sample in ("wdbc-gbdt", "effnet-lite0"):
+    samples = {"wdbc-gbdt": '"outputs"', "effnet-lite0": '"outputs"', "smollm2-135m": "data: [DONE]"}
+    for sample, expected in samples.items():
         folder = tmp_path / sample
         folder.mkdir()
         with serve_process(folder, f"sample:{sample}") as live:
@@ -42,7 +57,7 @@ def test_the_line_that_serve_prints_works_when_pasted(tmp_path: Path) -> None:
             line = words[words.index("try it:") + 1].strip()
             done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == 0, done.stderr
-            assert '"outputs"' in done.stdout, done.stdout
+            assert expected in done.stdout, done.stdout
 
 
 def test_the_targets_it_names_exist() -> None:
