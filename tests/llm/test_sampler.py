@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.llm import sampler
 from farthing.llm.picker import Draw, pick_all
 from farthing.llm.sampler import Sampling, adjusted, draw, likelihoods, pick
 from farthing.types.generation import SamplingParameters
@@ -61,7 +60,6 @@ def test_a_draw_far_down_a_flat_distribution_is_found() -> None:
     values = np.zeros(50_000, np.float32)
     for random in (0.0, 0.001, 0.5, 0.99999):
         assert draw(values, sampling(), random) == int(random * 50_000)
-    assert sampler.CANDIDATES < 50_000
 
 
 def test_tokens_come_as_often_as_their_probability_says() -> None:
