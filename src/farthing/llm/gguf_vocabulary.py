@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -72,9 +73,9 @@ class _Vocabulary:
         self._metadata = metadata
         self._tokens = self._strings("tokens")
         kinds = self._get("token_type")
-        self._kinds: list[int] = kinds.tolist() if hasattr(kinds, "tolist") else [1] * len(self._tokens)
-        if not self._tokens or len(self._kinds) != len(self._tokens):
-            raise self._wrong(f"{len(self._tokens)} tokens with {len(self._kinds)} types")
+        self._kinds = np.ones(len(self._tokens), np.int32) if kinds is None else np.asarray(kinds)
+        if not self._tokens or self._kinds.shape != (len(self._tokens),):
+            raise self._wrong(f"{len(self._tokens)} tokens with types of shape {self._kinds.shape}")
         self._pre = str(self._get("pre", ""))
 
     def tokenizer(self) -> Tokenizer:
@@ -85,10 +86,8 @@ class _Vocabulary:
         try:
             library = makers[model]()
             for kind, is_special in ((CONTROL, True), (UNKNOWN, True), (USER_DEFINED, False)):
-                added = [
-                    token for token, found in zip(self._tokens, self._kinds, strict=True) if found == kind and token
-                ]
-                tokens = [AddedToken(token, special=is_special, normalized=False) for token in added]
+                names = [self._tokens[number] for number in self._of_kind(kind)]
+                tokens = [AddedToken(name, special=is_special, normalized=False) for name in names if name]
                 (library.add_special_tokens if is_special else library.add_tokens)(tokens)
             return self._surrounded(library, adds_bos=model == "llama" or self._pre in _BEGINS_TEXTS)
         except LoadFailed:
@@ -102,7 +101,8 @@ class _Vocabulary:
                 f"tokenizer.ggml.pre is {self._pre!r}; understood: {', '.join(sorted(PRE_TOKENIZERS))}",
                 hint="serve the model's Hugging Face folder instead: its tokenizer.json says how texts are cut",
             )
-        merges = [_pair(merge) for merge in self._strings("merges")]
+        parts = (merge.partition(" ") for merge in self._strings("merges"))
+        merges = [(left, right) for left, _, right in parts]
         library = tokenizers.Tokenizer(
             models.BPE(self._ids(), merges, ignore_merges=self._pre in _WHOLE_WORDS_FIRST, fuse_unk=False)
         )
@@ -122,7 +122,7 @@ class _Vocabulary:
             raise self._wrong("tokenizer.ggml.scores has to be one number a token")
         pieces = {
             token: score
-            for token, score, kind in zip(self._tokens, scores.tolist(), self._kinds, strict=True)
+            for token, score, kind in zip(self._tokens, scores.tolist(), self._kinds.tolist(), strict=True)
             if kind not in {CONTROL, UNKNOWN, UNUSED, BYTE}
         }
         unknown = self._token("unknown")
@@ -147,17 +147,17 @@ class _Vocabulary:
                 special_tokens=[(name, number) for number, name in names.items()],
             )
         ends = {number for name in ("eos", "eot", "eom") if (number := self._id(name)) is not None}
-        for number, (token, kind) in enumerate(zip(self._tokens, self._kinds, strict=True)):
-            if kind == CONTROL and token in _ENDS:
-                ends.add(number)
+        ends |= {number for number in self._of_kind(CONTROL) if self._tokens[number] in _ENDS}
         named = {word: found for name, word in _NAMED.items() if (found := self._token(name)) is not None}
         return Tokenizer(library, eos_ids=ends, bos_id=bos, named=named)
 
     def _ids(self) -> dict[str, int]:
-        ids: dict[str, int] = {}
-        for number, token in enumerate(self._tokens):
-            ids.setdefault(token, number)
-        return ids
+        """Of equal tokens the first."""
+        return dict(zip(reversed(self._tokens), range(len(self._tokens) - 1, -1, -1), strict=True))
+
+    def _of_kind(self, kind: int) -> list[int]:
+        numbers: list[int] = np.flatnonzero(self._kinds == kind).tolist()
+        return numbers
 
     def _id(self, name: str) -> int | None:
         number = self._get(f"{name}_token_id")
@@ -173,7 +173,7 @@ class _Vocabulary:
 
     def _strings(self, name: str) -> list[str]:
         strings = self._get(name)
-        if not isinstance(strings, list) or not all(isinstance(one, str) for one in strings):
+        if not isinstance(strings, list) or not set(map(type, strings)) <= {str}:
             raise self._wrong(f"tokenizer.ggml.{name} has to be an array of strings")
         return strings
 
@@ -182,11 +182,6 @@ class _Vocabulary:
 
     def _wrong(self, reason: str, *, hint: str = "") -> LoadFailed:
         return LoadFailed(f"{self._path}: no tokenizer can be made of its metadata: {reason}", hint=hint)
-
-
-def _pair(merge: str) -> tuple[str, str]:
-    left, _, right = merge.partition(" ")
-    return left, right
 
 
 def _merges(pieces: Mapping[str, float]) -> Sequence[tuple[str, str]]:

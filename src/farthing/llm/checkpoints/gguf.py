@@ -93,7 +93,7 @@ class GgufFile:
         except (OSError, ValueError) as error:
             raise LoadFailed(f"{path}: cannot be read: {error}") from error
         self.data = memoryview(self._map)
-        reader = _Reader(path, self.data)
+        reader = _Reader(path, self._map, self.data)
         tensors, entries = reader.head()
         self.metadata = reader.metadata(entries)
         """Values as Python has them; arrays of numbers are numpy arrays, arrays of strings lists."""
@@ -109,8 +109,9 @@ class GgufFile:
 
 
 class _Reader:
-    def __init__(self, path: Path, data: memoryview) -> None:
+    def __init__(self, path: Path, raw: mmap.mmap | bytes, data: memoryview) -> None:
         self._path = path
+        self._raw = raw
         self._data = data
         self.at = 0
 
@@ -187,17 +188,17 @@ class _Reader:
 
     def _strings(self, count: int) -> list[str]:
         self._check_count("strings in an array", count, STRINGS_MAX, 8)
-        data, at, end = self._data, self.at, len(self._data)
+        raw, at, end = self._raw, self.at, len(self._data)
         unpack = struct.Struct("<Q").unpack_from
         strings = []
         for _ in range(count):  # a vocabulary and its merges: a hundred thousand times, so by hand
             if at + 8 > end:
                 raise self._wrong("it ends in an array of strings", at=at)
-            (length,) = unpack(data, at)
+            (length,) = unpack(raw, at)
             at += 8
             if length > end - at:
                 raise self._wrong(f"a string of {length} bytes with {end - at} left", at=at)
-            strings.append(str(data[at : at + length], "utf-8", "replace"))
+            strings.append(raw[at : at + length].decode("utf-8", "replace"))
             at += length
         self.at = at
         return strings
