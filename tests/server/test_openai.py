@@ -544,6 +544,31 @@ def test_t_07_a_full_queue_says_when_to_come_back(tmp_path: Path) -> None:
         assert set(statuses) == {200, 503}
 
 
+def test_a_model_that_hangs_is_not_alive(tmp_path: Path) -> None:
+    with paced(tmp_path, hang_timeout_s=0.2) as (live, runner), live.connect() as wire:
+        assert live.get("/v2/health/live").status == 200
+        runner.gate.clear()
+        wire.send(request("POST", COMPLETIONS, json.dumps({"prompt": "a", **GREEDY}).encode()))
+        eventually(lambda: live.get("/v2/health/live").status == 503, within_s=5)
+        runner.gate.set()
+        assert wire.read_reply().status == 200
+        assert live.get("/v2/health/live").status == 200
+
+
+def test_a_deadline_that_passes_in_the_queue_is_told(tmp_path: Path) -> None:
+    with paced(tmp_path) as (live, runner), live.connect() as wire:
+        runner.step_s = 0.05
+        body = json.dumps({"prompt": "a", "max_tokens": 200, "ignore_eos": True}).encode()
+        wire.send(request("POST", COMPLETIONS, body, x_envoy_expected_rq_timeout_ms="100"))
+        assert wire.read_reply().status == 503
+        wire.send(request("POST", COMPLETIONS, body, x_envoy_expected_rq_timeout_ms="soon"))
+        assert wire.read_reply().status == 400
+
+
+def test_a_templates_own_variables_are_handed_on(talk: Live) -> None:
+    assert chat(talk, chat_template_kwargs={"enable_thinking": False}).status == 200
+
+
 def test_t_14_a_drain_lets_streams_finish(tmp_path: Path) -> None:
     with paced(tmp_path) as (live, runner), live.connect() as wire:
         assert live.server is not None

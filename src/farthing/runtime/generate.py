@@ -24,6 +24,7 @@ def generate_request(
     prompt_logprobs: int | None = None,
     tenant: str = "",
     arrival_ns: int = 0,
+    deadline_ns: int = 0,
     field: str = "messages",
 ) -> GenerateRequest:
     """The request. `tokens_max` None: the rest of the context; `field` names the prompt. Raises `InvalidField`."""
@@ -54,6 +55,7 @@ def generate_request(
         tenant=tenant,
         cache_salt=fields.cache_salt or "",
         priority=fields.priority or 0,
+        deadline_ns=deadline_ns,
         arrival_ns=arrival_ns or time.monotonic_ns(),
     )
 

@@ -105,6 +105,8 @@ class LanguageModel:
         self._mailbox = Mailbox(loop)
         self._under_way: set[_UnderWay] = set()
         self._when_empty: Callable[[], None] | None = None
+        self._steps_seen = -1
+        self._steps_seen_ns = 0
 
     # -- text and tokens -----------------------------------------------------------------------------------------
 
@@ -114,6 +116,7 @@ class LanguageModel:
         *,
         adds_generation_prompt: bool = True,
         continues_final: bool = False,
+        variables: Mapping[str, Any] = {},
     ) -> list[int]:
         """A conversation in the model's own words. Raises `InvalidInput` if it has none, or cannot say this."""
         if self.template is None:
@@ -122,7 +125,7 @@ class LanguageModel:
                 hint="use /v1/completions, or put the template into the model's tokenizer_config.json",
             )
         return self.template.encode(
-            messages, adds_generation_prompt=adds_generation_prompt, continues_final=continues_final
+            messages, adds_generation_prompt=adds_generation_prompt, continues_final=continues_final, **variables
         )
 
     def encode(self, text: str, *, adds_special: bool = True) -> list[int]:
@@ -203,8 +206,13 @@ class LanguageModel:
         return ""
 
     def running(self) -> Iterable[Running]:
-        """The step inside the model now."""
-        return ()
+        """What is under way, as long as no step has ended since somebody looked."""
+        steps = self._generator.stats().steps if self._under_way else -1
+        if steps != self._steps_seen:
+            self._steps_seen, self._steps_seen_ns = steps, time.monotonic_ns()
+        if not self._under_way:
+            return ()
+        return [Running(f"model `{self.spec.name}` version {self.version}", self._steps_seen_ns)]
 
     def when_empty(self, call: Callable[[], None]) -> None:
         """Calls once nothing is under way any more."""
@@ -273,6 +281,7 @@ class _UnderWay:
     def _finished(self, event: Finished) -> None:
         statistics = self._model.statistics
         statistics.last_inference_ms = time.time_ns() // 1_000_000
+        statistics.inference_count += self._request.n
         statistics.request_done(time.monotonic_ns() - self._request.arrival_ns, event.queue_ns)
         self._end()
 

@@ -281,11 +281,16 @@ async def load_as_asked(runtime: Runtime, model: str, asked: LoadRequest) -> Non
     await runtime.load(model, config)
 
 
-def _shorten_timeout(request: InferRequest, said: bytes) -> None:
+def timeout_us(said: bytes) -> int:
+    """What `TIMEOUT_HEADER` says. Raises `InvalidInput`."""
     if not said.isdigit() or len(said) > TIMEOUT_DIGITS_MAX:
         raise InvalidInput(
             f"{TIMEOUT_HEADER.decode()}: `{said[:32].decode('latin-1')}` is not a number of milliseconds"
         )
-    timeout_us = int(said) * 1000
-    if timeout_us > 0 and (not request.timeout_us or timeout_us < request.timeout_us):
-        request.timeout_us = timeout_us
+    return int(said) * 1000
+
+
+def _shorten_timeout(request: InferRequest, said: bytes) -> None:
+    asked_us = timeout_us(said)
+    if asked_us > 0 and (not request.timeout_us or asked_us < request.timeout_us):
+        request.timeout_us = asked_us

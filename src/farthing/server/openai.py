@@ -37,6 +37,7 @@ from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
 from farthing.server.exchange import Exchange
 from farthing.server.generation import Logprobs, StreamedAnswer, WholeAnswer
+from farthing.server.kserve import TIMEOUT_HEADER, timeout_us
 from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import InvalidField, InvalidInput, ModelNotFound, NotFound, Unavailable
@@ -121,6 +122,7 @@ class OpenAi:
                 messages,
                 adds_generation_prompt=asked.add_generation_prompt is not False,
                 continues_final=bool(asked.continue_final_message),
+                variables=asked.chat_template_kwargs or {},
             )
             request = generate_request(
                 model,
@@ -131,6 +133,7 @@ class OpenAi:
                 logprobs=asked.logprobs_top,
                 tenant=exchange.tenant,
                 arrival_ns=exchange.received_ns,
+                deadline_ns=_deadline_ns(exchange),
             )
             return model, asked, request
 
@@ -178,6 +181,7 @@ class OpenAi:
                     prompt_logprobs=body.logprobs if body.echo else None,
                     tenant=exchange.tenant,
                     arrival_ns=exchange.received_ns,
+                    deadline_ns=_deadline_ns(exchange),
                     field=field,
                 )
                 requests.append(request)
@@ -280,6 +284,7 @@ class OpenAi:
                 logprobs=asked.logprobs,
                 tenant=exchange.tenant,
                 arrival_ns=exchange.received_ns,
+                deadline_ns=_deadline_ns(exchange),
                 field="text_input",
             )
 
@@ -323,6 +328,12 @@ def _prepared(
             begin(prepared)
 
     return later()
+
+
+def _deadline_ns(exchange: Exchange) -> int:
+    """When the proxy in front will stop waiting; 0 if none said so."""
+    said = exchange.headers.get(TIMEOUT_HEADER)
+    return exchange.received_ns + timeout_us(said) * 1000 if said is not None else 0
 
 
 def _heading(id_: str, asked: str | None, model: LanguageModel) -> Heading:

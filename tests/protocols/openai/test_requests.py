@@ -125,6 +125,10 @@ def test_unknown_fields_are_ignored() -> None:
         ({"stop_token_ids": [-1]}, "stop_token_ids.0"),
         ({"min_tokens": 9, "max_tokens": 8}, "min_tokens"),
         ({"continue_final_message": True}, "continue_final_message"),
+        ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"eos_token": "x"}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": {"a b": 1}}, "chat_template_kwargs"),
+        ({"chat_template_kwargs": "x"}, "chat_template_kwargs"),
     ],
 )
 def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:

@@ -22,13 +22,26 @@ MESSAGES_MAX: Final = 8192
 """Messages of one conversation; a context holds fewer."""
 PARTS_MAX: Final = 1024
 
+VARIABLES_MAX: Final = 32
+"""Of `chat_template_kwargs`."""
+_RESERVED: Final = frozenset(
+    {
+        "messages",
+        "tools",
+        "add_generation_prompt",
+        "adds_generation_prompt",
+        "continues_final",
+        "continue_final_message",
+    }
+)
+"""Names in a template that are not the client's to set; special tokens are refused by the template itself."""
+
 _UNSUPPORTED: Final = (
     "functions",
     "function_call",
     "audio",
     "web_search_options",
     "chat_template",
-    "chat_template_kwargs",
     "documents",
 )
 """A template from a request is code from a stranger."""
@@ -99,13 +112,13 @@ class ChatBody(Fields, frozen=True, kw_only=True):
     modalities: list[str] | None = None
     add_generation_prompt: bool | None = None  # X
     continue_final_message: bool | None = None  # X
+    chat_template_kwargs: Annotated[dict[str, Any], Meta(max_length=VARIABLES_MAX)] | None = None  # X
 
     functions: Any = None
     function_call: Any = None
     audio: Any = None
     web_search_options: Any = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
     documents: Any = None
 
     @property
@@ -136,6 +149,9 @@ def parse_chat(body: bytes | memoryview) -> ChatBody:
         raise unsupported("modalities", "output other than text")
     for index, message in enumerate(asked.messages):
         _check_message(message, f"messages.{index}")
+    for name in asked.chat_template_kwargs or ():
+        if name in _RESERVED or not name.isidentifier() or name.startswith("_") or name.endswith("_token"):
+            raise InvalidField(f"chat_template_kwargs: `{name[:32]}` cannot be set", field="chat_template_kwargs")
     if asked.continue_final_message and asked.add_generation_prompt:
         raise InvalidField(
             "continue_final_message and add_generation_prompt contradict", field="continue_final_message"
