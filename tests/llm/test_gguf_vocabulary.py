@@ -102,6 +102,15 @@ def test_turn_ends_are_ends_too() -> None:
     assert rebuilt(eot_token_id=0).eos_ids == {0, 2}
 
 
+def test_phi3s_control_tokens_swallow_the_space_behind_them() -> None:
+    said = {**metadata(), "general.architecture": "phi3"}
+    phi3, other = tokenizer_from_metadata(Path("model.gguf"), said), rebuilt()
+    spaced, tight = "</s>\n the", "</s>the"
+    assert phi3.encode(spaced, parses_special=True) == phi3.encode(tight, parses_special=True)
+    assert other.encode(spaced, parses_special=True) != other.encode(tight, parses_special=True)
+    assert phi3.encode("<s> the", parses_special=True) != phi3.encode("<s>the", parses_special=True)
+
+
 WORDS = {
     "gpt-2": ["I", "'m", " 12345", " cats", "  ", " x", "\n", "\n", "y"],
     "llama-bpe": ["I", "'m", " ", "123", "45", " cats", "  ", " x", "\n\n", "y"],

@@ -86,8 +86,11 @@ class _Vocabulary:
         try:
             library = makers[model]()
             for kind, is_special in ((CONTROL, True), (UNKNOWN, True), (USER_DEFINED, False)):
-                names = [self._tokens[number] for number in self._of_kind(kind)]
-                tokens = [AddedToken(name, special=is_special, normalized=False) for name in names if name]
+                tokens = [
+                    AddedToken(name, special=is_special, normalized=False, rstrip=self._takes_space_after(name))
+                    for name in (self._tokens[number] for number in self._of_kind(kind))
+                    if name
+                ]
                 (library.add_special_tokens if is_special else library.add_tokens)(tokens)
             return self._surrounded(library, adds_bos=model == "llama" or self._pre in _BEGINS_TEXTS)
         except LoadFailed:
@@ -150,6 +153,11 @@ class _Vocabulary:
         ends |= {number for number in self._of_kind(CONTROL) if self._tokens[number] in _ENDS}
         named = {word: found for name, word in _NAMED.items() if (found := self._token(name)) is not None}
         return Tokenizer(library, eos_ids=ends, bos_id=bos, named=named)
+
+    def _takes_space_after(self, name: str) -> bool:
+        """Phi-3's control tokens swallow the white space behind them, which GGUF files have no field for."""
+        is_phi3 = self._metadata.get("general.architecture") == "phi3" and self._get("model") == "llama"
+        return is_phi3 and name not in {"<unk>", "<s>", "<|endoftext|>"}
 
     def _ids(self) -> dict[str, int]:
         """Of equal tokens the first."""

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.llm.checkpoints.gguf_bytes import STRING, U32
+from tests.llm.checkpoints.gguf_bytes import F32, STRING, U32
 from tests.llm.checkpoints.tiny import ENTRIES, TEMPLATE, TOKENS, tiny_gguf
 
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.checkpoint import GenerationDefaults, open_checkpoint
 from farthing.llm.spec import RotaryKind, tensor_shapes
 from farthing.repository.samples import sample_path
 from farthing.types.errors import LoadFailed
@@ -67,6 +67,13 @@ def test_the_identity_changes_with_the_file_and_only_then(tmp_path: Path) -> Non
     assert open_checkpoint(path).identity != first
 
 
+def test_the_makers_advice_is_read(tmp_path: Path) -> None:
+    assert open_checkpoint(written(tmp_path, TINY)).generation_defaults == GenerationDefaults()
+    said = [("general.sampling.temp", F32, 0.5), ("general.sampling.top_k", U32, 20)]
+    checkpoint = open_checkpoint(written(tmp_path, tiny_gguf([*ENTRIES, *said])))
+    assert checkpoint.generation_defaults == GenerationDefaults(temperature=0.5, top_k=20)
+
+
 def changed(key: str, kind: int, value: object) -> bytes:
     return tiny_gguf([entry for entry in ENTRIES if entry[0] != key] + [(key, kind, value)])
 
@@ -84,6 +91,8 @@ def changed(key: str, kind: int, value: object) -> bytes:
         (changed("llama.rope.dimension_count", U32, 7), "pairs are needed"),
         (changed("llama.rope.scaling.type", STRING, "magic"), "known: none, linear, yarn, longrope"),
         (changed("llama.expert_count", U32, 8), "this variant is not supported"),
+        (changed("split.count", U32, 3), r"`split\.count` is '3'; a model in parts cannot be read; join them"),
+        (changed("general.sampling.top_p", F32, 7.0), r"`general\.sampling\.top_p` is '7\.0'; a number of 0 to 1"),
     ],
 )
 def test_a_configuration_its_tensors_do_not_bear_out_is_refused(tmp_path: Path, raw: bytes, reason: str) -> None:

@@ -28,12 +28,16 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         file = GgufFile(path)
         metadata = Settings(path, file.metadata)
+        if metadata.integer("split.count", 1, least=0) > 1:
+            raise metadata.wrong(
+                "split.count", "a model in parts cannot be read; join them with llama-gguf-split --merge"
+            )
         architecture = metadata.text("general.architecture")
         family = family_of_gguf(path, architecture)
         own = Settings(path, file.metadata, prefix=f"{architecture}.")
         self.path: Final = path
         self.spec: Final[DecoderSpec] = family.spec_of_metadata(own, _Tensors(file))
-        self.generation_defaults: Final = GenerationDefaults()
+        self.generation_defaults: Final = _defaults(Settings(path, file.metadata, prefix="general.sampling."))
         self._file = file
         sources = family.sources_of_metadata(self.spec)
         self._tensors = CanonicalTensors(path, self.spec, sources, file.tensors, ignored=_ROTARY_TENSORS)
@@ -63,6 +67,19 @@ class GgufCheckpoint:
                 f"{self.path}: {tokenizer.vocabulary_size} tokens, but embeddings for {self.spec.vocabulary} only"
             )
         return tokenizer
+
+
+def _defaults(said: Settings) -> GenerationDefaults:
+    def number(name: str, most: float = 1e6) -> float | None:
+        return said.number(name, most=most) if said.has(name) else None
+
+    return GenerationDefaults(
+        temperature=number("temp"),
+        top_p=number("top_p", 1.0),
+        top_k=said.integer("top_k", least=0) if said.has("top_k") else None,
+        min_p=number("min_p", 1.0),
+        repetition_penalty=number("penalty_repeat"),
+    )
 
 
 class _Tensors:
