@@ -141,6 +141,65 @@ def test_templates_get_what_transformers_gives_them() -> None:
     assert rendered("{% if thinks %}yes{% endif %}{{ tools is none }}", thinks=True) == "yesTrue"
 
 
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "weather",
+            "description": "Weather in a place, <b>now</b> & 'then' — é",
+            "parameters": {"type": "object", "properties": {"place": {"type": "string"}}, "required": ["place"]},
+        },
+    }
+]
+CHAT_WITH_TOOLS = [
+    {"role": "system", "content": "  Be brief. "},
+    {"role": "user", "content": "Rain in <Zürich>?\n"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"function": {"name": "weather", "arguments": {"place": "Z"}}}],
+    },
+    {"role": "tool", "content": "{}"},
+    {"role": "user", "content": [{"type": "text", "text": "So?"}]},
+]
+TEMPLATES = {
+    "plain": TEMPLATE.replace("message['content']", "(message['content'] or '') | string"),
+    "tools": """{%- set ns = namespace(seen=false) -%}
+{%- if tools %}
+    {{- '<|im_start|>system\n' }}
+    {%- for tool in tools %}
+        {{- "\n" }}{{ tool | tojson }}
+        {{- tool | tojson(indent=2) }}
+    {%- endfor %}
+{%- endif %}
+  {% for m in messages %}
+    {%- if m.role == 'system' and not ns.seen %}{% set ns.seen = true %}{{ m.content | trim }}{% continue %}{% endif %}
+    {%- if m.content is string %}{{ m.content }}{% elif m.content is iterable %}
+{% for part in m.content %}{{ part.text }}{% endfor %}{% endif %}
+    {% if m.tool_calls is defined and m.tool_calls %}{{ m.tool_calls[0].function.arguments | tojson }}{% endif %}
+    {% generation %}{{ loop.index }}{{ loop.last }}{{ m.get('name', 'none') }}{% endgeneration %}
+
+  {% endfor %}
+{%- if add_generation_prompt %}{{ bos_token }}{{ eos_token }}{% endif %}""",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("adds", [True, False])
+def test_prompts_are_those_transformers_renders(name: str, adds: bool) -> None:
+    transformers = pytest.importorskip("transformers", reason="prompts are held against transformers")
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Library.from_str(tokenizer_json()), bos_token="<|im_start|>", eos_token="<|im_end|>"
+    ).apply_chat_template(
+        CHAT_WITH_TOOLS, tools=TOOLS, chat_template=TEMPLATES[name], add_generation_prompt=adds, tokenize=False
+    )
+    chat = ChatTemplate(TEMPLATES[name], TOKENIZER)
+    assert chat.render(CHAT_WITH_TOOLS, tools=TOOLS, adds_generation_prompt=adds) == theirs
+    assert chat.encode(CHAT_WITH_TOOLS, tools=TOOLS, adds_generation_prompt=adds) == TOKENIZER.encode(
+        theirs, adds_special=False, parses_special=True
+    )
+
+
 def test_a_template_may_refuse_a_chat_and_its_words_are_passed_on() -> None:
     with pytest.raises(InvalidInput, match="refuses these messages: roles must alternate"):
         rendered("{{ raise_exception('roles must alternate') }}")
