@@ -12,6 +12,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from farthing.llm.gguf_vocabulary import PRE_TOKENIZERS, tokenizer_from_metadata
 from farthing.llm.tokenizer import Tokenizer
+from farthing.types.errors import LoadFailed
 
 PIECES = {
     "\u2581": -1.0,
@@ -93,6 +94,13 @@ def test_user_defined_pieces_are_found_whole_and_are_no_control_tokens() -> None
     assert number in tokenizer.encode("the<tool>the")
     assert tokenizer.special_ids == {0, 1, 2}
     assert tokenizer.decode([number]) == "<tool>"
+
+
+def test_a_piece_without_end_is_refused() -> None:
+    tokens = metadata()["tokenizer.ggml.tokens"]
+    tokens[262] = "t" * 5_000_000
+    with pytest.raises(LoadFailed, match="a piece of 5000000 characters; 1000 are allowed"):
+        rebuilt(tokens=tokens)
 
 
 def test_turn_ends_are_ends_too() -> None:

@@ -55,6 +55,9 @@ _ENDS: Final = frozenset(
 )
 """Control tokens that end a turn or a text even where the file's own fields forget one of them."""
 
+PIECE_CHARACTERS_MAX: Final = 1_000
+"""Of one SentencePiece piece; every place to cut it is looked at."""
+
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 """`tokenizer.ggml.token_type`; 1 is an ordinary piece."""
 
@@ -128,6 +131,9 @@ class _Vocabulary:
             for token, score, kind in zip(self._tokens, scores.tolist(), self._kinds.tolist(), strict=True)
             if kind not in {CONTROL, UNKNOWN, UNUSED, BYTE}
         }
+        longest = max(map(len, pieces), default=0)
+        if longest > PIECE_CHARACTERS_MAX:
+            raise self._wrong(f"a piece of {longest} characters; {PIECE_CHARACTERS_MAX} are allowed")
         unknown = self._token("unknown")
         library = tokenizers.Tokenizer(
             models.BPE(self._ids(), _merges(pieces), unk_token=unknown, fuse_unk=True, byte_fallback=True)
