@@ -98,6 +98,13 @@ Config config_of(const nb::dict& d) {
   c.width_block = between(d, "width_block", kTile, 1 << 16);
   c.attention_block = between(d, "attention_block", kTile, 1 << 16);
   c.ffn_block = between(d, "ffn_block", kTile, 1 << 16);
+  c.width_part = between(d, "width_part", kTile, 1 << 16);
+  c.attention_part = between(d, "attention_part", kTile, 1 << 16);
+  c.ffn_part = between(d, "ffn_part", kTile, 1 << 16);
+  c.head_part = between(d, "head_part", kTile, 1 << 16);
+  for (const auto& [block, part] : {std::pair{c.width_block, c.width_part}, std::pair{c.width_block, c.head_part},
+                                   std::pair{c.attention_block, c.attention_part}, std::pair{c.ffn_block, c.ffn_part}})
+    if (part % kTile || block % part) refuse("a part must be a multiple of 32, a block of its part");
   return c;
 }
 
@@ -281,26 +288,27 @@ NB_MODULE(_native, m) {
   m.def(
       "linear",
       [](const std::string& format, Floats rows, Bytes packed, std::int64_t outputs, std::int64_t inputs, std::int64_t block,
-         int rows_max) {
+         std::int64_t part, int rows_max) {
         const Shape s = shape_of(format, outputs, inputs, block);
         if (packed.size() != panel_bytes(s.format, s.inputs, s.block) * (s.outputs / kTile)) refuse("packed has not the size of the matrix");
         if (rows.shape(1) != s.inputs || rows.shape(0) < 1 || rows.shape(0) > 1 << 20) refuse("rows must be 1 to 1048576 of `inputs` each");
+        if (part < kTile || part % kTile || s.block % part) refuse("part must be a multiple of 32, block of part");
         const Kernels& k = kernels();
         if (rows_max < 1 || rows_max > k.rows_max) refuse("rows_max must be 1 to " + std::to_string(k.rows_max));
         const std::size_t count = rows.shape(0);
         Activations in;
-        in.shape(static_cast<int>(count), rows_max, static_cast<int>(s.inputs), static_cast<int>(s.block), s.format);
+        in.shape(static_cast<int>(count), rows_max, static_cast<int>(s.inputs), static_cast<int>(part), s.format);
         for (std::size_t r = 0; r < count; ++r) in.put(k, static_cast<int>(r), rows.data() + r * s.inputs, 0, static_cast<int>(s.inputs));
         float* out = new float[count * s.outputs];
         nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
         const std::size_t panel = panel_bytes(s.format, s.inputs, s.block);
         for (std::size_t p = 0; p < s.outputs / kTile; ++p)
           for (int t = 0; t < in.tiles(); ++t)
-            k.linear(s.format, {packed.data() + p * panel, in.tile(t), in.rows(t), static_cast<int>(s.inputs), static_cast<int>(s.block),
+            k.linear(s.format, {packed.data() + p * panel, in.tile(t), in.rows(t), static_cast<int>(s.inputs), static_cast<int>(s.block), static_cast<int>(part),
                                 out + in.first(t) * s.outputs + p * kTile, static_cast<std::ptrdiff_t>(s.outputs)});
         return nb::ndarray<nb::numpy, float, nb::ndim<2>>(out, {count, s.outputs}, owner);
       },
-      "mode"_a, "rows"_a, "packed"_a, "outputs"_a, "inputs"_a, "block"_a, "rows_max"_a,
+      "mode"_a, "rows"_a, "packed"_a, "outputs"_a, "inputs"_a, "block"_a, "part"_a, "rows_max"_a,
       "One linear layer on one thread, in tiles of up to rows_max: what tests hold against a plain product.");
   m.def(
       "read_rate",

@@ -36,8 +36,8 @@ constexpr std::size_t panel_bytes(Format format, std::size_t inputs, std::size_t
 // signed bytes (or [inputs][rows] floats), so that one pointer and constant offsets reach every row.
 struct ActivationTile {
   const void* values;
-  const float* scales;           // [blocks][rows]
-  const std::int32_t* offsets;   // [blocks][rows]: -128 x sum of the block's values, what u8 = w + 128 owes
+  const float* scales;           // [inputs/part][rows]
+  const std::int32_t* offsets;   // [inputs/part][rows]: -128 x sum of the part's values, what u8 = w + 128 owes
   const float* sums;             // [inputs/32][rows]: sums of values, for the minima of 4-bit weights
 };
 
@@ -46,7 +46,8 @@ struct LinearArgs {
   ActivationTile in;
   int rows;                      // 1..kRowsMax
   int inputs;                    // multiple of block
-  int block;                     // inputs that share an activation scale (and, in q8, a weight scale)
+  int block;                     // inputs that share a weight scale in q8; multiple of part
+  int part;                      // inputs that share an activation scale; multiple of 32
   float* out;                    // [rows][stride], 32 columns of it
   std::ptrdiff_t stride;
 };
@@ -86,8 +87,8 @@ struct Kernels {
 
   // y = x / rms(x) * weight; y may be x
   void (*rms_norm)(const float* x, const float* weight, int size, int mean_size, float epsilon, float* y);
-  // to signed bytes with a scale for each `block` inputs; `inputs` is a multiple of block
-  void (*quantise)(const float* x, int inputs, int block, const ActivationRow& row);
+  // to signed bytes with a scale for each `part` inputs; `inputs` is a multiple of part
+  void (*quantise)(const float* x, int inputs, int part, const ActivationRow& row);
   void (*add)(const float* x, int size, float* y);                    // y += x
   void (*scale)(float factor, int size, float* y);                    // y *= factor
   // panel columns: 16 gates then 16 ups; h gets 16 values

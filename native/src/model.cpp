@@ -28,17 +28,17 @@ double now() {
 
 // ---- rows in tiles ------------------------------------------------------------------------------------------------
 
-void Activations::shape(int rows, int rows_max, int inputs, int block, Format format) {
+void Activations::shape(int rows, int rows_max, int inputs, int part, Format format) {
   count_ = rows;
   tiles_ = (rows + rows_max - 1) / rows_max;
   inputs_ = inputs;
-  block_ = block;
+  part_ = part;
   format_ = format;
   const std::size_t n = rows, size = n * inputs * (format == Format::f32 ? sizeof(float) : 1);
   if (values_.size() < size) values_.resize(size);
   if (format == Format::f32) return;
-  if (scales_.size() < n * (inputs / block)) scales_.resize(n * (inputs / block));
-  if (offsets_.size() < n * (inputs / block)) offsets_.resize(n * (inputs / block));
+  if (scales_.size() < n * (inputs / part)) scales_.resize(n * (inputs / part));
+  if (offsets_.size() < n * (inputs / part)) offsets_.resize(n * (inputs / part));
   if (sums_.size() < n * (inputs / kTile)) sums_.resize(n * (inputs / kTile));
 }
 
@@ -55,9 +55,9 @@ int Activations::tile_of(int row) const {
 
 ActivationTile Activations::tile(int index) const {
   const std::size_t at = first(index);
-  const std::size_t blocks = inputs_ / block_;
-  return {values_.data() + at * inputs_ * (format_ == Format::f32 ? sizeof(float) : 1), scales_.data() + at * blocks,
-          offsets_.data() + at * blocks, sums_.data() + at * (inputs_ / kTile)};
+  const std::size_t parts = inputs_ / part_;
+  return {values_.data() + at * inputs_ * (format_ == Format::f32 ? sizeof(float) : 1), scales_.data() + at * parts,
+          offsets_.data() + at * parts, sums_.data() + at * (inputs_ / kTile)};
 }
 
 void Activations::put(const Kernels& kernels, int row, const float* x, int from, int count) {
@@ -68,12 +68,12 @@ void Activations::put(const Kernels& kernels, int row, const float* x, int from,
     for (int i = 0; i < count; ++i) out[static_cast<std::size_t>(from + i) * height] = x[i];
     return;
   }
-  const std::size_t block = from / block_, blocks = inputs_ / block_, parts = inputs_ / kTile;
-  kernels.quantise(x, count, block_,
+  const std::size_t part = from / part_, parts = inputs_ / part_, units = inputs_ / kTile;
+  kernels.quantise(x, count, part_,
                    {values_.data() + at * inputs_ + static_cast<std::size_t>(from) * height + column * 4,
-                    scales_.data() + at * blocks + block * height + column,
-                    offsets_.data() + at * blocks + block * height + column,
-                    sums_.data() + at * parts + static_cast<std::size_t>(from / kTile) * height + column, height});
+                    scales_.data() + at * parts + part * height + column,
+                    offsets_.data() + at * parts + part * height + column,
+                    sums_.data() + at * units + static_cast<std::size_t>(from / kTile) * height + column, height});
 }
 
 // ---- the model ----------------------------------------------------------------------------------------------------
@@ -211,11 +211,13 @@ void Model::shape(Stage& stage, int rows) {
   if (c.has_post_norms && stage.branch.size() < size) stage.branch.resize(size);
   if (stage.normed.size() < copies) stage.normed.resize(copies);
   if (stage.attended.size() < copies) stage.attended.resize(copies);
+  if (stage.final.size() < copies) stage.final.resize(copies);
   for (std::size_t i = 0; i < copies; ++i) {
-    stage.normed[i].shape(rows, kernels_.rows_max, width_, c.width_block, c.format);
-    stage.attended[i].shape(rows, kernels_.rows_max, attention_, c.attention_block, c.format);
+    stage.normed[i].shape(rows, kernels_.rows_max, width_, c.width_part, c.format);
+    stage.attended[i].shape(rows, kernels_.rows_max, attention_, c.attention_part, c.format);
+    if (&stage == &last_) stage.final[i].shape(rows, kernels_.rows_max, width_, c.head_part, c.format);
   }
-  stage.down.shape(rows, kernels_.rows_max, ffn_, c.ffn_block, c.format);
+  stage.down.shape(rows, kernels_.rows_max, ffn_, c.ffn_part, c.format);
 }
 
 void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const {
@@ -275,7 +277,7 @@ void Model::pass(int thread) {
   for (int l = 0; l < config_.layers; ++l) {
     const Layer& layer = layers_[l];
     const bool is_last = l + 1 == config_.layers;
-    const Activations& in = normed(thread, all_, layer.attention_norm, post);
+    const Activations& in = normed(thread, all_, all_.normed, layer.attention_norm, post);
     lap(thread, kNorm);
     qkv(thread, layer, l, in);
     pool_.barrier();
@@ -290,7 +292,7 @@ void Model::pass(int thread) {
     project(thread, layer.o, heads, stage);
     pool_.barrier();
     lap(thread, kProject);
-    const Activations& middle = normed(thread, stage, layer.ffn_norm, layer.attention_post_norm);
+    const Activations& middle = normed(thread, stage, stage.normed, layer.ffn_norm, layer.attention_post_norm);
     lap(thread, kNorm);
     feed(thread, layer, middle, stage);
     pool_.barrier();
@@ -300,7 +302,7 @@ void Model::pass(int thread) {
     lap(thread, kDown);
     post = layer.ffn_post_norm;
   }
-  const Activations& in = normed(thread, last_, output_norm_, post);
+  const Activations& in = normed(thread, last_, last_.final, output_norm_, post);
   lap(thread, kNorm);
   head(thread, in);
   pool_.barrier();
@@ -333,8 +335,9 @@ void Model::embed(int thread) {
 
 // The rows of a stage, normed and quantised; first adds the branch that a post norm waits for. Ends with a barrier
 // unless every thread did it for itself.
-const Activations& Model::normed(int thread, Stage& stage, const float* norm, const float* post) {
-  Activations& out = stage.normed[stage.is_private ? thread : 0];
+const Activations& Model::normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm,
+                                 const float* post) {
+  Activations& out = to[stage.is_private ? thread : 0];
   float* scratch = scratch_[thread]->row.data();
   const auto one = [&](int row) {
     float* x = stage.x.data() + static_cast<std::size_t>(row) * width_;
@@ -382,7 +385,7 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
       float* tile = scratch.tile.data();
       for (int p = 0; p < count; ++p)
         kernels_.linear(layer.qkv.format, {layer.qkv.at(first + p), in.tile(t), in.rows(t), layer.qkv.inputs,
-                                           layer.qkv.block, tile + p * kTile, stride});
+                                           layer.qkv.block, in.part(), tile + p * kTile, stride});
       for (int r = 0; r < in.rows(t); ++r) {
         const int row = in.first(t) + r;
         float* out = tile + r * stride;
@@ -456,7 +459,7 @@ void Model::project(int thread, const Matrix& matrix, const Activations& in, Sta
   for (int panel; (panel = pool_.take()) < matrix.panels();)
     for (int t = 0; t < in.tiles(); ++t) {
       kernels_.linear(matrix.format,
-                      {matrix.at(panel), in.tile(t), in.rows(t), matrix.inputs, matrix.block, tile, kTile});
+                      {matrix.at(panel), in.tile(t), in.rows(t), matrix.inputs, matrix.block, in.part(), tile, kTile});
       for (int r = 0; r < in.rows(t); ++r) {
         const std::size_t at = static_cast<std::size_t>(in.first(t) + r) * width_ + panel * kTile;
         if (config_.has_post_norms)
@@ -476,7 +479,7 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
     for (int t = 0; t < in.tiles(); ++t) {
       float *tile = scratch.tile.data(), *h = scratch.feed.data();
       for (int p = 0; p < panels; ++p) {
-        kernels_.linear(m.format, {m.at(item * panels + p), in.tile(t), in.rows(t), m.inputs, m.block, tile, kTile});
+        kernels_.linear(m.format, {m.at(item * panels + p), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), tile, kTile});
         for (int r = 0; r < in.rows(t); ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
       }
       for (int r = 0; r < in.rows(t); ++r) stage.down.put(kernels_, in.first(t) + r, h + r * block, item * block, block);
@@ -490,7 +493,7 @@ void Model::head(int thread, const Activations& in) {
   for (int item; (item = pool_.take()) * group < head_.panels();)
     for (int panel = item * group; panel < std::min((item + 1) * group, head_.panels()); ++panel)
       for (int t = 0; t < in.tiles(); ++t) {
-        kernels_.linear(head_.format, {head_.at(panel), in.tile(t), in.rows(t), head_.inputs, head_.block, tile, kTile});
+        kernels_.linear(head_.format, {head_.at(panel), in.tile(t), in.rows(t), head_.inputs, head_.block, in.part(), tile, kTile});
         if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, in.rows(t) * kTile, tile);
         const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
         for (int r = 0; r < in.rows(t); ++r)

@@ -26,7 +26,9 @@ struct Config {
   std::vector<int> rotary_of_layer, window_of_layer;
   Format format, head_format;
   bool embedding_is_f32;
-  int width_block, attention_block, ffn_block;  // inputs that share a scale: of width, heads * head, ffn_width
+  // Inputs that share a scale of weights (blocks) and of activations (parts): of width, heads * head, ffn_width.
+  int width_block, attention_block, ffn_block;
+  int width_part, attention_part, ffn_part, head_part;
 };
 
 struct Matrix {
@@ -60,17 +62,18 @@ struct Rows {
 // Quantised (or plain) rows in the tile layout that the linear kernels read.
 class Activations {
  public:
-  void shape(int rows, int rows_max, int inputs, int block, Format format);
+  void shape(int rows, int rows_max, int inputs, int part, Format format);
   int tiles() const { return tiles_; }
   int first(int tile) const;
   int rows(int tile) const { return first(tile + 1) - first(tile); }
   int tile_of(int row) const;
   ActivationTile tile(int index) const;
-  // Writes inputs [from, from + count) of a row; whole blocks.
+  int part() const { return part_; }
+  // Writes inputs [from, from + count) of a row; whole parts.
   void put(const Kernels& kernels, int row, const float* x, int from, int count);
 
  private:
-  int count_ = 0, tiles_ = 0, inputs_ = 0, block_ = 0;
+  int count_ = 0, tiles_ = 0, inputs_ = 0, part_ = 0;
   Format format_ = Format::f32;
   std::vector<std::uint8_t> values_;
   std::vector<float> scales_, sums_;
@@ -106,7 +109,7 @@ class Model {
     int rows = 0;
     bool is_private = false;  // few rows: each thread quantises them for itself, which is cheaper than a barrier
     std::vector<float> x, branch;
-    std::vector<Activations> normed, attended;  // one, or one a thread
+    std::vector<Activations> normed, attended, final;  // one, or one a thread
     Activations down;
   };
   struct Scratch;
@@ -115,7 +118,7 @@ class Model {
   void embed(int thread);
   void items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const;
   void shape(Stage& stage, int rows);
-  const Activations& normed(int thread, Stage& stage, const float* norm, const float* post);
+  const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
   void qkv(int thread, const Layer& layer, int index, const Activations& in);
   void attend(int thread, const Layer& layer, int index, const std::vector<Item>& items);

@@ -63,6 +63,7 @@ def linear(
     outputs: int,
     inputs: int,
     block: int,
+    part: int,
     rows_max: int,
 ) -> NDArray[np.float32]: ...
 def read_rate(data: NDArray[np.uint8], threads: int, rounds: int) -> float: ...

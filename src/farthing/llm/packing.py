@@ -35,8 +35,11 @@ ALIGNMENT: Final = 4096
 TILE: Final = _native.TILE
 """Outputs of a panel; every size is padded to a multiple of it."""
 BLOCKS: Final = (192, 128, 160, 224, 96, 64, 32)
-"""Inputs that may share a scale, best first. 192 costs the kernel 5 % for the scaling where 64 costs 15 %, and the
-perplexity of SmolLM2 is the same to 0.1 % (docs/decisions/0005)."""
+"""Weights of an output that may share a scale, best first."""
+PARTS: Final = (64, 96, 32)
+"""Activations of a row that may share a scale, best first. Those after a norm have a few channels far larger than the
+rest, so it is here that accuracy is lost or kept (docs/decisions/0005)."""
+HEAD_PART: Final = 32
 HEADER_BYTES_MAX: Final = 1 << 24
 Q4_KINDS: Final = ("Q4_0", "Q4_1")
 """Stored kinds whose blocks go into q4 sections as they are."""
@@ -142,6 +145,10 @@ class Plan:
     width_block: int
     attention_block: int
     ffn_block: int
+    width_part: int
+    attention_part: int
+    ffn_part: int
+    head_part: int
     sections: tuple[Matrix | Vector | Rows, ...]
 
     @property
@@ -167,6 +174,11 @@ def block_of(inputs: int) -> int:
     return next(block for block in BLOCKS if inputs % block == 0)
 
 
+def part_of(block: int) -> int:
+    """Activations that share a scale where so many weights do."""
+    return next(part for part in PARTS if block % part == 0)
+
+
 def plan_of(spec: DecoderSpec, mode: WeightsMode) -> Plan:
     """What is packed for a decoder. The head stays at 8 bits in the 4-bit mode: it decides between near words."""
     head_mode: WeightsMode = "q8" if mode == "q4" else mode
@@ -186,6 +198,10 @@ def plan_of(spec: DecoderSpec, mode: WeightsMode) -> Plan:
         width_block=blocks[0],
         attention_block=blocks[1],
         ffn_block=blocks[2],
+        width_part=part_of(blocks[0]),
+        attention_part=part_of(blocks[1]),
+        ffn_part=part_of(blocks[2]),
+        head_part=HEAD_PART,
         sections=tuple(sections),
     )
 

@@ -114,4 +114,8 @@ def _config(spec: DecoderSpec, packed: PackedWeights) -> dict[str, object]:
         "width_block": plan.width_block,
         "attention_block": plan.attention_block,
         "ffn_block": plan.ffn_block,
+        "width_part": plan.width_part,
+        "attention_part": plan.attention_part,
+        "ffn_part": plan.ffn_part,
+        "head_part": plan.head_part,
     }
