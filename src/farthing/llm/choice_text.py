@@ -34,28 +34,26 @@ class ChoiceText:
         """The next token, and what can be shown now. `is_last`: no more will come, for the tokens have run out."""
         detokenizer = self._detokenizer
         text = detokenizer.add(token)
+        if is_last:
+            text += detokenizer.end()
         start = self._written
         self._written += len(text)
-        if is_last:
-            rest = detokenizer.end()
-            text += rest
-            self._written += len(rest)
-            is_inside = False
-        else:
-            is_inside = detokenizer.is_inside_character
+        is_inside = detokenizer.is_inside_character
         logprob = None if wording is None else wording(detokenizer.bytes_of(token))
-        if self._stops is None:
-            found = None
-            shown = text
-        else:
+        shown, found = text, None
+        if self._stops is not None:
             shown, found = self._stops.add(text, may_stop=may_stop)
             if is_last and found is None:
                 shown += self._stops.end()
         if not self._unshown and not is_inside and found is None and len(shown) == len(text):
             self._shown = self._written
-            finish = FinishReason.LENGTH if is_last else None
-            logprobs = () if logprob is None else (logprob,)
-            return Delta(index=self._index, text=shown, token_ids=(token,), logprobs=logprobs, finish=finish)
+            return Delta(
+                index=self._index,
+                text=shown,
+                token_ids=(token,),
+                logprobs=() if logprob is None else (logprob,),
+                finish=FinishReason.LENGTH if is_last else None,
+            )
         self._unshown.append((start, self._written + (1 if is_inside else 0), token, logprob))
         if found is not None:
             return self._end(shown, FinishReason.STOP, found)

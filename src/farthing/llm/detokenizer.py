@@ -5,27 +5,31 @@ bytes that cannot are U+FFFD, one for each part that a decoder of the whole woul
 3.9, "U+FFFD Substitution of Maximal Subparts").
 """
 
-import codecs
+from codecs import utf_8_decode
 from collections.abc import Callable, Set
-
-_Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
     """The text of one choice."""
 
-    __slots__ = ("_bytes_of", "_decode", "_decoder", "_skipped")
+    __slots__ = ("_bytes_of", "_held", "_skipped")
 
     def __init__(self, bytes_of: Callable[[int], bytes], skipped: Set[int] = frozenset()) -> None:
         """`bytes_of` says what a token adds; those in `skipped` add nothing."""
         self._bytes_of = bytes_of
         self._skipped = skipped
-        self._decoder = _Decoder("replace")
-        self._decode = self._decoder.decode
+        self._held = b""
 
     def add(self, token: int) -> str:
         """The characters that this token completes."""
-        return "" if token in self._skipped else self._decode(self._bytes_of(token))
+        if token in self._skipped:
+            return ""
+        data = self._bytes_of(token)
+        if self._held:
+            data = self._held + data
+        text, used = utf_8_decode(data, "replace", False)
+        self._held = data[used:]
+        return text
 
     def bytes_of(self, token: int) -> bytes:
         """What the token adds to the text."""
@@ -34,11 +38,12 @@ class Detokenizer:
     @property
     def is_inside_character(self) -> bool:
         """Are there bytes that wait for the rest of their character?"""
-        return bool(self._decoder.getstate()[0])
+        return bool(self._held)
 
     def end(self) -> str:
         """What is left when no more tokens come."""
-        return self._decode(b"", True)
+        held, self._held = self._held, b""
+        return held.decode("utf-8", "replace") if held else ""
 
 
 def token_text(data: bytes) -> str:

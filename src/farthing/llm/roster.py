@@ -8,7 +8,7 @@ running the model belongs to `stepper`.
 import logging
 import secrets
 from bisect import insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from heapq import heappop, heappush
 
 from farthing.llm.block_tables import BlockTables
@@ -38,6 +38,7 @@ class Roster:
         self,
         runner: Runner,
         tokenizer: Vocabulary,
+        bytes_of: Callable[[int], bytes],
         *,
         sequences_max: int,
         speculates: bool,
@@ -45,6 +46,7 @@ class Roster:
         weights: Mapping[str, float] | None,
         secret: bytes | None,
     ) -> None:
+        """`bytes_of` is the tokenizer's `token_bytes`, remembered."""
         self.running: list[Generation] = []
         """In order of (rank, admission). To be read only."""
         self.waiting = Waiting()
@@ -53,6 +55,7 @@ class Roster:
         self.tables = BlockTables(self.pool, runner)
         self.counters = Counters()
         self._tokenizer = tokenizer
+        self._bytes_of = bytes_of
         self._sequences_max = sequences_max
         self._speculates = speculates
         self._numbers = 0
@@ -98,7 +101,7 @@ class Roster:
             state,
             index=index,
             number=self._numbers,
-            text=ChoiceText(index, Detokenizer(tokenizer.token_bytes, skipped), stops),
+            text=ChoiceText(index, Detokenizer(self._bytes_of, skipped), stops),
             sampling=sampling,
             drafter=Drafter() if self._speculates and not sampling.has_penalties else None,
         )

@@ -7,7 +7,7 @@ Simulations and the planner drive this class directly.
 
 import logging
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -64,10 +64,12 @@ class Stepper:
     ) -> None:
         """`identity` names the weights in the prefix cache, `weights` are the tenants'."""
         assert 0 < limits.sequences_max < limits.step_tokens, "each generation must get its row in each step"
+        self._bytes_of = cache(tokenizer.token_bytes)  # bounded by the vocabulary; a look-up afresh takes 30 us
         self._make_roster = partial(
             Roster,
             runner,
             tokenizer,
+            self._bytes_of,
             sequences_max=limits.sequences_max,
             speculates=speculates,
             identity=identity,
@@ -78,7 +80,6 @@ class Stepper:
         self.times = StepTimes()
         self._runner = runner
         self._limits = limits
-        self._tokenizer = tokenizer
         self._block_tokens = runner.block_tokens
         self._speculates = speculates
         self._now_ns = (clock or MonotonicClock()).now_ns
@@ -288,7 +289,7 @@ class Stepper:
             counters.first_token.add(now_ns - state.arrival_ns)
         one.last_ns = now_ns
         thought = likelihood(logits, draw, token)
-        bytes_of = self._tokenizer.token_bytes
+        bytes_of = self._bytes_of
         wording = None if thought is None else lambda adds: word(token, thought, bytes_of, adds)
         if token in state.stop_ids:
             delta = one.text.stop_at(token, wording, is_named=token in ends.stop_token_ids)
@@ -312,7 +313,7 @@ class Stepper:
         state = one.state
         request = state.request
         prompt = request.prompt_ids
-        bytes_of = self._tokenizer.token_bytes
+        bytes_of = self._bytes_of
         start = one.computed - rows
         if not start:
             state.prompt_logprobs = [word(prompt[0], None, bytes_of, bytes_of(prompt[0]))]
