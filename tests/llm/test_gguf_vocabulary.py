@@ -136,6 +136,22 @@ def test_texts_are_cut_into_words_as_the_name_means(name: str, words: list[str])
     assert [word for word, _ in cut] == words
 
 
+@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("qwen2", False)])
+def test_some_vocabularies_take_a_whole_word_before_any_merge(pre: str, whole: bool) -> None:
+    tokens = ["<s>", "a", "b", "c", "ab", "abc", "bc"]
+    said = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": np.array([3, 1, 1, 1, 1, 1, 1], np.int32),
+        "tokenizer.ggml.merges": ["b c"],
+        "tokenizer.ggml.bos_token_id": 0,
+    }
+    tokenizer = tokenizer_from_metadata(Path("model.gguf"), said)
+    assert tokenizer.encode("abc", adds_special=False) == ([5] if whole else [1, 6])
+    assert tokenizer.adds_bos is whole
+
+
 def test_cased_words_are_cut_where_the_case_turns() -> None:
     cut = pre_tokenizers.Split(Regex(PRE_TOKENIZERS["tekken"]), behavior="isolated").pre_tokenize_str(
         "HTMLParser fooBar"

@@ -35,9 +35,7 @@ _TEKKEN: Final = _CASED.replace("END", "") + rf"|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[
 _DIGITS_FIRST: Final = "digits, then gpt-2"
 
 PRE_TOKENIZERS: Final[Mapping[str, str]] = {
-    **dict.fromkeys(
-        ("gpt-2", "phi-2", "olmo", "mpt", "jina-v2-code", "roberta-bpe", "trillion", "granite-docling"), _GPT2
-    ),
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt", "trillion", "granite-docling"), _GPT2),
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"), _DIGITS_FIRST),
     **dict.fromkeys(("llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "dbrx", "smaug-bpe"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez", "hunyuan"), _QWEN2),
@@ -46,10 +44,9 @@ PRE_TOKENIZERS: Final[Mapping[str, str]] = {
 }
 """`tokenizer.ggml.pre` -> the expression whose matches are the words."""
 
-_WHOLE_WORDS_FIRST: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"})
-"""A word that is a token is that token, whatever the merges would make of it (`ignore_merges`)."""
-_BEGINS_TEXTS: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "tekken"})
-"""Begin-of-text is added where the file does not say."""
+_LLAMA3_LIKE: Final = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"})
+"""A word that is a token is that token, whatever the merges would make of it (`ignore_merges`); and begin-of-text is
+added where the file does not say."""
 _ENDS: Final = frozenset(
     {"<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<eos>"}
 )
@@ -95,7 +92,7 @@ class _Vocabulary:
                     if name
                 ]
                 (library.add_special_tokens if is_special else library.add_tokens)(tokens)
-            return self._surrounded(library, adds_bos=model == "llama" or self._pre in _BEGINS_TEXTS)
+            return self._surrounded(library, adds_bos=model == "llama" or self._pre in _LLAMA3_LIKE)
         except LoadFailed:
             raise
         except Exception as error:  # the library raises plain Exceptions for vocabularies that contradict themselves
@@ -110,7 +107,7 @@ class _Vocabulary:
         parts = (merge.partition(" ") for merge in self._strings("merges"))
         merges = [(left, right) for left, _, right in parts]
         library = tokenizers.Tokenizer(
-            models.BPE(self._ids(), merges, ignore_merges=self._pre in _WHOLE_WORDS_FIRST, fuse_unk=False)
+            models.BPE(self._ids(), merges, ignore_merges=self._pre in _LLAMA3_LIKE, fuse_unk=False)
         )
         expression = PRE_TOKENIZERS[self._pre]
         if expression == _DIGITS_FIRST:
