@@ -50,6 +50,16 @@ def sentencepiece(
     return Tokenizer(library, eos_ids=[2], bos_id=bos)
 
 
+def metaspace(scheme: str) -> Tokenizer:
+    """Newer SentencePiece-style files: the space is put and taken by a pre-tokenizer and a decoder of that name."""
+    letters = sorted({letter for text in TEXTS for letter in text.replace(" ", "\u2581")} | {"\u2581"})
+    pieces = [*letters, "\u2581t", "he"]
+    library = Library(models.BPE({piece: at for at, piece in enumerate(pieces)}, [("\u2581", "t"), ("h", "e")]))
+    library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    library.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    return Tokenizer(library, eos_ids=[])
+
+
 @pytest.fixture(scope="module")
 def smollm2() -> Tokenizer:
     return open_checkpoint(sample_path("smollm2-135m") / "1" / "model.gguf").tokenizer()
@@ -80,6 +90,16 @@ def test_token_bytes_are_exact_where_a_token_ends_inside_a_character(smollm2: To
     assert smollm2.token_bytes(49152) == smollm2.token_bytes(-1) == b""
     assert smollm2.decode([2, 19556, 0]) == "Hello"
     assert smollm2.decode([2, 19556], skips_special=False) == "<|im_end|>Hello"
+
+
+@pytest.mark.parametrize("scheme", ["always", "first", "never"])
+def test_metaspace_is_understood(scheme: str) -> None:
+    tokenizer = metaspace(scheme)
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == tokenizer._library.decode(ids)
+    assert tokenizer.decode(tokenizer.encode("this test")) == "this test"
+    assert tokenizer.token_bytes(tokenizer.encode("this test")[-4]) == b" t"
 
 
 @pytest.mark.parametrize("make", [byte_level, sentencepiece, lambda: sentencepiece(prepends=False)])
