@@ -159,6 +159,36 @@ def test_a_step_that_fails_ends_who_took_part_and_nobody_else() -> None:
     assert generator.close()
 
 
+def test_a_mistake_of_the_loop_ends_everybody_under_way_and_the_loop_lives_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = make()
+    roster = generator._stepper.roster
+
+    def mistake(*_: Any) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(roster, "carry_out", mistake)
+    readers = [Reader() for _ in range(3)]
+    for one in readers:
+        generator.submit(request(), one)
+    assert all(isinstance(one.all()[-1], (FarthingError, Finished)) for one in readers)
+    assert generator.stats().requests_failed >= 1
+    generator.submit(request(), reader := Reader())
+    assert isinstance(reader.all()[-1], Finished)
+    assert generator.stats().kv_blocks_used == 0
+    assert generator.close()
+
+
+def test_a_request_that_cannot_be_taken_in_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = make()
+    monkeypatch.setattr(generator._stepper.roster, "_new_choice", lambda *_: 1 / 0)
+    generator.submit(request(), reader := Reader())
+    assert isinstance(reader.all()[-1], FarthingError)
+    monkeypatch.undo()
+    generator.submit(request(), reader := Reader())
+    assert isinstance(reader.all()[-1], Finished)
+    assert generator.close()
+
+
 def test_closing_lets_those_under_way_end_and_takes_no_more() -> None:
     generator = make()
     generator.submit(request(), reader := Reader())

@@ -177,6 +177,8 @@ class Generator:
             except Exception as error:
                 log.exception("the generator made a mistake; everybody under way is answered with an error")
                 stepper.reset(EngineFailed(f"the generator failed: {error!r}", hint="this is a bug; please report it"))
+                with self._wake:
+                    self._inbox.extendleft(reversed(arrived))
                 continue
             if self._is_closing and not is_busy:
                 with self._wake:
@@ -188,7 +190,11 @@ class Generator:
         while arrived:
             order = arrived.popleft()
             self._arriving -= order.request.n
-            order.state = roster.add(order.request, order.on_event, order.tokens_max, self._now_ns())
+            try:
+                order.state = roster.add(order.request, order.on_event, order.tokens_max, self._now_ns())
+            except Exception as error:
+                log.exception("request `%s` could not be taken in", order.request.id)
+                order.on_event(EngineFailed(f"the request could not be taken in: {error!r}"))
         for order in cancelled:
             if order.state is not None:
                 roster.cancel(order.state)

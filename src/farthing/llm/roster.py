@@ -9,7 +9,8 @@ import logging
 import secrets
 from bisect import insort
 from collections.abc import Callable, Mapping
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
+from typing import Final
 
 from farthing.llm.block_tables import BlockTables
 from farthing.llm.choice_text import ChoiceText
@@ -27,6 +28,9 @@ from farthing.llm.waiting import Waiting
 from farthing.llm.wording import Vocabulary
 from farthing.types.errors import DeadlineExceeded, FarthingError
 from farthing.types.generation import Finished, FinishReason, GenerateRequest, GenerationEvent, Usage
+
+TIDY_LEFT: Final = 64
+"""Deadlines of requests that have ended are kept until there are so many; tidying then costs little each."""
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +91,7 @@ class Roster:
         self.waiting.add(first)
         self.counters.requests += 1
         if request.deadline_ns:
+            self._tidy_deadlines()
             heappush(self._deadlines, (request.deadline_ns, first.number, state))
         return state
 
@@ -182,6 +187,14 @@ class Roster:
                         hint="allow more time, or ask for fewer tokens",
                     ),
                 )
+
+    def _tidy_deadlines(self) -> None:
+        """Forgets those that ended long before they were due."""
+        counters = self.counters
+        ended = counters.requests_finished + counters.requests_failed + counters.requests_cancelled
+        if len(self._deadlines) > TIDY_LEFT + 2 * (counters.requests - ended):
+            self._deadlines = [entry for entry in self._deadlines if not entry[2].is_ended]
+            heapify(self._deadlines)
 
     def cancel(self, state: RequestState) -> None:
         """The reader is gone: blocks are free at once, nothing more is told."""
