@@ -201,7 +201,7 @@ def _llama(kind: str, models: tuple[str, ...] = NAMES, *, is_default: bool = Tru
 def _openvino_model(model: str, bits: int) -> Path:
     """optimum-intel's export with the group sizes it is usually given: 64 for S, whose width no 128 divides."""
     origin = weights.hugging_face(model)
-    group = [] if bits == 8 else ["--group-size", "64" if model == TINY else "128", "--ratio", "1.0"]
+    group = [] if bits == 8 else ["--group-size", "64" if model == TINY else "128", "--ratio", "1.0", "--sym"]
 
     def convert(out: Path) -> None:
         install("convert")

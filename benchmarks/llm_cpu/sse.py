@@ -43,7 +43,7 @@ class Answer:
 def dechunk(pieces: list[Piece]) -> tuple[bytes, list[Piece]]:
     """The head of an HTTP answer, and its body with the transfer coding taken off, each piece at its time."""
     head, rest, body, is_chunked = b"", b"", [], None
-    left = 0  # bytes of the current chunk still to come, its closing CRLF included
+    left = skip = 0  # bytes of the current chunk still to come, and of the CRLF that closes it
     for at, piece in pieces:
         rest += piece
         if is_chunked is None:
@@ -59,10 +59,11 @@ def dechunk(pieces: list[Piece]) -> tuple[bytes, list[Piece]]:
         out = b""
         while rest:
             if left:
-                part = rest[:left]
-                left -= len(part)
-                rest = rest[len(part) :]
-                out += part[: len(part) - max(0, 2 - left)] if left < 2 else part
+                out += rest[:left]
+                left, rest = left - len(rest[:left]), rest[left:]
+                continue
+            if skip:
+                skip, rest = skip - len(rest[:skip]), rest[skip:]
                 continue
             line, separator, after = rest.partition(b"\r\n")
             if not separator:
@@ -70,8 +71,8 @@ def dechunk(pieces: list[Piece]) -> tuple[bytes, list[Piece]]:
             size = int(line.partition(b";")[0], 16)
             rest = after
             if not size:
-                break
-            left = size + 2
+                return head, [*body, *([(at, out)] if out else [])]
+            left, skip = size, 2
         if out:
             body.append((at, out))
     return head, body
