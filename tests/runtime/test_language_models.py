@@ -36,6 +36,21 @@ def test_a_folder_of_hugging_face_stands_wherever_a_model_may(tmp_path: Path) ->
         assert "alone, plain, versioned" in unnamed.json["error"]["message"]
 
 
+def test_a_snapshot_in_hugging_faces_cache_is_served_by_the_models_name(tmp_path: Path) -> None:
+    """Its files are links to blobs beside it; links that lead elsewhere are refused as ever."""
+    hub = tmp_path / "models--someone--Tiny-1"
+    blobs, snapshot = write_tiny_model(hub / "blobs"), hub / "snapshots" / "4fd2"
+    snapshot.mkdir(parents=True)
+    for blob in blobs.iterdir():
+        (snapshot / blob.name).symlink_to(Path("../../blobs") / blob.name)
+    with serving(snapshot) as live:
+        assert [model["id"] for model in live.get("/v1/models").json["data"]] == ["Tiny-1"]
+        assert said(live, "Tiny-1")
+    (snapshot / "notes.txt").symlink_to("/etc/hostname")
+    (problem,) = Repository([snapshot]).scan().problems.values()
+    assert "leads out" in problem.reason
+
+
 def test_what_is_a_language_model(tmp_path: Path) -> None:
     assert is_language_model(tmp_path / "a.gguf", "")
     assert is_language_model(tmp_path, "")

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import wraps
+from itertools import islice
 from typing import Any, Final, NoReturn
 
 import jinja2
@@ -239,7 +240,7 @@ def _now(pattern: str) -> str:
 def _marks(given: Any) -> tuple[str, str]:
     """Two characters that stand nowhere in the request."""
     used = {character for text in _texts(given, 0) if not text.isascii() for character in text}
-    free = [chr(point) for point in _MARKS if chr(point) not in used][:2]
+    free = list(islice((chr(point) for point in _MARKS if chr(point) not in used), 2))
     if len(free) < 2:
         raise InvalidInput("the messages use up all characters for private use (U+E000 and on)")
     return free[0], free[1]

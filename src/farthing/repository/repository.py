@@ -14,7 +14,7 @@ from farthing.config.model import ModelConfig
 from farthing.repository.config_files import read_config
 from farthing.repository.layout import Filenames, is_model_folder, model_from_file, model_in_folder
 from farthing.repository.listing import check_inside, real_path
-from farthing.repository.names import check_model_name, name_from_file
+from farthing.repository.names import check_model_name, made_legal, name_from_file
 from farthing.repository.snapshot import FoundModel, Problem, Snapshot
 from farthing.types.errors import FarthingError, LoadFailed, NotFound
 
@@ -107,6 +107,9 @@ class Repository:
             return [_Candidate(name_from_file(path), path, path.parent)]
         root = real_path(path)
         if is_model_folder(path, self._filenames):
+            hub = _hub_folder(path)
+            if hub is not None:
+                return [_Candidate(_said_name(path) or made_legal(hub.name.rpartition("--")[2]), path, real_path(hub))]
             return [_Candidate(_said_name(path) or path.name, path, root)]
         with os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
@@ -120,6 +123,15 @@ class Repository:
         if candidate.path.is_symlink():
             check_inside(candidate.path, candidate.root)
         return model_in_folder(candidate.path, candidate.root, self._filenames, name=candidate.name, config=config)
+
+
+def _hub_folder(path: Path) -> Path | None:
+    """Of a snapshot in Hugging Face's cache the model's folder there, which the snapshot's links may lead to.
+
+    models--ORGANISATION--NAME/snapshots/REVISION/config.json -> ../../blobs/...
+    """
+    hub = path.parent.parent
+    return hub if path.parent.name == "snapshots" and hub.name.startswith("models--") else None
 
 
 def _said_name(folder: Path) -> str:

@@ -21,7 +21,6 @@ from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults, 
 from farthing.llm.generator import Generator
 from farthing.llm.runners.runner import BLOCK_TOKENS, Runner
 from farthing.llm.spec import DecoderSpec, tensor_shapes
-from farthing.llm.tokenizer import Tokenizer
 from farthing.protocols.openai import SamplingDefaults
 from farthing.repository import FoundModel, FoundVersion
 from farthing.runtime.language_model import BACKEND, LoadedLanguageModel, spec_of
@@ -67,7 +66,7 @@ def load_language_model(
         template=template,
         generator=generator,
         vocabulary=decoder.vocabulary,
-        token_characters_max=longest_token(tokenizer),
+        token_characters_max=tokenizer.token_characters_max,
         context_tokens=context,
         defaults=_defaults(checkpoint.generation_defaults),
         fingerprint=_fingerprint(checkpoint.identity, settings),
@@ -94,11 +93,6 @@ def _mode(settings: LanguageSettings) -> Literal["q8", "q4", "f32"]:
     if settings.weights is WeightsPrecision.Q4:
         return "q4"
     return "f32" if settings.weights is WeightsPrecision.F32 else "q8"
-
-
-def longest_token(tokenizer: Tokenizer) -> int:
-    """Characters of the longest token, at least 1."""
-    return max([1, *(len(tokenizer.token_bytes(token)) for token in range(tokenizer.vocabulary_size))])
 
 
 def _with_parameters(settings: LanguageSettings, found: FoundModel) -> LanguageSettings:

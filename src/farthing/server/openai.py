@@ -43,8 +43,8 @@ from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import InvalidField, InvalidInput, ModelNotFound, NotFound, Unavailable
 from farthing.types.generation import GenerateRequest, PromptDone, Usage
 
-INLINE_BYTES_MAX: Final = 16 * 1024
-"""Bodies up to this size are parsed and tokenized on the event loop (up to 2 ms), larger ones on a thread."""
+INLINE_BYTES_MAX: Final = 4 * 1024
+"""Bodies up to this size are parsed and tokenized on the event loop (1 to 2 ms), larger ones on a thread."""
 
 Value = TypeVar("Value")
 

@@ -68,7 +68,7 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
 
     top_k: Annotated[int, Meta(ge=-1, le=TOKENS_MAX)] | None = None  # X
     min_p: _Share | None = None  # X
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None  # X
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None  # X
     min_tokens: _Count | None = None  # X
     ignore_eos: bool | None = None  # X
     stop_token_ids: Annotated[list[int], Meta(max_length=STOP_TOKENS_MAX)] | None = None  # X
