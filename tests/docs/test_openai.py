@@ -26,7 +26,11 @@ def test_the_examples_work_as_they_stand(tmp_path: Path) -> None:
     (program,), (call,) = shown("python"), shown("sh")
     with serve_process(tmp_path, "sample:smollm2-135m", "--llm-kv-memory", "200MB") as live:
         said = subprocess.run(
-            [sys.executable, "-c", program.replace(ADDRESS, live.netloc)],
+            [
+                sys.executable,
+                "-c",
+                program.replace(ADDRESS, live.netloc).replace("stream=True", "stream=True, temperature=0"),
+            ],
             capture_output=True,
             text=True,
             timeout=60,
