@@ -6,7 +6,8 @@ from typing import Any
 
 from tests.llm.fakes import FakeModel, FakeTokenizer
 
-from farthing.llm.sampler import Likelihood, Sampling, likelihoods, pick
+from farthing.llm.picker import Draw, likelihoods, pick_all
+from farthing.llm.sampler import Likelihood, Sampling
 from farthing.types.generation import Delta, FinishReason, GenerateRequest
 
 
@@ -64,12 +65,12 @@ def choice_alone(
     while True:
         row = model.logits(known)
         banned = sorted(stop_ids) if len(told.ids) < ends.tokens_min else ()
-        token = pick(row, sampling, len(known), banned)
+        token = pick_all(row[None], [Draw(0, sampling, len(known), banned)]).tokens[0]
         known.append(token)
         told.ids.append(token)
         sampling.saw(token)
         if request.sampling.logprobs is not None:
-            told.likelihoods += likelihoods(row[None], [token], request.sampling.logprobs)
+            told.likelihoods += likelihoods(row[None], [0], [token], request.sampling.logprobs)
         if token in stop_ids:
             rest = decoder.decode(b"", True)
             places.append((len(text) + len(rest), len(text) + len(rest)))

@@ -14,8 +14,10 @@ import pytest
 from tests.llm.fakes import FakeModel, FakeRunner, FakeTokenizer
 from tests.llm.oracle import Choice, assert_same, choice_alone
 
+from farthing.llm import picker
 from farthing.llm.generation import RequestState
-from farthing.llm.sampler import Likelihood, likelihoods
+from farthing.llm.picker import likelihoods
+from farthing.llm.sampler import Likelihood
 from farthing.llm.scheduler import Limits, fits
 from farthing.llm.stepper import Stepper
 from farthing.telemetry.clock import ManualClock
@@ -236,13 +238,17 @@ class Life:
             assert [one.id for one in told.prompt.logprobs] == list(prompt)
             for at, one in enumerate(told.prompt.logprobs[1:], 1):
                 row = self.model.logits(prompt[:at])
-                right = likelihoods(row[None], [prompt[at]], request.prompt_logprobs)[0]
+                right = likelihoods(row[None], [0], [prompt[at]], request.prompt_logprobs)[0]
                 assert right == Likelihood(one.logprob or 0.0, [top[0] for top in one.top], [top[3] for top in one.top])
         return True
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_in_a_life_of_accidents_everyone_gets_an_end_and_the_tokens_they_get_alone(seed: int) -> None:
+def test_in_a_life_of_accidents_everyone_gets_an_end_and_the_tokens_they_get_alone(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if seed % 4 == 0:
+        monkeypatch.setattr(picker, "native", None)
     life = Life(seed)
     life.live(400)
     assert life.ended > 0

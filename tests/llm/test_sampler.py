@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.llm.picker import Draw, pick_all
 from farthing.llm.sampler import Sampling, adjusted, draw, likelihoods, pick
 from farthing.types.generation import SamplingParameters
 
@@ -106,26 +105,3 @@ def test_logprobs_are_the_log_softmax_of_the_row(seed: int, top: int) -> None:
         assert row.top_logprobs == pytest.approx(logprobs[list(row.top_ids)], abs=1e-6)
         if 7 + at in row.top_ids:
             assert row.top_logprobs[list(row.top_ids).index(7 + at)] == row.logprob, "the very same number"
-
-
-def test_all_rows_at_once_give_what_each_gives_alone() -> None:
-    logits = np.random.default_rng(3).normal(size=(6, 300)).astype(np.float32)
-    kinds = [
-        sampling(temperature=0.0),
-        sampling(seed=4, top_p=0.9),
-        sampling(temperature=0.0, logit_bias={5: 9.0}),
-        sampling(seed=8, top_k=3),
-    ]
-    draws = [Draw(row, kinds[row % 4], 10 + row, (3,) if row == 4 else ()) for row in (0, 1, 2, 3, 4, 5, 5)]
-    picked = pick_all(logits, draws)
-    assert picked.tokens == [pick(logits[one.row], one.sampling, one.position, one.banned) for one in draws]
-    assert picked.are_finite is None
-    greedy = [Draw(row, kinds[0], 1, ()) for row in (2, 2, 5)]
-    assert pick_all(logits, greedy).tokens == [int(logits[row].argmax()) for row in (2, 2, 5)]
-
-
-def test_logits_that_are_no_numbers_are_noticed() -> None:
-    logits = np.zeros((2, 8), np.float32)
-    logits[1, 3] = np.nan
-    draws = [Draw(0, sampling(temperature=0.0), 1, ()), Draw(1, sampling(temperature=0.0), 1, ())]
-    assert pick_all(logits, draws).are_finite == [True, False]

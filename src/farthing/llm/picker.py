@@ -1,15 +1,26 @@
 """Tokens for all rows of a step at once, by the fastest way that gives what `sampler` gives.
 
-Rows that take the likeliest token as it stands are one argmax.
+Rows that take the likeliest token as it stands are one argmax; the native core draws the others, and numpy does where
+that was not built.
 """
 
 from collections.abc import Sequence
 from math import isfinite
+from types import ModuleType
 from typing import Final, NamedTuple
 
 import numpy as np
 
-from farthing.llm.sampler import Likelihood, Sampling, likelihoods, pick
+from farthing.llm import sampler
+from farthing.llm.sampler import Likelihood, Sampling, pick
+
+native: ModuleType | None = None
+try:
+    from farthing import _native
+
+    native = _native
+except ImportError:  # not built for this machine
+    pass
 
 FEW: Final = 4
 """So few draws cost less one by one than arrays made for them."""
@@ -37,21 +48,24 @@ class Picked(NamedTuple):
 
 def pick_all(logits: np.ndarray, draws: Sequence[Draw]) -> Picked:
     """The tokens of all draws. Penalties must not depend on one another: at most one draw of each that has them."""
-    if len(draws) <= FEW:
-        tokens = [pick(logits[row], sampling, at, banned) for row, sampling, at, banned in draws]
-        finite = [isfinite(logits[draw.row, token]) for draw, token in zip(draws, tokens, strict=True)]
-        return Picked(tokens, None if all(finite) else finite)
     rows = [draw.row for draw in draws]
-    if all(draw.sampling.is_plain and not draw.banned for draw in draws):
+    is_plain = all(draw.sampling.is_plain and not draw.banned for draw in draws)
+    if is_plain and len(draws) > FEW:
         likeliest = logits.argmax(axis=1)
-        picked = likeliest if rows == list(range(len(logits))) else likeliest[rows]
+        tokens = (likeliest if rows == list(range(len(logits))) else likeliest[rows]).tolist()
+    elif is_plain or native is None:
+        tokens = [pick(logits[row], sampling, at, banned) for row, sampling, at, banned in draws]
     else:
-        picked = np.array([pick(logits[row], sampling, at, banned) for row, sampling, at, banned in draws])
-    are_finite = np.isfinite(logits[rows, picked])
-    return Picked(picked.tolist(), None if are_finite.all() else are_finite.tolist())
+        tokens = native.sample(logits, draws)
+    if len(draws) <= FEW:
+        finite = [isfinite(logits[row, token]) for row, token in zip(rows, tokens, strict=True)]
+        return Picked(tokens, None if all(finite) else finite)
+    are_finite = np.isfinite(logits[rows, tokens])
+    return Picked(tokens, None if are_finite.all() else are_finite.tolist())
 
 
-def likelihood(logits: np.ndarray, draw: Draw, token: int) -> Likelihood | None:
-    """What the model thought of the token, if its request asks."""
-    wanted = draw.sampling.logprobs
-    return None if wanted is None else likelihoods(logits[draw.row : draw.row + 1], (token,), wanted)[0]
+def likelihoods(logits: np.ndarray, rows: Sequence[int], tokens: Sequence[int], top: int) -> list[Likelihood]:
+    """For each of these rows: what the model thought of its token, and of the `top` likeliest."""
+    if native is not None:
+        return [Likelihood(*one) for one in native.likelihoods(logits, rows, tokens, top)]
+    return sampler.likelihoods(logits[list(rows)], tokens, top)

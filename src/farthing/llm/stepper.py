@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from farthing.llm.generation import Generation, RequestState
-from farthing.llm.picker import Draw, likelihood, pick_all
+from farthing.llm.picker import Draw, likelihoods, pick_all
 from farthing.llm.roster import Roster
 from farthing.llm.runners.runner import Runner, Step, StepSequence
-from farthing.llm.sampler import likelihoods
 from farthing.llm.scheduler import Limits, Memory, Plan, Progress, plan_step
 from farthing.llm.speculation import DRAFT_TOKENS_MAX, StepTimes, chance_needed
 from farthing.llm.statistics import StepShape
@@ -217,7 +216,7 @@ class Stepper:
                 continue  # its reader left while another choice's prompt was told
             one.computed += rows
             if one.wants_prompt_logits:
-                self._read_prompt(one, rows, logits[first_logits : first_logits + rows])
+                self._read_prompt(one, rows, logits, first_logits)
             if one.computed // size > one.named:
                 name(one)
             if one.computed != one.known:
@@ -288,9 +287,10 @@ class Stepper:
         elif state.completion_tokens == 1:
             counters.first_token.add(now_ns - state.arrival_ns)
         one.last_ns = now_ns
-        thought = likelihood(logits, draw, token)
-        bytes_of = self._bytes_of
-        wording = None if thought is None else lambda adds: word(token, thought, bytes_of, adds)
+        wording = None
+        if (top := draw.sampling.logprobs) is not None:
+            (thought,) = likelihoods(logits, (draw.row,), (token,), top)
+            wording = partial(word, token, thought, self._bytes_of)
         if token in state.stop_ids:
             delta = one.text.stop_at(token, wording, is_named=token in ends.stop_token_ids)
         else:
@@ -308,7 +308,7 @@ class Stepper:
         roster.tell(state, delta)
         roster.finish_if_over(state, now_ns)
 
-    def _read_prompt(self, one: Generation, rows: int, logits: np.ndarray) -> None:
+    def _read_prompt(self, one: Generation, rows: int, logits: np.ndarray, first: int) -> None:
         """The row of one prompt token tells what the model thought of the next."""
         state = one.state
         request = state.request
@@ -318,9 +318,8 @@ class Stepper:
         if not start:
             state.prompt_logprobs = [word(prompt[0], None, bytes_of, bytes_of(prompt[0]))]
         targets = prompt[start + 1 : one.computed + 1]
-        for token, thought in zip(
-            targets, likelihoods(logits[: len(targets)], targets, request.prompt_logprobs or 0), strict=True
-        ):
+        at = range(first, first + len(targets))
+        for token, thought in zip(targets, likelihoods(logits, at, targets, request.prompt_logprobs or 0), strict=True):
             state.prompt_logprobs.append(word(token, thought, bytes_of, bytes_of(token)))
         if one.computed >= len(prompt):
             one.wants_prompt_logits = False
