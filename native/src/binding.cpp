@@ -20,6 +20,7 @@
 
 #include "model.h"
 #include "pack.h"
+#include "sample.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -133,7 +134,8 @@ class Runner {
     std::vector<Ints> tables;  // keeps them alive while we run
     std::size_t total = 0;
     for (const nb::handle item : sequences) {
-      const auto [n, start, blocks] = nb::cast<std::tuple<std::int64_t, std::int64_t, Ints>>(item);
+      const auto [n, start, table] = nb::cast<std::tuple<std::int64_t, std::int64_t, nb::object>>(item);
+      const auto blocks = nb::cast<Ints>(table, false);
       const std::string name = "sequence " + std::to_string(rows.size());
       if (n < 1 || start < 0 || start + n > 1 << 30) refuse(name + ": rows must be at least 1 and start at least 0");
       const std::int64_t need = (start + n + kTile - 1) / kTile;
@@ -193,6 +195,100 @@ class Runner {
   std::unique_ptr<Model> model_;
 };
 
+using Ids = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Values = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+// What farthing.llm.sampler.Sampling says, with the arrays it lends.
+struct Drawing {
+  Draw draw;
+  Ids bias_ids, prompt_ids;
+  Values bias_values;
+};
+
+std::int32_t token_of(std::int64_t id, std::size_t vocabulary) {
+  if (id < 0 || static_cast<std::uint64_t>(id) >= vocabulary) refuse("token " + std::to_string(id) + " is outside of the vocabulary");
+  return static_cast<std::int32_t>(id);
+}
+
+Drawing drawing_of(nb::handle sampling, const float* row, std::size_t vocabulary, std::int64_t position, const nb::sequence& banned) {
+  Drawing d;
+  Draw& draw = d.draw;
+  draw.logits = row;
+  draw.temperature = nb::cast<double>(sampling.attr("temperature"));
+  draw.top_p = nb::cast<double>(sampling.attr("top_p"));
+  draw.min_p = nb::cast<double>(sampling.attr("min_p"));
+  draw.top_k = nb::cast<std::int64_t>(sampling.attr("top_k"));
+  if (std::isnan(draw.temperature) || std::isnan(draw.top_p) || std::isnan(draw.min_p)) refuse("a sampling parameter is not a number");
+  if (draw.temperature > 0) {
+    draw.seed = nb::cast<std::uint64_t>(sampling.attr("seed").attr("__and__")(~std::uint64_t{0}));
+    draw.choice = static_cast<std::uint32_t>(nb::cast<std::int64_t>(sampling.attr("choice")));
+    draw.position = static_cast<std::uint32_t>(position);
+  }
+  d.bias_ids = nb::cast<Ids>(sampling.attr("bias_ids"));
+  d.bias_values = nb::cast<Values>(sampling.attr("bias_values"));
+  if (d.bias_ids.size() != d.bias_values.size()) refuse("each bias needs a token");
+  for (std::size_t i = 0; i < d.bias_ids.size(); ++i) token_of(d.bias_ids.data()[i], vocabulary);
+  draw.bias_ids = d.bias_ids.data();
+  draw.bias_values = d.bias_values.data();
+  draw.biases = d.bias_ids.size();
+  for (const nb::handle id : banned) draw.banned.push_back(token_of(nb::cast<std::int64_t>(id), vocabulary));
+  if (nb::cast<bool>(sampling.attr("has_penalties"))) {
+    draw.repetition_penalty = nb::cast<float>(sampling.attr("repetition_penalty"));
+    draw.presence_penalty = nb::cast<float>(sampling.attr("presence_penalty"));
+    draw.frequency_penalty = nb::cast<float>(sampling.attr("frequency_penalty"));
+    d.prompt_ids = nb::cast<Ids>(sampling.attr("prompt_ids"));
+    for (std::size_t i = 0; i < d.prompt_ids.size(); ++i) token_of(d.prompt_ids.data()[i], vocabulary);
+    draw.prompt_ids = d.prompt_ids.data();
+    draw.prompt = d.prompt_ids.size();
+    for (const auto& [id, count] : nb::cast<nb::dict>(sampling.attr("counts"))) {
+      draw.generated.push_back(token_of(nb::cast<std::int64_t>(id), vocabulary));
+      draw.counts.push_back(nb::cast<float>(count));
+    }
+  }
+  return d;
+}
+
+std::size_t row_of(const Floats& logits, std::int64_t row) {
+  if (row < 0 || static_cast<std::uint64_t>(row) >= logits.shape(0)) refuse("there is no row " + std::to_string(row) + " of logits");
+  return static_cast<std::size_t>(row) * logits.shape(1);
+}
+
+std::vector<std::int32_t> sample_rows(Floats logits, const nb::sequence& draws) {
+  const std::size_t vocabulary = logits.shape(1);
+  if (vocabulary < 1 || vocabulary > std::size_t{1} << 24) refuse("a row of logits must have 1 to 16777216");
+  std::vector<Drawing> all;
+  for (const nb::handle item : draws) {
+    const auto [row, sampling, position, banned] = nb::cast<std::tuple<std::int64_t, nb::object, std::int64_t, nb::sequence>>(item);
+    all.push_back(drawing_of(sampling, logits.data() + row_of(logits, row), vocabulary, position, banned));
+  }
+  std::vector<std::int32_t> tokens;
+  nb::gil_scoped_release released;
+  const Kernels& k = kernels();
+  std::vector<float> scratch;
+  for (const Drawing& one : all) tokens.push_back(sample(k, one.draw, vocabulary, scratch));
+  return tokens;
+}
+
+std::vector<std::tuple<double, std::vector<std::int32_t>, std::vector<double>>> likelihoods(
+    Floats logits, const std::vector<std::int64_t>& rows, const std::vector<std::int64_t>& tokens, std::int64_t top) {
+  const std::size_t vocabulary = logits.shape(1);
+  if (vocabulary < 1 || rows.size() != tokens.size()) refuse("each row needs its token");
+  if (top < 0 || top > 1 << 20) refuse("top must be 0 to 1048576");
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    row_of(logits, rows[i]);
+    token_of(tokens[i], vocabulary);
+  }
+  std::vector<std::tuple<double, std::vector<std::int32_t>, std::vector<double>>> result;
+  nb::gil_scoped_release released;
+  const Kernels& k = kernels();
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    Likelihood one = likelihood(k, logits.data() + rows[i] * vocabulary, vocabulary, static_cast<std::int32_t>(tokens[i]),
+                                static_cast<std::size_t>(top));
+    result.emplace_back(one.logprob, std::move(one.ids), std::move(one.logprobs));
+  }
+  return result;
+}
+
 struct Shape {
   Format format;
   std::size_t outputs, inputs, block;
@@ -232,9 +328,9 @@ NB_MODULE(_native, m) {
   m.attr("TILE") = kTile;
 
   nb::class_<Runner>(m, "Runner")
-      .def(nb::init<const nb::dict&, Bytes, const nb::dict&, const std::string&, int, int>(), "config"_a, "weights"_a,
+      .def(nb::init<const nb::dict&, Bytes, const nb::dict&, const std::string&, int, int>(), "config"_a, "weights"_a.noconvert(),
            "offsets"_a, nb::kw_only(), "kv"_a, "blocks"_a, "threads"_a)
-      .def("run", &Runner::run, "tokens"_a, "sequences"_a, "logits_rows"_a)
+      .def("run", &Runner::run, "tokens"_a.noconvert(), "sequences"_a, "logits_rows"_a.noconvert())
       .def("copy_block", &Runner::copy_block, "source"_a, "target"_a)
       .def("take_profile", &Runner::take_profile)
       .def_prop_ro("kv_bytes", &Runner::kv_bytes)
@@ -251,7 +347,7 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release released;
         pack_nothing(s.format, out.data(), s.outputs, s.inputs, s.block);
       },
-      "mode"_a, "out"_a, "outputs"_a, "inputs"_a, "block"_a);
+      "mode"_a, "out"_a.noconvert(), "outputs"_a, "inputs"_a, "block"_a);
   m.def(
       "pack_rows",
       [](const std::string& format, Floats rows, Ints to, MutableBytes out, std::int64_t outputs, std::int64_t inputs,
@@ -263,7 +359,7 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release released;
         pack_rows(s.format, rows.data(), rows.shape(0), rows.shape(1), to.data(), out.data(), s.inputs, s.block, threads);
       },
-      "mode"_a, "rows"_a, "to"_a, "out"_a, "outputs"_a, "inputs"_a, "block"_a, "threads"_a);
+      "mode"_a, "rows"_a.noconvert(), "to"_a.noconvert(), "out"_a.noconvert(), "outputs"_a, "inputs"_a, "block"_a, "threads"_a);
   m.def(
       "pack_q4_blocks",
       [](const std::string& kind, Bytes rows, Ints to, MutableBytes out, std::int64_t outputs, std::int64_t inputs, int threads) {
@@ -276,7 +372,7 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release released;
         pack_q4_blocks(kind == "Q4_1", rows.data(), rows.size() / bytes, s.inputs, to.data(), out.data(), threads);
       },
-      "kind"_a, "rows"_a, "to"_a, "out"_a, "outputs"_a, "inputs"_a, "threads"_a);
+      "kind"_a, "rows"_a.noconvert(), "to"_a.noconvert(), "out"_a.noconvert(), "outputs"_a, "inputs"_a, "threads"_a);
   m.def(
       "checksum",
       [](Bytes bytes, int threads) {
@@ -284,7 +380,11 @@ NB_MODULE(_native, m) {
         nb::gil_scoped_release released;
         return checksum(bytes.data(), bytes.size(), threads);
       },
-      "data"_a, "threads"_a);
+      "data"_a.noconvert(), "threads"_a);
+  m.def("sample", &sample_rows, "logits"_a.noconvert(), "draws"_a,
+        "The next token for each (row of logits, Sampling, position, tokens that may not come).");
+  m.def("likelihoods", &likelihoods, "logits"_a.noconvert(), "rows"_a, "tokens"_a, "top"_a,
+        "For each row: its token's log-probability, and ids and log-probabilities of the likeliest.");
   m.def(
       "linear",
       [](const std::string& format, Floats rows, Bytes packed, std::int64_t outputs, std::int64_t inputs, std::int64_t block,
@@ -308,7 +408,7 @@ NB_MODULE(_native, m) {
                                 out + in.first(t) * s.outputs + p * kTile, static_cast<std::ptrdiff_t>(s.outputs)});
         return nb::ndarray<nb::numpy, float, nb::ndim<2>>(out, {count, s.outputs}, owner);
       },
-      "mode"_a, "rows"_a, "packed"_a, "outputs"_a, "inputs"_a, "block"_a, "part"_a, "rows_max"_a,
+      "mode"_a, "rows"_a.noconvert(), "packed"_a.noconvert(), "outputs"_a, "inputs"_a, "block"_a, "part"_a, "rows_max"_a,
       "One linear layer on one thread, in tiles of up to rows_max: what tests hold against a plain product.");
   m.def(
       "read_rate",
@@ -325,7 +425,7 @@ NB_MODULE(_native, m) {
         for (auto& w : workers) w.join();
         return static_cast<double>(part * threads) * rounds / std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       },
-      "data"_a, "threads"_a, "rounds"_a, "Bytes a second that a plain read of `bytes` reaches.");
+      "data"_a.noconvert(), "threads"_a, "rounds"_a, "Bytes a second that a plain read of `bytes` reaches.");
   m.def(
       "operation_rate",
       [](int threads, double seconds) {

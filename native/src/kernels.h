@@ -98,6 +98,9 @@ struct Kernels {
   void (*rotate)(float* head, const float* cosines, const float* sines, int pairs);
   void (*expand_f16)(const std::uint16_t* x, int size, float factor, float* y);
 
+  // sum of exp((x - highest) * factor): the softmax's denominator
+  double (*exp_sum)(const float* x, std::ptrdiff_t size, float highest, float factor);
+
   // pairs of bf16, `stride` bytes from pair to pair
   void (*to_bf16)(const float* x, int size, std::ptrdiff_t stride, std::uint8_t* out);
   // one token of one head into its place in a block

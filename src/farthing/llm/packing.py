@@ -402,6 +402,7 @@ def _pack_into(
             memory = mmap.mmap(file.fileno(), total)
             sections = _pack(memory, checkpoint, plan, threads, progress)
             memory.flush()
+        Path(staging).chmod(0o644)  # mkstemp's own is for its maker alone
         Path(staging).replace(folder / name)
     except BaseException:
         with contextlib.suppress(OSError):

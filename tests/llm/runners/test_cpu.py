@@ -1,0 +1,200 @@
+"""The native pass: against the numpy oracle for every kind of spec and instruction set, and against itself, to the bit."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from tests.llm.runners.random_model import SPECS, RandomCheckpoint
+from tests.native.isas import HERE
+
+from farthing.llm.runners.cpu import CpuRunner, kv_token_bytes
+from farthing.llm.runners.reference import ReferenceRunner
+from farthing.llm.runners.runner import Step, StepSequence
+
+BLOCKS = 40
+
+BOUNDS = {("f32", "f32"): 3e-5, ("f32", "bf16"): 0.05, ("f32", "int8"): 0.1, ("q8", "bf16"): 0.3}
+"""Largest error of a logit, in standard deviations of the logits; random weights forgive nothing."""
+
+
+def ints(values: Any) -> NDArray[np.int32]:
+    return np.asarray(values, np.int32)
+
+
+def tokens(seed: int, count: int, vocabulary: int) -> NDArray[np.int32]:
+    return np.random.default_rng(seed).integers(0, vocabulary, count).astype(np.int32)
+
+
+@pytest.fixture(params=sorted(SPECS))
+def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> RandomCheckpoint:
+    return RandomCheckpoint(SPECS[request.param], tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_logits_are_the_oracles(checkpoint: RandomCheckpoint, isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FARTHING_ISA", isa)
+    v = checkpoint.spec.vocabulary
+    long, short = tokens(1, 70, v), tokens(2, 5, v)
+    sequences = (StepSequence(70, 0, ints([5, 2, 7])), StepSequence(5, 0, ints([1])))
+    step = Step(np.concatenate((long, short)), sequences, ints(np.arange(75)))
+    expected = ReferenceRunner(checkpoint, blocks=8).run(step)
+    for (weights, kv), bound in BOUNDS.items():
+        runner = CpuRunner(checkpoint, weights=weights, kv=kv, kv_blocks=8, threads=2)  # type: ignore[arg-type]
+        ours = runner.run(step)
+        runner.close()
+        assert np.abs(ours - expected).max() <= bound * expected.std(), (weights, kv)
+
+
+def alone(runner: CpuRunner, ids: NDArray[np.int32]) -> NDArray[np.float32]:
+    """All logits of a sequence that is run at once, with nobody else."""
+    table = ints(np.arange(-(-len(ids) // 32)))
+    return runner.run(Step(ids, (StepSequence(len(ids), 0, table),), ints(np.arange(len(ids)))))
+
+
+def in_company(
+    runner: CpuRunner, sequences: list[NDArray[np.int32]], rng: np.random.Generator
+) -> list[NDArray[np.float32]]:
+    """The same sequences together: in chunks of any size, in any order, in scattered blocks; rows not asked for are NaN."""
+    free = rng.permutation(BLOCKS).astype(np.int32)
+    tables = [free[4 * i : 4 * i + 4].copy() for i in range(len(sequences))]
+    spares = [int(block) for block in free[-len(sequences) :]]
+    done = [0] * len(sequences)
+    got: list[list[NDArray[np.float32]]] = [[] for _ in sequences]
+    while any(d < len(ids) for d, ids in zip(done, sequences, strict=True)):
+        parts, rows, who = [], [], []
+        for i in rng.permutation(len(sequences)):
+            left = len(sequences[i]) - done[i]
+            if not left or rng.random() < 0.3:
+                continue
+            n = int(min(left, rng.integers(1, rng.choice([2, 9, 80]))))
+            parts.append(StepSequence(n, done[i], tables[i]))
+            rows.append(sequences[i][done[i] : done[i] + n])
+            who.append((i, n))
+            done[i] += n
+            if rng.random() < 0.1:  # a copy of a block is as good as the block
+                at = int(rng.integers(0, 4))
+                runner.copy_block(int(tables[i][at]), spares[i])
+                spares[i], tables[i] = (
+                    int(tables[i][at]),
+                    np.where(np.arange(4) == at, spares[i], tables[i]).astype(np.int32),
+                )
+                parts[-1] = StepSequence(n, parts[-1].start, tables[i])
+        if not parts:
+            continue
+        step_tokens = np.concatenate(rows)
+        wanted = np.flatnonzero(rng.random(len(step_tokens)) < 0.7).astype(np.int32)
+        logits = np.full((len(step_tokens), runner.spec.vocabulary), np.nan, np.float32)
+        logits[wanted] = runner.run(Step(step_tokens, tuple(parts), wanted))
+        at = 0
+        for i, n in who:
+            got[i].append(logits[at : at + n])
+            at += n
+    return [np.concatenate(one) for one in got]
+
+
+@pytest.mark.parametrize(("weights", "kv"), [("f32", "f32"), ("q8", "bf16"), ("q4", "int8")])
+def test_a_row_has_the_same_bits_alone_and_in_company(checkpoint: RandomCheckpoint, weights: Any, kv: Any) -> None:
+    v = checkpoint.spec.vocabulary
+    sequences = [tokens(i, n, v) for i, n in enumerate((70, 33, 5, 64, 1))]
+    runners = [CpuRunner(checkpoint, weights=weights, kv=kv, kv_blocks=BLOCKS, threads=n) for n in (1, 2, 3)]
+    expected = [alone(runners[0], ids) for ids in sequences]
+    for trial in range(6):
+        rng = np.random.default_rng(trial)
+        for ours, theirs in zip(in_company(runners[trial % 3], sequences, rng), expected, strict=True):
+            asked = ~np.isnan(ours[:, 0])
+            assert (ours[asked].view(np.int32) == theirs[asked].view(np.int32)).all()
+    for runner in runners:
+        runner.close()
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> Any:
+    runner = CpuRunner(RandomCheckpoint(SPECS["llama"], tmp_path / "model.gguf"), kv_blocks=8, threads=2)
+    yield runner
+    runner.close()
+
+
+def one(**changes: Any) -> Step:
+    fields: dict[str, Any] = {
+        "rows": 3,
+        "start": 0,
+        "blocks": ints([0]),
+        "tokens": ints([1, 2, 3]),
+        "wanted": ints([2]),
+    }
+    f = fields | changes
+    return Step(f["tokens"], (StepSequence(f["rows"], f["start"], f["blocks"]),), f["wanted"])
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        one(tokens=ints([1, 2, 199])), one(tokens=ints([-1, 2, 3])), one(tokens=ints([1, 2])), one(tokens=ints([])),
+        one(rows=4), one(rows=0), one(rows=-1), one(rows=2**40), one(start=-1), one(start=30), one(start=2**40),
+        one(blocks=ints([8])), one(blocks=ints([-1])), one(blocks=ints([])),
+        one(wanted=ints([3])), one(wanted=ints([-1])), one(wanted=ints([2, 1])), one(wanted=ints([1, 1])),
+        Step(ints([1]), (), ints([0])),
+    ],
+)  # fmt: skip
+def test_a_step_that_would_touch_other_memory_is_refused(runner: CpuRunner, step: Step) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        runner.run(step)
+    assert np.isfinite(runner.run(one())).all(), "and the next step runs"
+
+
+@pytest.mark.parametrize("step", [one(tokens=np.array([1, 2, 3])), one(blocks=np.array([0.5]))])
+def test_arrays_of_another_type_are_refused(runner: CpuRunner, step: Step) -> None:
+    with pytest.raises((TypeError, ValueError, RuntimeError)):
+        runner.run(step)
+
+
+def test_blocks_outside_of_the_pool_are_not_copied(runner: CpuRunner) -> None:
+    for source, target in ((0, 8), (-1, 0), (8, 0)):
+        with pytest.raises(ValueError, match="block"):
+            runner.copy_block(source, target)
+
+
+def test_a_step_may_want_no_logits(runner: CpuRunner) -> None:
+    assert runner.run(one(wanted=ints([]))).shape == (0, 199)
+
+
+def test_what_is_closed_says_so(tmp_path: Path) -> None:
+    runner = CpuRunner(RandomCheckpoint(SPECS["llama"], tmp_path / "model.gguf"), kv_blocks=2, threads=2)
+    runner.close()
+    runner.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        runner.run(one())
+
+
+def test_garbage_that_a_former_owner_left_in_a_block_is_not_seen(runner: CpuRunner) -> None:
+    clean = runner.run(one())
+    runner.run(one(rows=32, tokens=tokens(3, 32, 199)))
+    assert (runner.run(one()) == clean).all()
+
+
+def test_the_pool_takes_what_was_announced(runner: CpuRunner) -> None:
+    assert runner.kv_bytes == kv_token_bytes(runner.spec, "bf16") * 32 * 8
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads Linux's accounts of threads")  # noqa: PTH110
+def test_an_idle_pool_burns_nothing(runner: CpuRunner) -> None:
+    for _ in range(20):
+        runner.run(one())
+    time.sleep(0.01)  # workers spin for 40 us before they sleep
+    before = time.process_time()
+    time.sleep(0.3)
+    assert time.process_time() - before < 0.003
+
+
+def test_threads_that_start_often_do_not_pile_up(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(SPECS["llama"], tmp_path / "model.gguf")
+    before = len(list(Path("/proc/self/task").iterdir()))
+    for _ in range(10):
+        runner = CpuRunner(checkpoint, kv_blocks=2, threads=4)
+        runner.run(one())
+        runner.close()
+    assert len(list(Path("/proc/self/task").iterdir())) <= before
