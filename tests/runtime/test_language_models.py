@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from tests.language import CONTEXT, paced, talking, write_tiny_model
@@ -114,6 +115,16 @@ def test_kv_memory_bounds_the_context(tmp_path: Path) -> None:
         (model,) = live.get("/v1/models").json["data"]
         assert 0 < model["max_model_len"] < CONTEXT
         assert live.metric("farthing_kv_cache_tokens") == model["max_model_len"]
+
+
+def test_models_share_the_memory_that_is_free(tmp_path: Path) -> None:
+    """Each gets half of what the others leave, though none has touched its part yet."""
+    for number in range(3):
+        write_tiny_model(tmp_path / f"tiny{number}", context=1 << 15)
+    with mock.patch("farthing.runtime.memory.free_bytes", return_value=16 << 20), serving(tmp_path) as live:
+        held = [live.metric("farthing_kv_cache_tokens", model_name=f"tiny{number}") * 512 for number in range(3)]
+        assert sum(held) < 16 << 20
+        assert max(held) > 3 * min(held) > 0
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from farthing.runtime.memory import UNKNOWN_BYTES, free_bytes
+from farthing.runtime.memory import UNKNOWN_BYTES, Promises, free_bytes
 
 NOWHERE = Path("/nonexistent")
 
@@ -26,3 +26,12 @@ def test_a_container_may_have_less_and_files_it_read_do_not_count(tmp_path: Path
 def test_what_cannot_be_read_is_guessed(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemAvailable: much\n")
     assert free_bytes(tmp_path / "meminfo", NOWHERE) == UNKNOWN_BYTES
+
+
+def test_what_is_promised_is_not_promised_again() -> None:
+    memory = Promises(lambda: 1000)
+    assert memory.take(lambda free: free // 2) == 500
+    assert memory.take(lambda free: free // 2) == 250
+    memory.give(500)
+    assert memory.take(lambda free: free) == 750
+    assert memory.take(lambda free: free) == 0

@@ -6,7 +6,7 @@ set for one model belongs to `config.model`; reading the command line to `cli`.
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
@@ -85,9 +85,9 @@ class WeightsPrecision(StrEnum):
 class LanguageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator may set for language models; a model's own `parameters` say the same words for it alone."""
 
-    context_tokens: int = 0
+    context_tokens: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Prompt and completion together; 0: as many as the model was trained for, if the KV memory holds them."""
-    kv_memory_bytes: int = 0
+    kv_memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     """For keys and values of what is being generated, and of prefixes that may be asked for again; 0: half of the
     memory that is free once the weights are in, but no more than `KV_CONTEXTS_MAX` full contexts take."""
     weights: WeightsPrecision = WeightsPrecision.AUTO

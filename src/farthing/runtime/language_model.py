@@ -66,6 +66,8 @@ class LoadedLanguageModel:
     description: str
     """For people: size, precision, memory, threads."""
     load_s: float
+    close: Callable[[float], bool]
+    """Frees all it holds, within so many seconds; False if it is still inside a step then."""
 
 
 def spec_of(name: str, version: int) -> ModelSpec:
@@ -102,6 +104,7 @@ class LanguageModel:
         self.finished: dict[str, int] = dict.fromkeys(FinishReason, 0)
         """Choices that ended, by reason."""
         self._generator = loaded.generator
+        self._close = loaded.close
         self._mailbox = Mailbox(loop)
         self._under_way: set[_UnderWay] = set()
         self._when_empty: Callable[[], None] | None = None
@@ -228,7 +231,7 @@ class LanguageModel:
 
     def close(self, timeout_s: float) -> None:
         """Frees all it holds. Blocks."""
-        if not self._generator.close(timeout_s):
+        if not self._close(timeout_s):
             log.warning("model %s is still inside a step; left behind", self.spec.name)
 
 

@@ -10,13 +10,14 @@ from farthing.config.server import LanguageSettings
 from farthing.repository import FoundModel, FoundVersion
 from farthing.runtime.language_model import BACKEND, PLATFORM
 from farthing.runtime.load import LoadedVersion, load_version
+from farthing.runtime.memory import Promises
 
 if TYPE_CHECKING:
     from farthing.runtime.language_model import LoadedLanguageModel
 
 
 def load_any(
-    settings: LanguageSettings, queue_max: int, found: FoundModel, version: FoundVersion
+    settings: LanguageSettings, queue_max: int, memory: Promises, found: FoundModel, version: FoundVersion
 ) -> "LoadedVersion | LoadedLanguageModel":
     """Loads one version. Raises `LoadFailed` naming the model or file and the reason."""
     said = found.config.backend or found.config.platform
@@ -24,7 +25,7 @@ def load_any(
         return load_version(found, version)
     from farthing.runtime.load_language_model import load_language_model
 
-    return load_language_model(found, version, settings, queue_max=queue_max)
+    return load_language_model(found, version, settings, queue_max=queue_max, memory=memory)
 
 
 def is_language_model(path: Path, said: str) -> bool:

@@ -24,7 +24,7 @@ from farthing.llm.spec import DecoderSpec, tensor_shapes
 from farthing.protocols.openai import SamplingDefaults
 from farthing.repository import FoundModel, FoundVersion
 from farthing.runtime.language_model import BACKEND, LoadedLanguageModel, spec_of
-from farthing.runtime.memory import free_bytes
+from farthing.runtime.memory import Promises
 from farthing.types.errors import LoadFailed
 
 HEAD_ELEMENTS: Final = 32
@@ -38,9 +38,12 @@ log = logging.getLogger(__name__)
 
 
 def load_language_model(
-    found: FoundModel, version: FoundVersion, settings: LanguageSettings, *, queue_max: int
+    found: FoundModel, version: FoundVersion, settings: LanguageSettings, *, queue_max: int, memory: Promises
 ) -> LoadedLanguageModel:
-    """Opens, packs and starts one. Raises `LoadFailed` naming the file and the reason."""
+    """Opens, packs and starts one. Raises `LoadFailed` naming the file and the reason.
+
+    The KV memory is taken from `memory`, and given back when the model is closed.
+    """
     started = time.monotonic()
     settings = _with_parameters(settings, found)
     checkpoint = open_checkpoint(version.path)
@@ -48,13 +51,21 @@ def load_language_model(
     tokenizer = checkpoint.tokenizer()
     source = checkpoint.chat_template()
     template = ChatTemplate(source, tokenizer) if source else None
-    blocks = _kv_blocks(decoder, settings, found.name)
-    runner = open_runner(checkpoint, settings, blocks)
+    block_bytes = _kv_token_bytes(decoder, settings) * BLOCK_TOKENS
+    kv_bytes = memory.take(lambda free: _kv_blocks(decoder, settings, found.name, free) * block_bytes)
     try:
+        runner = open_runner(checkpoint, settings, kv_bytes // block_bytes)
         generator = Generator(runner, tokenizer, queue_max=queue_max, identity=checkpoint.identity, name=found.name)
     except BaseException:
-        runner.close()
+        memory.give(kv_bytes)
         raise
+
+    def close(timeout_s: float) -> bool:
+        is_closed = generator.close(timeout_s)
+        if is_closed:
+            memory.give(kv_bytes)
+        return is_closed
+
     context = min(generator.tokens_max, settings.context_tokens or decoder.context_tokens)
     description = _describe(decoder, settings, runner, context)
     log.info("model %s version %d: %s", found.name, version.number, description)
@@ -72,6 +83,7 @@ def load_language_model(
         fingerprint=_fingerprint(checkpoint.identity, settings),
         description=description,
         load_s=time.monotonic() - started,
+        close=close,
     )
 
 
@@ -110,12 +122,12 @@ def _with_parameters(settings: LanguageSettings, found: FoundModel) -> LanguageS
         raise LoadFailed(f"model `{found.name}`: parameters: {wrong}") from None
 
 
-def _kv_blocks(decoder: DecoderSpec, settings: LanguageSettings, name: str) -> int:
+def _kv_blocks(decoder: DecoderSpec, settings: LanguageSettings, name: str, free: int) -> int:
     """How many KV blocks there is room for. Raises `LoadFailed` if that is next to none."""
     block_bytes = _kv_token_bytes(decoder, settings) * BLOCK_TOKENS
     context = settings.context_tokens or decoder.context_tokens
     said = settings.kv_memory_bytes
-    room = said or int((free_bytes() - _weight_bytes(decoder, settings)) * FREE_SHARE)
+    room = said or int((free - _weight_bytes(decoder, settings)) * FREE_SHARE)
     blocks = room // block_bytes
     if not said:
         blocks = min(blocks, KV_CONTEXTS_MAX * -(-context // BLOCK_TOKENS))

@@ -1,5 +1,7 @@
-"""How much memory is free for us: the machine's, and what a container may still take."""
+"""How much memory is free for us: the machine's, what a container may still take, less what is promised already."""
 
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -7,6 +9,30 @@ _MEMINFO: Final = Path("/proc/meminfo")
 _CGROUP: Final = Path("/sys/fs/cgroup")
 UNKNOWN_BYTES: Final = 4 << 30
 """Assumed free where nobody can be asked."""
+
+
+class Promises:
+    """Memory promised to somebody who takes it bit by bit, as KV pools do: the system still calls it free.
+
+    What of a promise has been taken counts twice, which errs on the safe side. Any thread may ask.
+    """
+
+    def __init__(self, free: Callable[[], int] | None = None) -> None:
+        self._free = free or free_bytes
+        self._promised = 0
+        self._lock = threading.Lock()
+
+    def take(self, choose: Callable[[int], int]) -> int:
+        """Promises as many bytes as `choose` says, given what is free and not promised. Raises what it raises."""
+        with self._lock:
+            size = choose(max(0, self._free() - self._promised))
+            self._promised += size
+            return size
+
+    def give(self, size: int) -> None:
+        """Takes a promise back."""
+        with self._lock:
+            self._promised -= size
 
 
 def free_bytes(meminfo: Path = _MEMINFO, cgroup: Path = _CGROUP) -> int:

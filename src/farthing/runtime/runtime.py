@@ -17,6 +17,7 @@ from farthing.repository import FoundModel, Repository, Snapshot, changes, settl
 from farthing.runtime.catalog import Catalog
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load_any import load_any
+from farthing.runtime.memory import Promises
 from farthing.runtime.served import Served
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.metrics import ModelSample
@@ -44,7 +45,7 @@ class Runtime:
             loader=self._loader,
             queue_requests_max=config.admission.queue_requests_max,
             drain_s=config.exit_timeout_s,
-            load=partial(load_any, config.language, config.admission.queue_requests_max),
+            load=partial(load_any, config.language, config.admission.queue_requests_max, Promises()),
         )
         self._seen = Snapshot(models={}, problems={})
         self._poller: asyncio.Task[None] | None = None
