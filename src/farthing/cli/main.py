@@ -48,6 +48,8 @@ def cli() -> None:
     \b
     farthing serve model.onnx              a KServe v2 endpoint on 127.0.0.1:8000
     farthing serve sample:effnet-lite0     the same, with a model fetched for you
+    farthing serve model.gguf              OpenAI's API at /v1 on the same port
+    farthing chat sample:smollm2-135m      talk to a language model
     farthing pull --list                   what can be fetched
     """
 
