@@ -1,6 +1,7 @@
 """SIGTERM while clients keep asking: nothing accepted is lost, counted where it counts, at the clients."""
 
 import asyncio
+import json
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+from tests.language import write_tiny_model
 from tests.serving import Gate, eventually, infer_json, request, serve_process, small_repository
 
 CONNECTIONS = 32
@@ -143,3 +145,23 @@ def test_a_signal_while_a_model_is_being_loaded_ends_it(tmp_path: Path) -> None:
             assert process.wait(10) == 0
         finally:
             process.kill()
+
+
+def test_streams_are_spoken_to_their_end(tmp_path: Path) -> None:
+    """Many streams of a language model under way when the signal comes: each gets its `[DONE]`."""
+    model = write_tiny_model(tmp_path / "tiny")
+    body = json.dumps({"prompt": "hello", "max_tokens": 400, "ignore_eos": True, "stream": True, "n": 4}).encode()
+    with serve_process(tmp_path, model) as live:
+        assert live.process is not None
+        wires = [live.connect() for _ in range(16)]
+        for wire in wires:
+            wire.send(request("POST", "/v1/completions", body))
+        for wire in wires:
+            assert wire.socket.recv(1)
+        live.process.send_signal(signal.SIGTERM)
+        for wire in wires:
+            data = b""
+            while more := wire.socket.recv(1 << 16):
+                data += more
+            assert data.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+        assert live.process.wait(20) == 0

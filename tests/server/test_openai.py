@@ -430,6 +430,33 @@ def chat_with(live: Live, headers: dict[str, str]) -> Reply:
     return post(live, CHAT, headers, messages=[{"role": "user", "content": "hi"}], **GREEDY)
 
 
+def test_t_07_a_key_over_its_share_is_429_until_its_stream_ends(tmp_path: Path) -> None:
+    key, entry = new_key("shop", ("inference",))  # type: ignore[arg-type]
+    keys = tmp_path / "keys.toml"
+    keys.write_text(entry + "inflight_max = 1\n")
+    mine = {"Authorization": f"Bearer {key}"}
+    with paced(tmp_path / "models", keys=keys) as (live, runner), live.connect() as wire:
+        runner.gate.clear()
+        body = json.dumps({"prompt": "a", "stream": True, **GREEDY}).encode()
+        wire.send(request("POST", COMPLETIONS, body, **mine))
+        eventually(lambda: chat_with(live, mine).status == 429)
+        refused = chat_with(live, mine)
+        assert error_of(refused)["code"] == "rate_limit_exceeded"
+        assert refused.headers["retry-after"]
+        runner.gate.set()
+        data = b""
+        while not data.endswith(b"0\r\n\r\n"):
+            data += wire.socket.recv(1 << 16)
+        assert chat_with(live, mine).status == 200
+
+
+def test_text_generation_can_be_restricted_with_inference(tmp_path: Path) -> None:
+    with talking(tmp_path, restricted=("inference:x-secret=open",)) as live:
+        assert chat(live).status == 403
+        assert error_of(chat(live))["type"] == "permission_error"
+        assert chat_with(live, {"X-Secret": "open"}).status == 200
+
+
 def test_t_03_every_path_that_runs_a_model_is_guarded(talk: Live) -> None:
     from farthing.server.openai import OpenAi
 
