@@ -395,6 +395,8 @@ def error_of(reply: Reply) -> dict[str, Any]:
         ("DELETE", "/v1/models/tiny", b"", 405),
         ("GET", "/v1/nothing", b"", 404),  # T-01
         ("POST", "/v1/embeddings", b"{}", 404),
+        ("POST", "/tokenize", b"{}", 400),
+        ("POST", "/detokenize", b"[]", 400),
         ("GET", "/v1/models/%ff", b"", 400),
     ],
 )
@@ -403,6 +405,12 @@ def test_e_02_every_error_under_v1_is_an_object(talk: Live, method: str, path: s
     assert reply.status == status
     error = error_of(reply)
     assert error["type"] == ("not_found_error" if status == 404 else "invalid_request_error")
+
+
+def test_a_compressed_body_is_refused_by_name(talk: Live) -> None:
+    reply = talk.post(CHAT, b"\x1f\x8b", {"Content-Encoding": "gzip"})
+    assert reply.status == 400
+    assert "gzip" in error_of(reply)["message"]
 
 
 def test_t_08_a_body_over_the_limit_is_413(tmp_path: Path) -> None:

@@ -14,6 +14,8 @@ from farthing.types.errors import FarthingError, MethodNotAllowed
 from farthing.types.requests import Timing
 
 JSON: Final = b"application/json"
+OPENAI_PATHS: Final = (b"/v1/", b"/tokenize", b"/detokenize")
+"""Where errors are OpenAI's objects."""
 
 
 class Sender(Protocol):
@@ -151,7 +153,7 @@ class Exchange:
             headers += b"WWW-Authenticate: Bearer\r\n"
         if isinstance(error, MethodNotAllowed):
             headers += b"Allow: " + ", ".join(error.allowed).encode() + b"\r\n"
-        if self.path.startswith(b"/v1/"):
+        if self.path.startswith(OPENAI_PATHS):
             self.respond(openai.status_of(error), openai.encode_error(error), headers=headers)
         else:
             self.respond(error.http_status, encode_error(error), headers=headers)

@@ -318,6 +318,11 @@ def _prepared(
     exchange: Exchange, prepare: Callable[[], Value], begin: Callable[[Value], None]
 ) -> Awaitable[None] | None:
     """Does what needs no event loop here and now if it is short, else on a thread; then begins."""
+    coding = exchange.headers.get(b"content-encoding", b"identity")
+    if coding.lower() != b"identity":
+        raise InvalidInput(
+            f"a body in Content-Encoding {coding[:32].decode('latin-1')} is not read here: send it plain"
+        )
     if exchange.body_bytes <= INLINE_BYTES_MAX:
         begin(prepare())
         return None
