@@ -141,7 +141,7 @@ class Life:
         room = min(CONTEXT, self.runner.blocks * self.block_tokens) - len(prompt)
         told = Told(request, min(request.ends.tokens_max, room), self.stepper.roster.counters.steps)
         self.told.append(told)
-        leaves_at = chance.randint(1, 10) if chance.random() < 0.02 else 0
+        leaves_at = chance.choice([1, 1, 2, 5, 10]) if chance.random() < 0.04 else 0
 
         def on_event(event: Any) -> None:
             nonlocal leaves_at
@@ -156,9 +156,11 @@ class Life:
                 told.end = event
             leaves_at -= 1
             if leaves_at == 0 and told.end is None:
-                told.is_left = True
-                if told.state is not None:
-                    self.stepper.roster.cancel(told.state)
+                others = [one for one in self.told if not one.is_over and one.state is not None and one is not told]
+                for left in [told, *chance.sample(others, min(3, len(others)))]:  # and takes others along
+                    left.is_left = True
+                    if left.state is not None:
+                        self.stepper.roster.cancel(left.state)
             elif leaves_at == -5 and chance.random() < 0.01 and told.end is None:
                 told.is_left = True
                 raise ValueError("a reader's own mistake")
@@ -186,6 +188,7 @@ class Life:
                 break
         assert all(self.check_over(told) for told in self.told), "everyone got an end"
         assert self.stepper.roster.pool.free == self.runner.blocks, "no block leaked"
+        assert not self.stepper.roster.tenants.here, "nobody is counted as being here"
         assert counters.requests == counters.requests_finished + counters.requests_failed + counters.requests_cancelled
 
     def one_step(self) -> bool:

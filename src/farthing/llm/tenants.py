@@ -27,11 +27,12 @@ class Tenants:
         self.served: dict[str, float] = {}
         self.accounts = Accounts(self.served, self.weights)
         """As the scheduler reads them."""
-        self._requests: dict[str, int] = {}
+        self.here: dict[str, int] = {}
+        """Requests under way of each. To be read only."""
 
     def came(self, tenant: str) -> None:
         """One more request of this tenant is under way."""
-        here = self._requests
+        here = self.here
         if tenant not in here:
             least = min((self.served[other] for other in here), default=None)
             if least is None:
@@ -42,7 +43,7 @@ class Tenants:
 
     def left(self, tenant: str) -> None:
         """One of its requests has ended."""
-        here = self._requests
+        here = self.here
         here[tenant] -= 1
         if not here[tenant]:
             del here[tenant]
