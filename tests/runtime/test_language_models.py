@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from tests.language import CONTEXT, paced, talking, write_tiny_model
 from tests.serving import Live, eventually, request, serve_process, serving
 
@@ -142,6 +144,17 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, language: LanguageSettings |
         (line,) = live.post("/v2/repository/index").json
         assert line["state"] == "UNAVAILABLE"
         assert words in line["reason"]
+
+
+def test_a_model_that_answers_with_no_numbers_is_not_served(tmp_path: Path) -> None:
+    folder = write_tiny_model(tmp_path / "broken")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][3] = np.nan
+    save_file(tensors, folder / "model.safetensors")
+    with serving(tmp_path, language=LanguageSettings(weights=WeightsPrecision.F32)) as live:
+        (line,) = live.post("/v2/repository/index").json
+        assert line["state"] == "UNAVAILABLE"
+        assert "no numbers" in line["reason"]
 
 
 def test_a_models_own_defaults_hold_where_a_request_is_silent(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from typing import Any, Final, Literal
 
 import msgspec
+import numpy as np
 
 from farthing import __version__
 from farthing.config.model import complete_config
@@ -19,13 +21,13 @@ from farthing.engines.cores import cores_available
 from farthing.llm.chat_template import ChatTemplate
 from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
 from farthing.llm.generator import Generator
-from farthing.llm.runners.runner import BLOCK_TOKENS, Runner
+from farthing.llm.runners.runner import BLOCK_TOKENS, Runner, Step, StepSequence
 from farthing.llm.spec import DecoderSpec, tensor_shapes
 from farthing.protocols.openai import SamplingDefaults
 from farthing.repository import FoundModel, FoundVersion
 from farthing.runtime.language_model import BACKEND, LoadedLanguageModel, spec_of
 from farthing.runtime.memory import Promises
-from farthing.types.errors import LoadFailed
+from farthing.types.errors import FarthingError, LoadFailed
 
 HEAD_ELEMENTS: Final = 32
 """Heads are padded to whole tiles of so many elements."""
@@ -53,12 +55,13 @@ def load_language_model(
     template = ChatTemplate(source, tokenizer) if source else None
     block_bytes = _kv_token_bytes(decoder, settings) * BLOCK_TOKENS
     kv_bytes = memory.take(lambda free: _kv_blocks(decoder, settings, found.name, free) * block_bytes)
-    try:
+    with ExitStack() as undo:
+        undo.callback(memory.give, kv_bytes)
         runner = open_runner(checkpoint, settings, kv_bytes // block_bytes)
+        undo.callback(runner.close)
+        _try_out(runner, template, found.name)
         generator = Generator(runner, tokenizer, queue_max=queue_max, identity=checkpoint.identity, name=found.name)
-    except BaseException:
-        memory.give(kv_bytes)
-        raise
+        undo.pop_all()  # all went well
 
     def close(timeout_s: float) -> bool:
         is_closed = generator.close(timeout_s)
@@ -99,6 +102,20 @@ def open_runner(checkpoint: Checkpoint, settings: LanguageSettings, blocks: int)
     return CpuRunner(
         checkpoint, weights=_mode(settings), kv_blocks=blocks, threads=settings.threads or cores_available()
     )
+
+
+def _try_out(runner: Runner, template: ChatTemplate | None, name: str) -> None:
+    """One token through the model, so that its first client does not wait for pages of weights and imports.
+
+    Raises `LoadFailed` for a model that answers with no numbers.
+    """
+    first = np.zeros(1, np.int32)
+    logits = runner.run(Step(tokens=first, sequences=(StepSequence(1, 0, first),), logits_rows=first))
+    if not np.isfinite(logits).all():
+        raise LoadFailed(f"model `{name}`: a first token gives logits that are no numbers; is the file damaged?")
+    if template is not None:
+        with suppress(FarthingError):  # some templates want more than a word from a user
+            template.encode([{"role": "user", "content": "hello"}])
 
 
 def _mode(settings: LanguageSettings) -> Literal["q8", "q4", "f32"]:
