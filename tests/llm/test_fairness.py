@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from tests.llm.fakes import FakeModel, FakeRunner, FakeTokenizer
 
+from farthing.llm.pace import Pace
 from farthing.llm.scheduler import RANK_AGE_NS, Limits
 from farthing.llm.stepper import Stepper
 from farthing.telemetry.clock import ManualClock
@@ -97,6 +98,26 @@ def test_a_modest_tenant_does_not_wait_for_a_flood() -> None:
     one_ms = street.end_ms["flood0"]
     assert street.end_ms["modest"] < 3 * one_ms
     assert street.end_ms["flood299"] > 20 * one_ms
+
+
+def test_on_a_slow_model_steps_are_made_short() -> None:
+    street = Street(step_tokens=512, sequences_max=16)
+    street.arrive("decodes", 10, 200)
+    street.arrive("long", 8_000, 1)
+    street.run(1)
+    lasted = []
+    for _ in range(30):
+        before = street.clock.now_ns()
+        street.run(1)
+        lasted.append((street.clock.now_ns() - before) / MS)
+    assert 30 < max(lasted[1:]) < 45
+    slow = Pace(Limits(step_tokens=512, sequences_max=16))
+    slow.observe(512, 10_000 * MS)
+    assert slow.limits.step_tokens == 80, "prompts are read all the same"
+    slow.observe(4, 10_000 * MS)
+    for _ in range(100):
+        slow.observe(80, MS)
+    assert slow.limits.step_tokens == 512
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from farthing.llm.generation import Generation, RequestState
+from farthing.llm.pace import Pace
 from farthing.llm.picker import Draw, likelihoods, pick_all
 from farthing.llm.roster import Roster
 from farthing.llm.runners.runner import Runner, Step, StepSequence
@@ -79,6 +80,7 @@ class Stepper:
         self.times = StepTimes()
         self._runner = runner
         self._limits = limits
+        self.pace = Pace(limits)
         self._block_tokens = runner.block_tokens
         self._speculates = speculates
         self._now_ns = (clock or MonotonicClock()).now_ns
@@ -101,7 +103,9 @@ class Stepper:
             return False
         pool = roster.pool
         memory = Memory(self._block_tokens, pool.free, pool.refs, self._find)
-        plan = plan_step(roster.running, roster.waiting.lines, memory, self._limits, roster.tenants.accounts, began_ns)
+        is_alone = len(roster.running) + roster.waiting.count == 1
+        limits = self._limits if is_alone else self.pace.limits
+        plan = plan_step(roster.running, roster.waiting.lines, memory, limits, roster.tenants.accounts, began_ns)
         roster.carry_out(plan, began_ns)
         work, step = self._build(plan)
         run_ns = self._now_ns()
@@ -116,6 +120,7 @@ class Stepper:
         ran_ns = self._now_ns()
         if len(logits) == len(step.tokens):
             self.times.observe(len(logits), ran_ns - run_ns)
+        self.pace.observe(len(step.tokens), ran_ns - run_ns)
         self._take_in(work, logits, ran_ns)
         counters = roster.counters
         counters.steps += 1
