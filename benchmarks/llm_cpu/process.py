@@ -91,7 +91,7 @@ class Running:
             with contextlib.suppress(OSError, http.client.HTTPException):
                 if self._get(self.engine.ready_path)[0] == 200:
                     self._served = json.loads(self._get("/v1/models")[1])["data"][0]["id"]
-                    return load.run(self._port, self._served, [PROMPT_FIRST], 1, 1)[0].first_s
+                    return self.generate([PROMPT_FIRST], 1, 1)[0].first_s
             time.sleep(POLL_S)
         raise EngineFailed(f"{self.engine.name} was not ready within {self.engine.start_max_s} s\n{self._tail()}")
 

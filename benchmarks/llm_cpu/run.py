@@ -12,6 +12,8 @@ import argparse
 import contextlib
 import fcntl
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -116,6 +118,9 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each engine has its turn (3)")
     parser.add_argument("--lock", type=Path, help="a file to lock during each turn, where others share the machine")
     parser.add_argument("--prepare", action="store_true", help="install and convert everything, measure nothing")
+    parser.add_argument(
+        "--nice", type=int, default=0, help="priority of it all, -20 to 19: negative where others share"
+    )
     parser.add_argument("--out", type=Path, help="the JSON file (benchmarks/results/llm-cpu-DATE.json)")
     options = parser.parse_args(argv)
     options.rounds = options.rounds or (1 if options.quick else 3)
@@ -131,6 +136,7 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Runs it all; the exit status is 1 if an engine failed."""
     options = options_from(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through the `with`, so that no engine is left behind
     chosen = [engines.BY_NAME[name] for name in options.only]
     for engine in chosen:
         engine.install()
@@ -139,6 +145,7 @@ def main(argv: list[str] | None = None) -> int:
                 engine.prepare(model)
     if options.prepare:
         return 0
+    os.nice(options.nice)
     run = Run(machine=machine.describe(), engines={}, settings={}, turns=[], failures=[])
     amounts = QUICK if options.quick else AMOUNTS
     run.settings = {
