@@ -31,6 +31,9 @@ INLINE vi loadi(const void* p) { vi v; std::memcpy(&v, p, sizeof v); return v; }
 INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 INLINE void storei(void* p, vi v) { std::memcpy(p, &v, sizeof v); }
 
+// Asks for memory that will be read soon; may point past the end of what there is.
+INLINE void soon(const void* p) { __builtin_prefetch(p, 0, 3); }
+
 INLINE vf all(float x) {
 #if defined(__AVX512BW__)
   return (vf)_mm512_set1_ps(x);
