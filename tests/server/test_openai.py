@@ -19,6 +19,8 @@ from farthing.protocols.kserve import openapi_document
 from farthing.protocols.openai.openapi import with_openai
 from farthing.protocols.sse import Reader
 from farthing.server.auth import Door, new_key
+from farthing.server.generate_extension import GenerateExtension
+from farthing.server.openai import OpenAi
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -466,10 +468,9 @@ def test_text_generation_can_be_restricted_with_inference(tmp_path: Path) -> Non
 
 
 def test_t_03_every_path_that_runs_a_model_is_guarded(talk: Live) -> None:
-    from farthing.server.openai import OpenAi
-
     assert talk.server is not None
-    assert {route.door for route in OpenAi(talk.server.runtime).routes()} == {Door.INFERENCE}
+    routes = [*OpenAi(talk.server.runtime).routes(), *GenerateExtension(talk.server.runtime).routes()]
+    assert {route.door for route in routes} == {Door.INFERENCE}
 
 
 def test_t_05_request_ids_and_foreign_headers(talk: Live) -> None:
@@ -602,6 +603,26 @@ def test_a_deadline_that_passes_in_the_queue_is_told(tmp_path: Path) -> None:
 
 def test_a_templates_own_variables_are_handed_on(talk: Live) -> None:
     assert chat(talk, chat_template_kwargs={"enable_thinking": False}).status == 200
+
+
+def test_long_bodies_are_read_aside_and_answered_alike(talk: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "long " * 80
+    short = [
+        chat(talk, text).json["choices"],
+        complete(talk, text).json["choices"],
+        events(chat(talk, text, stream=True)),
+    ]
+    monkeypatch.setattr("farthing.server.preparation.INLINE_BYTES_MAX", 0)
+    aside = [
+        chat(talk, text).json["choices"],
+        complete(talk, text).json["choices"],
+        events(chat(talk, text, stream=True)),
+    ]
+    assert aside[:2] == short[:2]
+    assert text_of(aside[2]) == text_of(short[2])
+    assert chat(talk, temperature=9).status == 400
+    assert chat(talk, model="none").status == 404
+    assert chat(talk, "x" * 5000).json["error"]["code"] == "context_length_exceeded"
 
 
 def test_t_14_a_drain_lets_streams_finish(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from farthing.server.admission import Admission
 from farthing.server.app import App
 from farthing.server.auth import Keys
 from farthing.server.forwarding import HeaderForwarding
+from farthing.server.generate_extension import GenerateExtension
 from farthing.server.kserve import KServe
 from farthing.server.last_call import refuse_newcomers
 from farthing.server.listener import Listener
@@ -105,7 +106,12 @@ class Server:
             return Listener(app, config.limits, admission, self._counters)
 
         self._tls = tls_context(config.tls) if config.tls is not None else None
-        self._listener = listener(operations.routes() + kserve.routes() + OpenAi(self.runtime).routes())
+        self._listener = listener(
+            operations.routes()
+            + kserve.routes()
+            + GenerateExtension(self.runtime).routes()
+            + OpenAi(self.runtime).routes()
+        )
         self._metrics_listener = listener(operations.metrics_routes())
         self._sockets: list[asyncio.Server] = []
         self._grpc_listener: GrpcListener | None = None

@@ -7,7 +7,7 @@ a string of JSON that Triton's vLLM backend takes, is read too.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -18,7 +18,7 @@ from farthing.protocols.openai.fields import check_fields
 from farthing.protocols.openai.logprobs import chat_logprobs
 from farthing.protocols.openai.parse import parse, parse_value
 from farthing.types.errors import FarthingError, InvalidField
-from farthing.types.generation import Delta, Usage
+from farthing.types.generation import TOP_LOGPROBS_MAX, Delta, Usage
 
 TOKENS_DEFAULT: Final = 16
 """`max_tokens` when a request does not say, as in Triton's vLLM backend."""
@@ -34,7 +34,7 @@ class GenerateFields(Fields, frozen=True, kw_only=True):
     id: str | None = None
     exclude_input_in_output: bool | None = None
     details: bool | None = None
-    logprobs: int | None = None
+    logprobs: Annotated[int, msgspec.Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
 
     @property
     def tokens_max(self) -> int:
