@@ -1,6 +1,7 @@
 """The generator from outside: requests in from another thread, events out."""
 
 import queue
+import random
 import threading
 import time
 from typing import Any
@@ -187,6 +188,40 @@ def test_a_request_that_cannot_be_taken_in_is_answered(monkeypatch: pytest.Monke
     generator.submit(request(), reader := Reader())
     assert isinstance(reader.all()[-1], Finished)
     assert generator.close()
+
+
+def test_many_threads_may_submit_and_leave_at_once() -> None:
+    generator = make(blocks=40, limits=Limits(step_tokens=16, sequences_max=4))
+    expected = {tokens: alone(PROMPT, tokens, temperature=0.0) for tokens in range(1, 9)}
+    wrong: list[Any] = []
+
+    def client(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(40):
+            tokens = chance.randint(1, 8)
+            reader = Reader()
+            cancel = generator.submit(request(tokens_max=tokens, n=chance.choice([1, 1, 3])), reader)
+            if chance.random() < 0.3:
+                cancel()
+                continue
+            got = [token for one in reader.all() if isinstance(one, Delta) and not one.index for token in one.token_ids]
+            if got != expected[tokens]:
+                wrong.append((tokens, got))
+            generator.stats()
+
+    threads = [threading.Thread(target=client, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert generator.close()
+    stats = generator.stats()
+    assert not wrong
+    assert stats.requests == 320
+    assert stats.requests_finished + stats.requests_cancelled == 320
+    assert stats.requests_cancelled > 0
+    assert stats.kv_blocks_used == stats.running == stats.waiting == 0
+    assert stats.kv_blocks_cached <= stats.kv_blocks_free == 40
 
 
 def test_closing_lets_those_under_way_end_and_takes_no_more() -> None:

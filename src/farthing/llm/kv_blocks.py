@@ -39,6 +39,8 @@ class BlockPool:
         self._key_of: list[bytes] = [b""] * blocks
         self._block_of: dict[bytes, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(blocks))
+        self.cached = 0
+        """Free blocks whose contents would still be found. To be read only."""
 
     # -- names -----------------------------------------------------------------------------------------------------
 
@@ -95,6 +97,7 @@ class BlockPool:
         if key:
             del self._block_of[key]
             self._key_of[block] = b""
+            self.cached -= 1
         self.refs[block] = 1
         return block
 
@@ -104,6 +107,7 @@ class BlockPool:
         for block in blocks:
             if not refs[block]:
                 del free[block]
+                self.cached -= bool(self._key_of[block])
             refs[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -113,13 +117,10 @@ class BlockPool:
             refs[block] -= 1
             if not refs[block]:
                 free[block] = None
-                if not self._key_of[block]:
+                if self._key_of[block]:
+                    self.cached += 1
+                else:
                     free.move_to_end(block, last=False)
-
-    def forget(self) -> None:
-        """Drops every name: nothing computed so far will be found again."""
-        self._key_of = [b""] * self.blocks
-        self._block_of.clear()
 
     # -- figures ---------------------------------------------------------------------------------------------------
 
@@ -127,11 +128,6 @@ class BlockPool:
     def free(self) -> int:
         """Blocks that can be taken, cached ones among them."""
         return len(self._free)
-
-    @property
-    def cached(self) -> int:
-        """Free blocks whose contents would still be found."""
-        return sum(1 for block in self._free if self._key_of[block])
 
     def check_integrity(self, tables: Iterable[Sequence[int]]) -> None:
         """Asserts that counts, names and the free list agree with the tables of all generations (for tests)."""
@@ -143,5 +139,6 @@ class BlockPool:
         assert counted == self.refs
         assert all(not self.refs[block] for block in self._free)
         assert len(self._free) == counted.count(0), "every block is used or free"
+        assert self.cached == sum(1 for block in self._free if self._key_of[block])
         assert len(self._block_of) == sum(1 for key in self._key_of if key)
         assert all(self._key_of[block] == key for key, block in self._block_of.items())
