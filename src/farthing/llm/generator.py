@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Final
 
 from farthing.llm.generation import OnEvent, RequestState
 from farthing.llm.runners.runner import Runner
@@ -16,10 +17,14 @@ from farthing.llm.statistics import Counters, GeneratorStatistics
 from farthing.llm.stepper import Stepper
 from farthing.llm.wording import Vocabulary
 from farthing.telemetry.clock import Clock, MonotonicClock
-from farthing.types.errors import EngineFailed, InvalidInput, Overloaded, Unavailable
+from farthing.types.errors import EngineFailed, InvalidField, InvalidInput, Overloaded, Unavailable
 from farthing.types.generation import GenerateRequest
 
-RETRY_AFTER_S_MAX = 60.0
+RETRY_AFTER_S_MAX: Final = 60.0
+"""Clients give up rather than wait longer (OpenAI's own at 120 s)."""
+
+TOO_LONG: Final = "context_length_exceeded"
+"""OpenAI's code for a prompt that does not fit."""
 
 log = logging.getLogger(__name__)
 
@@ -111,15 +116,17 @@ class Generator:
         least = min(request.ends.tokens_max, 1)
         context = self._runner.spec.context_tokens
         if prompt + least > context:
-            raise InvalidInput(
+            raise InvalidField(
                 f"the prompt has {prompt} tokens, and the model's context is {context} tokens, prompt and output "
-                f"together (context_length_exceeded)",
+                "together",
+                code=TOO_LONG,
                 hint="shorten the prompt",
             )
         if not fits(prompt + least, self._runner.blocks, self._runner.block_tokens):
-            raise InvalidInput(
+            raise InvalidField(
                 f"the prompt has {prompt} tokens, and the KV pool holds {self.pool_tokens} tokens "
                 f"({self._runner.blocks} blocks of {self._runner.block_tokens})",
+                code=TOO_LONG,
                 hint="shorten the prompt, or start the server with a larger KV pool",
             )
         return min(request.ends.tokens_max, self.tokens_max - prompt)
