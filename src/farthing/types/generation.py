@@ -23,7 +23,7 @@ class SamplingParameters(msgspec.Struct, frozen=True, kw_only=True):
     """0: all."""
     min_p: float = 0.0
     repetition_penalty: float = 1.0
-    """Divides (positive) or multiplies (negative) logits of tokens seen in prompt or output (CTRL, arXiv 1909.05858)."""
+    """Divides positive and multiplies negative logits of tokens seen in prompt or output (CTRL, arXiv 1909.05858)."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     """Both over generated tokens only, as OpenAI documents them."""
