@@ -127,6 +127,14 @@ def test_what_can_never_fit_is_refused_at_once_with_the_numbers() -> None:
     assert generator.close()
 
 
+def test_tokens_outside_of_the_vocabulary_are_refused_before_the_model_sees_them() -> None:
+    generator = make()
+    for bad in (request((5, 40)), request((-1, 5)), request(sampling=SamplingParameters(logit_bias={40: 1.0}))):
+        with pytest.raises(InvalidInput, match="outside of the vocabulary of 40 tokens"):
+            generator.submit(bad, Reader())
+    assert generator.close()
+
+
 def test_a_full_queue_is_answered_with_when_to_come_back() -> None:
     generator = make(queue_max=2, limits=Limits(step_tokens=16, sequences_max=1))
     gate = threading.Event()

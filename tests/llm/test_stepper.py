@@ -186,6 +186,17 @@ def test_damaged_weights_are_an_error_and_not_a_text() -> None:
     assert room.roster.pool.free == room.roster.pool.blocks
 
 
+def test_a_token_that_cannot_be_picked_ends_its_own_request_only() -> None:
+    room = Room()
+    room.arrive("good")
+    poor = room.arrive("poor", n=2)
+    poor.choices[0].sampling.temperature = None
+    room.run()
+    assert room.end("good").usage.completion_tokens == 6
+    assert isinstance(room.events["poor"][-1], EngineFailed)
+    assert room.roster.pool.free == room.roster.pool.blocks
+
+
 def test_drafts_make_steps_fewer_and_change_no_token() -> None:
     prompt = tuple([9, 10, 11, 12] * 4)
     greedy = SamplingParameters(temperature=0.0)

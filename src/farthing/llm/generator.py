@@ -113,6 +113,10 @@ class Generator:
         prompt = len(request.prompt_ids)
         if not prompt:
             raise InvalidInput("the prompt is empty", hint="send at least one token")
+        vocabulary = self._runner.spec.vocabulary
+        for ids, what in ((request.prompt_ids, "the prompt"), (request.sampling.logit_bias, "the logit bias")):
+            if ids and not (min(ids) >= 0 and max(ids) < vocabulary):
+                raise InvalidInput(f"{what} has a token outside of the vocabulary of {vocabulary} tokens")
         least = min(request.ends.tokens_max, 1)
         context = self._runner.spec.context_tokens
         if prompt + least > context:

@@ -14,7 +14,7 @@ import numpy as np
 
 from farthing.llm.generation import Generation, RequestState
 from farthing.llm.pace import Pace
-from farthing.llm.picker import Draw, likelihoods, pick_all
+from farthing.llm.picker import Draw, Picked, likelihoods, pick_all
 from farthing.llm.roster import Roster
 from farthing.llm.runners.runner import Runner, Step, StepSequence
 from farthing.llm.scheduler import Limits, Memory, Plan, Progress, plan_step
@@ -242,7 +242,7 @@ class Stepper:
                     draws.append(Draw(row, other.sampling, other.known, self._banned(other)))
         if not draws:
             return
-        tokens, are_finite = pick_all(logits, draws)
+        tokens, are_finite = self._pick(logits, takers, draws)
         for one, first, draft in takers:
             stood = 0
             for at in range(first, first + len(draft) + 1):
@@ -260,6 +260,25 @@ class Stepper:
                 one.computed += not one.is_ended
             if draft:
                 self._drafted(one, len(draft), stood)
+
+    def _pick(self, logits: np.ndarray, takers: Sequence[_Taker], draws: Sequence[Draw]) -> Picked:
+        """All tokens at once; should that fail, one by one, so that it fails for those alone who are the reason."""
+        try:
+            return pick_all(logits, draws)
+        except Exception:
+            log.exception("%d tokens could not be picked together", len(draws))
+        tokens: list[int] = []
+        are_finite: list[bool] = []
+        for one, first, draft in takers:
+            mine = draws[first : first + len(draft) + 1]
+            picked = Picked([0] * len(mine), None)
+            try:
+                picked = pick_all(logits, mine)
+            except Exception as error:
+                self.roster.fail(one.state, EngineFailed(f"the next token could not be picked: {error}"))
+            tokens += picked.tokens
+            are_finite += picked.are_finite or [True] * len(mine)
+        return Picked(tokens, are_finite)
 
     def _drafted(self, one: Generation, drafted: int, stood: int) -> None:
         self.roster.counters.drafted_tokens += drafted
