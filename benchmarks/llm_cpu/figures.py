@@ -39,7 +39,7 @@ class Turn:
     read_limit: float
     """Bytes a second, the better probe of before and after."""
     operations_limit: float
-    """Int8 operations a second."""
+    """Int8 operations a second; 0 where they could not be probed."""
     body: int
     head: int
     generator_cores: float
@@ -55,11 +55,15 @@ class Turn:
     @property
     def prefill_share(self) -> float:
         """Of the 8-bit peak: two operations a weight and token; attention and the head's one row are not counted."""
-        return self.prefill * 2 * self.body / self.operations_limit
+        return self._operations_share(self.prefill * 2 * self.body)
 
     def aggregate_share(self, rate: float) -> float:
         """Of the 8-bit peak, where every generated token also pays for one of the prompt."""
-        return rate * 2 * (2 * self.body + self.head) / self.operations_limit
+        return self._operations_share(rate * 2 * (2 * self.body + self.head))
+
+    def _operations_share(self, operations: float) -> float:
+        """0 where the limit is not known."""
+        return operations / self.operations_limit if self.operations_limit else 0.0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,19 +1,17 @@
 """What this machine can do at the moment: bytes it reads a second, 8-bit operations it does a second, two threads.
 
-Both probes are Farthing's own native code, because a limit must be found with the best instructions there are: reads
-of a gigabyte with vector loads, dot products that stay in registers. They are taken beside every server's turn, since
-machines drift by a quarter within minutes.
+The probe is a few lines of C (`probe.c`), built here once: no library may stand between a limit and its figure. It is
+taken beside every engine's turn, since machines drift by a quarter within minutes.
 """
 
+import subprocess
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final
+from pathlib import Path
+from typing import Final
 
-import numpy as np
-from numpy.typing import NDArray
+from weights import CACHE, command, once
 
-BYTES: Final = 1 << 30
-"""Far more than any cache holds."""
+SOURCE: Final = Path(__file__).with_name("probe.c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +21,15 @@ class Limits:
     read: float
     """Bytes a second."""
     operations: float
-    """Int8 multiplications and additions a second, each counted as one."""
-
-
-@cache
-def _memory() -> NDArray[np.uint8]:
-    memory = np.empty(BYTES, np.uint8)
-    memory[:] = 1  # pages of its own, not one page of zeros read again and again
-    return memory
+    """Int8 multiplications and additions a second, each counted as one; 0 where the processor has no dot products."""
 
 
 def probe(threads: int = 2) -> Limits:
-    """Takes about a second. The better of three short tries each: a limit is what can be reached."""
-    from farthing import _native
-
-    native: Any = _native
-    read = max(native.read_rate(_memory(), threads, 3) for _ in range(3))
-    return Limits(read=read, operations=max(native.operation_rate(threads, 0.15) for _ in range(3)))
-
-
-def release() -> None:
-    """Gives the memory back before a model needs it."""
-    _memory.cache_clear()
+    """Takes a second. The best of five short tries each: a limit is what can be reached."""
+    tool = once(
+        CACHE / f"probe-{SOURCE.stat().st_mtime_ns}",
+        lambda out: command("cc", "-O2", "-march=native", "-pthread", SOURCE, "-o", out),
+    )
+    done = subprocess.run([tool, str(threads)], capture_output=True, text=True, check=True)
+    read, operations = map(float, done.stdout.split())
+    return Limits(read=read, operations=operations)

@@ -28,7 +28,7 @@ import limits
 import table
 import weights
 from figures import OUTPUT_TOKENS, PREFILL_TOKENS, PROMPT_TOKENS, Run, Turn
-from process import EngineFailed, Running
+from process import EngineFailed, Running, prefer
 from prompts import Prompts
 
 import engines
@@ -54,13 +54,12 @@ AMOUNTS: Final = {TINY: Amount(4, 4, 16, 64), LARGE: Amount(2, 2, 8, 32)}
 QUICK: Final = {TINY: Amount(1, 1, 8, 32, 32), LARGE: Amount(1, 1, 8, 32, 16)}
 
 
-def measure(engine: Engine, model: str, amount: Amount, prompts: Prompts, round_: int) -> Turn:
+def measure(engine: Engine, model: str, amount: Amount, prompts: Prompts, round_: int, nice: int = 0) -> Turn:
     """One turn."""
     shape, streamed = weights.shape_of(model), engine.streamed(model)
     before = limits.probe()
-    limits.release()
     busy, own, began = machine.busy_s(), machine.own_cpu_s(), time.monotonic()
-    with Running(engine, model) as running:
+    with Running(engine, model, nice) as running:
         running.generate(prompts.take(2, PROMPT_TOKENS), 16, 1)  # warm-up
         running.generate(prompts.take(8, PROMPT_TOKENS), 8, 8)
         alone = running.generate(prompts.take(amount.decode, PROMPT_TOKENS), amount.output, 1)
@@ -74,7 +73,6 @@ def measure(engine: Engine, model: str, amount: Amount, prompts: Prompts, round_
         strangers = machine.busy_s() - busy - running.cpu_s() - (machine.own_cpu_s() - own)
         took = time.monotonic() - began
     after = limits.probe()
-    limits.release()
     return Turn(
         engine=engine.name,
         model=model,
@@ -146,6 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     if options.prepare:
         return 0
     os.nice(options.nice)
+    prefer("self", options.nice)
     run = Run(machine=machine.describe(), engines={}, settings={}, turns=[], failures=[])
     amounts = QUICK if options.quick else AMOUNTS
     run.settings = {
@@ -168,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"round {round_}: {model} on {engine.name}", file=sys.stderr, flush=True)
                 try:
                     with machine_alone(options.lock):
-                        run.turns.append(measure(engine, model, amounts[model], prompts, round_))
+                        run.turns.append(measure(engine, model, amounts[model], prompts, round_, options.nice))
                     print(f"  {table.one_line(run.turns[-1])}", file=sys.stderr, flush=True)
                 except EngineFailed as failed:
                     print(f"  FAILED {failed}", file=sys.stderr, flush=True)
