@@ -56,7 +56,8 @@ class Engine:
     models: tuple[str, ...] = NAMES
     is_ours: bool = False
     is_default: bool = True
-    start_max_s: float = 60
+    start_max_s: float = 300
+    """The first start of Farthing packs the weights; of the others none takes long."""
 
 
 def python(environment: str) -> str:
