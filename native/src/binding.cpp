@@ -338,6 +338,7 @@ NB_MODULE(_native, m) {
       .def("close", &Runner::close);
 
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set the kernels will use.");
+  m.def("rows_max", [] { return kernels().rows_max; }, "Rows of its tallest tile.");
   m.def("matrix_bytes", &matrix_bytes, "mode"_a, "outputs"_a, "inputs"_a, "block"_a);
   m.def(
       "pack_nothing",

@@ -13,8 +13,6 @@
 namespace farthing {
 namespace {
 
-// Up to so many rows are normed and quantised by every thread for itself: measured equal to a barrier at about 4 rows.
-constexpr int kPrivateRows = 4;
 constexpr int kAlign = 64;
 
 enum Phase { kEmbed, kNorm, kQkv, kAttend, kProject, kFeed, kDown, kHead, kPhases };
@@ -205,7 +203,7 @@ std::vector<std::pair<std::string, double>> Model::take_profile() {
 void Model::shape(Stage& stage, int rows) {
   const Config& c = config_;
   stage.rows = rows;
-  stage.is_private = rows <= kPrivateRows && !c.has_post_norms;
+  stage.is_private = rows <= kernels_.rows_max && !c.has_post_norms;
   const std::size_t copies = stage.is_private ? pool_.threads() : 1, size = static_cast<std::size_t>(rows) * width_;
   if (stage.x.size() < size) stage.x.resize(size);
   if (c.has_post_norms && stage.branch.size() < size) stage.branch.resize(size);
@@ -222,7 +220,7 @@ void Model::shape(Stage& stage, int rows) {
 
 void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const {
   items.clear();
-  const int group = config_.heads / config_.kv_heads, most = kernels_.attend_rows_max;
+  const int group = config_.heads / config_.kv_heads, most = kernels_.rows_max;
   // So few items that threads would wait for the longest: cut the heads of a group apart.
   const bool is_few = count * config_.kv_heads < 4 * pool_.threads() && pool_.threads() > 1;
   const int heads = std::min(is_few ? (group + 1) / 2 : group, most), tall = std::max(1, most / heads);
@@ -333,6 +331,18 @@ void Model::embed(int thread) {
   }
 }
 
+// Each row of a stage once, or by every thread for itself. An item is a tile: rows of a tile share cache lines.
+template <class F>
+void Model::by_tiles(const Stage& stage, const Activations& out, const F& one) {
+  if (stage.is_private) {
+    for (int row = 0; row < stage.rows; ++row) one(row);
+    return;
+  }
+  for (int tile; (tile = pool_.take()) < out.tiles();)
+    for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(row);
+  pool_.barrier();
+}
+
 // The rows of a stage, normed and quantised; first adds the branch that a post norm waits for. Ends with a barrier
 // unless every thread did it for itself.
 const Activations& Model::normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm,
@@ -349,12 +359,7 @@ const Activations& Model::normed(int thread, Stage& stage, std::vector<Activatio
     kernels_.rms_norm(x, norm, width_, config_.width, config_.norm_epsilon, scratch);
     out.put(kernels_, row, scratch, 0, width_);
   };
-  if (stage.is_private) {
-    for (int row = 0; row < stage.rows; ++row) one(row);
-  } else {
-    for (int row; (row = pool_.take()) < stage.rows;) one(row);
-    pool_.barrier();
-  }
+  by_tiles(stage, out, one);
   return out;
 }
 
@@ -363,12 +368,7 @@ const Activations& Model::attended(int thread, Stage& stage) {
   const auto one = [&](int row) {
     out.put(kernels_, row, attention_out_.data() + static_cast<std::size_t>(row) * attention_, 0, attention_);
   };
-  if (stage.is_private) {
-    for (int row = 0; row < stage.rows; ++row) one(row);
-  } else {
-    for (int row; (row = pool_.take()) < stage.rows;) one(row);
-    pool_.barrier();
-  }
+  by_tiles(stage, out, one);
   return out;
 }
 

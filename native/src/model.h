@@ -107,7 +107,7 @@ class Model {
   // logits are wanted.
   struct Stage {
     int rows = 0;
-    bool is_private = false;  // few rows: each thread quantises them for itself, which is cheaper than a barrier
+    bool is_private = false;  // one tile: each thread quantises it for itself, which is cheaper than a barrier
     std::vector<float> x, branch;
     std::vector<Activations> normed, attended, final;  // one, or one a thread
     Activations down;
@@ -120,6 +120,8 @@ class Model {
   void shape(Stage& stage, int rows);
   const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
+  template <class F>
+  void by_tiles(const Stage& stage, const Activations& out, const F& one);
   void qkv(int thread, const Layer& layer, int index, const Activations& in);
   void attend(int thread, const Layer& layer, int index, const std::vector<Item>& items);
   void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);

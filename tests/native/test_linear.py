@@ -33,7 +33,7 @@ def linear(
 
 
 def rows_max() -> int:
-    return 12 if "avx512" in _native.isa() else 4
+    return int(_native.rows_max())
 
 
 @st.composite
