@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from farthing.llm.generation import Generation
 from farthing.llm.kv_blocks import BlockPool
 from farthing.llm.runners.runner import Runner
 
-TABLE_GROWTH = 8
+TABLE_GROWTH: Final = 8
 """Blocks a table has room for beyond those it holds when it is made."""
 
 
