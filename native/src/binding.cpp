@@ -12,6 +12,7 @@
 #include <cstring>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -109,7 +110,8 @@ Config config_of(const nb::dict& d) {
   return c;
 }
 
-// What Python holds: the model, and the array its weights lie in.
+// What Python holds: the model, and the array its weights lie in. One call at a time computes, others wait; a call that
+// is under way keeps both alive whatever the owner does.
 class Runner {
  public:
   Runner(const nb::dict& config, Bytes weights, const nb::dict& offsets, const std::string& kv, int blocks, int threads)
@@ -119,11 +121,13 @@ class Runner {
     Weights w{weights.data(), weights.size(), {}};
     if (reinterpret_cast<std::uintptr_t>(w.bytes) % 64) refuse("weights must lie at a multiple of 64 bytes");
     for (const auto& [name, offset] : offsets) w.offsets.emplace(nb::cast<std::string>(name), nb::cast<std::size_t>(offset));
-    model_ = std::make_unique<Model>(config_of(config), w, kv_of(kv), blocks, threads);
+    model_ = std::make_shared<Model>(config_of(config), w, kv_of(kv), blocks, threads);
   }
 
   nb::object run(Ints tokens, const nb::sequence& sequences, Ints logits_rows) {
-    Model& m = open();
+    const std::shared_ptr<Model> model = open();
+    const Bytes weights = weights_;
+    Model& m = *model;
     const Config& c = m.config();
     const auto count = tokens.size();
     if (count < 1 || count > 1 << 20) refuse("a step must have 1 to 1048576 rows, not " + std::to_string(count));
@@ -161,6 +165,7 @@ class Runner {
     std::unique_ptr<float[]> logits(new float[size ? size : 1]);
     {
       nb::gil_scoped_release released;
+      const std::lock_guard<std::mutex> turn(turn_);
       m.run(tokens.data(), static_cast<int>(count), rows, logits_rows.data(), static_cast<int>(wanted), logits.get());
     }
     nb::capsule owner(logits.get(), [](void* p) noexcept { delete[] static_cast<float*>(p); });
@@ -169,16 +174,24 @@ class Runner {
   }
 
   void copy_block(int source, int target) {
-    Model& m = open();
+    const std::shared_ptr<Model> model = open();
     for (const int block : {source, target})
-      if (block < 0 || block >= m.blocks()) refuse("block " + std::to_string(block) + " is not one of " + std::to_string(m.blocks()));
+      if (block < 0 || block >= model->blocks())
+        refuse("block " + std::to_string(block) + " is not one of " + std::to_string(model->blocks()));
     nb::gil_scoped_release released;
-    m.copy_block(source, target);
+    const std::lock_guard<std::mutex> turn(turn_);
+    model->copy_block(source, target);
   }
 
-  std::vector<std::pair<std::string, double>> take_profile() { return open().take_profile(); }
-  std::size_t kv_bytes() { return open().kv_bytes(); }
-  std::string isa() { return open().kernels().name; }
+  std::vector<std::pair<std::string, double>> take_profile() {
+    const std::shared_ptr<Model> model = open();
+    nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> turn(turn_);
+    return model->take_profile();
+  }
+
+  std::size_t kv_bytes() { return open()->kv_bytes(); }
+  std::string isa() { return open()->kernels().name; }
 
   void close() {
     model_.reset();
@@ -186,13 +199,14 @@ class Runner {
   }
 
  private:
-  Model& open() {
+  std::shared_ptr<Model> open() {
     if (!model_) throw std::runtime_error("the runner is closed");
-    return *model_;
+    return model_;
   }
 
   Bytes weights_;
-  std::unique_ptr<Model> model_;
+  std::shared_ptr<Model> model_;
+  std::mutex turn_;
 };
 
 using Ids = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;

@@ -2,6 +2,7 @@
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,30 @@ def test_what_is_closed_says_so(tmp_path: Path) -> None:
     runner.close()
     with pytest.raises(RuntimeError, match="closed"):
         runner.run(one())
+
+
+def test_callers_that_come_at_once_take_turns(runner: CpuRunner) -> None:
+    expected = [runner.run(one(tokens=tokens(i, 3, 199))) for i in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        steps = [one(tokens=tokens(i % 4, 3, 199), blocks=ints([i % 4])) for i in range(200)]
+        for i, logits in enumerate(pool.map(runner.run, steps)):
+            assert (logits == expected[i % 4]).all()
+
+
+def many_steps(runner: CpuRunner) -> None:
+    for _ in range(100):
+        runner.run(one(rows=32, tokens=tokens(1, 32, 199)))
+
+
+def test_who_closes_while_a_step_runs_does_not_take_its_memory(tmp_path: Path) -> None:
+    for _ in range(10):
+        runner = CpuRunner(RandomCheckpoint(SPECS["smollm2"], tmp_path / "model.gguf"), kv_blocks=2, threads=2)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(many_steps, runner)
+            time.sleep(0.002)
+            runner.close()
+            error = running.exception()
+        assert error is None or "closed" in str(error)
 
 
 def test_garbage_that_a_former_owner_left_in_a_block_is_not_seen(runner: CpuRunner) -> None:
