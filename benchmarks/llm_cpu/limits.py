@@ -4,6 +4,7 @@ The probe is a few lines of C (`probe.c`), built here once: no library may stand
 taken beside every engine's turn, since machines drift by a quarter within minutes.
 """
 
+import hashlib
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ class Limits:
 def probe(threads: int = 2) -> Limits:
     """Takes a second. The best of five short tries each: a limit is what can be reached."""
     tool = once(
-        CACHE / f"probe-{SOURCE.stat().st_mtime_ns}",
+        CACHE / f"probe-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}",
         lambda out: command("cc", "-O2", "-march=native", "-pthread", SOURCE, "-o", out),
     )
     done = subprocess.run([tool, str(threads)], capture_output=True, text=True, check=True)

@@ -1,13 +1,14 @@
 """A run as tables: medians over rounds, shares of the machine's limits, ratios to the best peer, targets met or missed.
 
-python benchmarks/llm_cpu/table.py benchmarks/results/llm-cpu-DATE.json ...     prints earlier runs
+python benchmarks/llm_cpu/table.py benchmarks/results/llm-cpu-DATE.json ...          prints earlier runs
+python benchmarks/llm_cpu/table.py --join ALL.json ONE.json TWO.json ...             puts runs of one commit together
 """
 
 import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -185,6 +186,44 @@ def load(file: Path) -> Run:
     return Run(**{**raw, "turns": [Turn(**turn) for turn in raw["turns"]]})
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
+def joined(runs: Sequence[Run]) -> Run:
+    """The turns of several runs in one, for machines that are free only for a turn at a time.
+
+    Raises if machine, code or amounts were not the same: such turns say nothing of each other.
+    """
+    first = runs[0]
+    for run in runs[1:]:
+        for what in ("cpu", "cores", "commit"):
+            if run.machine[what] != first.machine[what]:
+                raise ValueError(f"{what}: {run.machine[what]} is not {first.machine[what]}")
+        if run.settings["is_quick"] != first.settings["is_quick"]:
+            raise ValueError("a quick run is not like another")
+    turns = [turn for run in runs for turn in run.turns]
+    counts: dict[tuple[str, str], int] = {}
+    for turn in turns:
+        counts[turn.model, turn.engine] = turn.round = counts.get((turn.model, turn.engine), 0) + 1
+    settings = {**first.settings, "rounds": max(counts.values()), "requests": {}}
+    for run in runs:
+        settings["requests"] |= run.settings["requests"]
+    return Run(
+        machine=first.machine,
+        engines={name: about for run in runs for name, about in run.engines.items()},
+        settings=settings,
+        turns=turns,
+        failures=[failure for run in runs for failure in run.failures],
+    )
+
+
+def main(argv: Sequence[str]) -> None:
+    """Prints, or joins and prints."""
+    if argv[:1] == ["--join"]:
+        run = joined([load(Path(name)) for name in argv[2:]])
+        Path(argv[1]).write_text(json.dumps(asdict(run), indent=1) + "\n")
+        print(markdown(run))
+        return
+    for name in argv:
         print(markdown(load(Path(name))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -201,6 +201,25 @@ def test_a_run_comes_back_from_its_file(load: Load, tmp_path: Path) -> None:
     assert "- failed: x" in load("table").markdown(again)
 
 
+def test_runs_of_one_commit_become_one_and_others_do_not(load: Load) -> None:
+    run, table = load("figures").Run, load("table")
+
+    def one(commit: str, model: str, *turns: Any) -> Any:
+        about = {"date": "d", "cores": 2, "cpu": "some", "commit": commit}
+        settings = {"rounds": 1, "is_quick": False, "requests": {model: {"decode": 4}}}
+        return run(
+            machine=about, engines={t.engine: {} for t in turns}, settings=settings, turns=list(turns), failures=[]
+        )
+
+    first, second = one("a", "s", turn(load), turn(load, engine="peer")), one("a", "l", turn(load, decode=1.0))
+    both = table.joined([first, second])
+    assert [(t.engine, t.round) for t in both.turns] == [("farthing-q8", 1), ("peer", 1), ("farthing-q8", 2)]
+    assert both.settings["rounds"] == 2
+    assert both.settings["requests"].keys() == {"s", "l"}
+    with pytest.raises(ValueError, match="commit"):
+        table.joined([first, one("b", "s", turn(load))])
+
+
 def test_bfloat16_rounds_to_nearest(load: Load) -> None:
     values = np.array([1.0, -2.5, 1.00390625 + 1e-4, 3.0e38], np.float32)
     back = (load("weights").bfloat16(values).astype(np.uint32) << 16).view(np.float32)
