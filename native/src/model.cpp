@@ -97,10 +97,10 @@ Matrix Model::matrix(const Weights& weights, const std::string& name, Format for
   return m;
 }
 
-const float* Model::vector(const Weights& weights, const std::string& name, int size) const {
+const float* Model::vector(const Weights& weights, const std::string& name, std::size_t size) const {
   const auto found = weights.offsets.find(name);
   if (found == weights.offsets.end()) throw std::invalid_argument("packed weights have no `" + name + "`");
-  const std::size_t bytes = static_cast<std::size_t>(size) * sizeof(float);
+  const std::size_t bytes = size * sizeof(float);
   if (found->second % kAlign || found->second > weights.size || weights.size - found->second < bytes)
     throw std::invalid_argument("`" + name + "` is outside of the packed weights");
   return reinterpret_cast<const float*>(weights.bytes + found->second);
@@ -113,7 +113,7 @@ Model::Model(const Config& config, const Weights& weights, KvFormat kv, int bloc
   const Config& c = config_;
   const int qkv_outputs = (c.heads + 2 * c.kv_heads) * head_size_;
   if (c.embedding_is_f32) {
-    embedding_ = vector(weights, "embedding", c.vocabulary * width_);
+    embedding_ = vector(weights, "embedding", static_cast<std::size_t>(c.vocabulary) * width_);
   } else {
     const auto found = weights.offsets.find("embedding");
     const std::size_t size = static_cast<std::size_t>(c.vocabulary) * width_ * 2;

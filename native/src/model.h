@@ -131,7 +131,7 @@ class Model {
   void lap(int thread, int phase);
 
   Matrix matrix(const Weights& weights, const std::string& name, Format format, int outputs, int inputs, int block) const;
-  const float* vector(const Weights& weights, const std::string& name, int size) const;
+  const float* vector(const Weights& weights, const std::string& name, std::size_t size) const;
 
   const Config config_;
   const Kernels& kernels_;

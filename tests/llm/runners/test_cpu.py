@@ -15,6 +15,7 @@ from tests.native.isas import HERE
 from farthing.llm.runners.cpu import CpuRunner, kv_token_bytes
 from farthing.llm.runners.reference import ReferenceRunner
 from farthing.llm.runners.runner import Step, StepSequence
+from farthing.types.errors import InvalidSetting
 
 BLOCKS = 40
 
@@ -157,6 +158,14 @@ def test_blocks_outside_of_the_pool_are_not_copied(runner: CpuRunner) -> None:
     for source, target in ((0, 8), (-1, 0), (8, 0)):
         with pytest.raises(ValueError, match="block"):
             runner.copy_block(source, target)
+
+
+def test_an_instruction_set_nobody_knows_is_a_setting_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARTHING_ISA", "sse9")
+    with pytest.raises(InvalidSetting, match="sse9"):
+        CpuRunner(RandomCheckpoint(SPECS["llama"], tmp_path / "model.gguf"), kv_blocks=2)
 
 
 def test_a_step_may_want_no_logits(runner: CpuRunner) -> None:

@@ -14,6 +14,7 @@ from farthing.llm.checkpoints.checkpoint import Checkpoint
 from farthing.llm.packing import PackedWeights, Progress, WeightsMode, packed_weights, padded
 from farthing.llm.runners.runner import BLOCK_TOKENS, Step
 from farthing.llm.spec import DecoderSpec
+from farthing.types.errors import InvalidSetting
 
 KvMode = Literal["bf16", "int8", "f32"]
 KV_BYTES: Final = {"f32": 4, "bf16": 2, "int8": 1}
@@ -48,6 +49,10 @@ class CpuRunner:
         self.block_tokens: Final = BLOCK_TOKENS
         self.blocks: Final = kv_blocks
         assert BLOCK_TOKENS == _native.TILE
+        try:
+            _native.isa()
+        except RuntimeError as error:
+            raise InvalidSetting(str(error), hint="unset FARTHING_ISA to take the best there is") from None
         self.packed: Final[PackedWeights] = packed_weights(
             checkpoint, weights, threads=threads, cache_folder=cache_folder, progress=progress
         )
