@@ -14,6 +14,8 @@ from farthing.llm.gguf_vocabulary import PRE_TOKENIZERS, tokenizer_from_metadata
 from farthing.llm.tokenizer import Tokenizer
 from farthing.types.errors import LoadFailed
 
+# No two merges of one score: real vocabularies number them, and among equals the `tokenizers` library takes the earlier
+# piece, where SentencePiece takes the earlier place.
 PIECES = {
     "\u2581": -1.0,
     **{letter: -2.0 - at / 10 for at, letter in enumerate("etaoinshr")},
@@ -21,7 +23,7 @@ PIECES = {
     "he": -3.1,
     "the": -3.2,
     "in": -3.3,
-    "an": -3.3,
+    "an": -3.35,
     "\u2581t": -3.4,
     "\u2581the": -3.5,
     "er": -3.6,
@@ -53,7 +55,7 @@ def rebuilt(**changes: Any) -> Tokenizer:
 
 
 def by_hand(text: str) -> list[str]:
-    """SentencePiece's BPE as its paper has it: again and again the best two neighbours, the first of equals."""
+    """SentencePiece's BPE as its paper has it: again and again the best two neighbours, the first place of equals."""
     parts = list("\u2581" + text.replace(" ", "\u2581"))
     while True:
         found = [
