@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/CMakeLists.txt native/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-reference check format bench bench-llm clean
+.PHONY: help demo serve test test-reference sanitize check format bench bench-llm clean
 
 help:  ## what one can say here
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 $(STAMP): pyproject.toml constraints.txt $(NATIVE)
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,15 @@ test: $(STAMP)  ## set up and run all tests
 test-reference: $(STAMP)  ## with torch and transformers too: every family of language models against its origin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,reference]"
 	$(BIN)/python -m pytest tests/llm tests/native
+
+sanitize: $(STAMP)  ## the native tests under address and undefined-behaviour sanitizers (some minutes)
+	$(BIN)/cmake -S native -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DFARTHING_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build build/sanitize
+	FARTHING_NATIVE=$$(ls build/sanitize/_native*.so) ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
+		$(BIN)/python -m pytest -p tests.native.sanitized tests/native tests/llm/runners/test_cpu.py \
+		tests/llm/test_packing.py --timeout 600
 
 check: $(STAMP)  ## format, lint, types, arrows between rooms
 	$(BIN)/ruff format --check .
