@@ -1,7 +1,7 @@
 // The contract between the forward pass and the files that are compiled once per instruction set.
 //
 // Everything here is plain data and function pointers, so that no inline function compiled for a wide instruction set
-// can end up being the linker's choice for a narrow one. Layouts are explained in docs/decisions/0006-native-core.md.
+// can end up being the linker's choice for a narrow one. Layouts are explained in docs/decisions/0007-native-core.md.
 #pragma once
 
 #include <cstddef>

@@ -3,7 +3,7 @@
 The file is `MAGIC`, the length of a JSON header, the header (what it was made of and where each section lies), then the
 sections, each at a multiple of `ALIGNMENT`. It appears by a rename, so there is a whole file or none; whatever is
 there that is not ours, not of these weights, not of this layout or damaged is packed anew. Layouts of the sections are
-explained in docs/decisions/0006; computing with them belongs to `runners.cpu` and `native/`.
+explained in docs/decisions/0007; computing with them belongs to `runners.cpu` and `native/`.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ BLOCKS: Final = (192, 128, 160, 224, 96, 64, 32)
 """Weights of an output that may share a scale, best first."""
 PARTS: Final = (64, 96, 32)
 """Activations of a row that may share a scale, best first. Those after a norm have a few channels far larger than the
-rest, so it is here that accuracy is lost or kept (docs/decisions/0006)."""
+rest, so it is here that accuracy is lost or kept (docs/decisions/0007)."""
 HEAD_PART: Final = 32
 HEADER_BYTES_MAX: Final = 1 << 24
 Q4_KINDS: Final = ("Q4_0", "Q4_1")
