@@ -110,6 +110,46 @@ Config config_of(const nb::dict& d) {
   return c;
 }
 
+// Memory for logits that comes back when its array dies: fresh megabytes each step would be zeroed page by page.
+class LogitsPool {
+ public:
+  struct Memory {
+    std::unique_ptr<float[]> floats;
+    std::size_t size = 0;
+  };
+  class Lent {
+   public:
+    Lent(std::shared_ptr<LogitsPool> pool, Memory memory) : pool_(std::move(pool)), memory_(std::move(memory)) {}
+    Lent(Lent&&) = default;
+    ~Lent() {
+      if (pool_) pool_->back(std::move(memory_));
+    }
+    float* get() const { return memory_.floats.get(); }
+
+   private:
+    std::shared_ptr<LogitsPool> pool_;
+    Memory memory_;
+  };
+
+  static Lent lend(const std::shared_ptr<LogitsPool>& pool, std::size_t size) {
+    {
+      const std::lock_guard<std::mutex> guard(pool->mutex_);
+      if (pool->kept_.size >= size) return {pool, std::exchange(pool->kept_, {})};
+    }
+    return {pool, {std::unique_ptr<float[]>(new float[size ? size : 1]), size}};
+  }
+
+ private:
+  void back(Memory memory) {
+    constexpr std::size_t kMost = std::size_t{8} << 20;  // of numbers: more than that are a whole prompt's
+    const std::lock_guard<std::mutex> guard(mutex_);
+    if (memory.size > kept_.size && memory.size <= kMost) std::swap(kept_, memory);
+  }
+
+  std::mutex mutex_;
+  Memory kept_;
+};
+
 // What Python holds: the model, and the array its weights lie in. One call at a time computes, others wait; a call that
 // is under way keeps both alive whatever the owner does.
 class Runner {
@@ -126,8 +166,55 @@ class Runner {
 
   nb::object run(Ints tokens, const nb::sequence& sequences, Ints logits_rows) {
     const std::shared_ptr<Model> model = open();
+    const std::size_t vocabulary = model->config().vocabulary;
+    LogitsPool::Lent logits = LogitsPool::lend(logits_, logits_rows.size() * vocabulary);
+    compute(*model, tokens, sequences, logits_rows, logits.get(), nullptr);
+    float* data = logits.get();
+    nb::capsule owner(new LogitsPool::Lent(std::move(logits)), [](void* p) noexcept { delete static_cast<LogitsPool::Lent*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {logits_rows.size(), vocabulary}, owner));
+  }
+
+  // The largest logit of each wanted row, and its token.
+  std::pair<std::vector<std::int32_t>, std::vector<float>> run_likeliest(Ints tokens, const nb::sequence& sequences, Ints logits_rows) {
+    const std::shared_ptr<Model> model = open();
+    std::vector<Likeliest> found(logits_rows.size());
+    compute(*model, tokens, sequences, logits_rows, nullptr, found.data());
+    std::pair<std::vector<std::int32_t>, std::vector<float>> result;
+    for (const Likeliest& one : found) {
+      result.first.push_back(one.token);
+      result.second.push_back(one.logit);
+    }
+    return result;
+  }
+
+  void copy_block(int source, int target) {
+    const std::shared_ptr<Model> model = open();
+    for (const int block : {source, target})
+      if (block < 0 || block >= model->blocks())
+        refuse("block " + std::to_string(block) + " is not one of " + std::to_string(model->blocks()));
+    nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> turn(turn_);
+    model->copy_block(source, target);
+  }
+
+  std::vector<std::pair<std::string, double>> take_profile() {
+    const std::shared_ptr<Model> model = open();
+    nb::gil_scoped_release released;
+    const std::lock_guard<std::mutex> turn(turn_);
+    return model->take_profile();
+  }
+
+  std::size_t kv_bytes() { return open()->kv_bytes(); }
+  std::string isa() { return open()->kernels().name; }
+
+  void close() {
+    model_.reset();
+    weights_ = {};
+  }
+
+ private:
+  void compute(Model& m, const Ints& tokens, const nb::sequence& sequences, const Ints& logits_rows, float* logits, Likeliest* likeliest) {
     const Bytes weights = weights_;
-    Model& m = *model;
     const Config& c = m.config();
     const auto count = tokens.size();
     if (count < 1 || count > 1 << 20) refuse("a step must have 1 to 1048576 rows, not " + std::to_string(count));
@@ -161,44 +248,11 @@ class Runner {
       if (row < 0 || static_cast<std::size_t>(row) >= count || (i && row <= logits_rows.data()[i - 1]))
         refuse("logits_rows must ascend and name rows of the step");
     }
-    const std::size_t size = wanted * c.vocabulary;
-    std::unique_ptr<float[]> logits(new float[size ? size : 1]);
-    {
-      nb::gil_scoped_release released;
-      const std::lock_guard<std::mutex> turn(turn_);
-      m.run(tokens.data(), static_cast<int>(count), rows, logits_rows.data(), static_cast<int>(wanted), logits.get());
-    }
-    nb::capsule owner(logits.get(), [](void* p) noexcept { delete[] static_cast<float*>(p); });
-    float* data = logits.release();
-    return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(data, {wanted, static_cast<std::size_t>(c.vocabulary)}, owner));
-  }
-
-  void copy_block(int source, int target) {
-    const std::shared_ptr<Model> model = open();
-    for (const int block : {source, target})
-      if (block < 0 || block >= model->blocks())
-        refuse("block " + std::to_string(block) + " is not one of " + std::to_string(model->blocks()));
     nb::gil_scoped_release released;
     const std::lock_guard<std::mutex> turn(turn_);
-    model->copy_block(source, target);
+    m.run(tokens.data(), static_cast<int>(count), rows, logits_rows.data(), static_cast<int>(wanted), logits, likeliest);
   }
 
-  std::vector<std::pair<std::string, double>> take_profile() {
-    const std::shared_ptr<Model> model = open();
-    nb::gil_scoped_release released;
-    const std::lock_guard<std::mutex> turn(turn_);
-    return model->take_profile();
-  }
-
-  std::size_t kv_bytes() { return open()->kv_bytes(); }
-  std::string isa() { return open()->kernels().name; }
-
-  void close() {
-    model_.reset();
-    weights_ = {};
-  }
-
- private:
   std::shared_ptr<Model> open() {
     if (!model_) throw std::runtime_error("the runner is closed");
     return model_;
@@ -206,6 +260,7 @@ class Runner {
 
   Bytes weights_;
   std::shared_ptr<Model> model_;
+  std::shared_ptr<LogitsPool> logits_ = std::make_shared<LogitsPool>();
   std::mutex turn_;
 };
 
@@ -340,11 +395,13 @@ NB_MODULE(_native, m) {
   using namespace farthing;
   m.doc() = "The native core: packed weights, the forward pass, the sampler.";
   m.attr("TILE") = kTile;
+  nb::set_leak_warnings(false);  // who ends the process in mid-step, by a signal or in an interactive session, holds a runner
 
   nb::class_<Runner>(m, "Runner")
       .def(nb::init<const nb::dict&, Bytes, const nb::dict&, const std::string&, int, int>(), "config"_a, "weights"_a.noconvert(),
            "offsets"_a, nb::kw_only(), "kv"_a, "blocks"_a, "threads"_a)
       .def("run", &Runner::run, "tokens"_a.noconvert(), "sequences"_a, "logits_rows"_a.noconvert())
+      .def("run_likeliest", &Runner::run_likeliest, "tokens"_a.noconvert(), "sequences"_a, "logits_rows"_a.noconvert())
       .def("copy_block", &Runner::copy_block, "source"_a, "target"_a)
       .def("take_profile", &Runner::take_profile)
       .def_prop_ro("kv_bytes", &Runner::kv_bytes)

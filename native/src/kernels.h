@@ -11,7 +11,7 @@ namespace farthing {
 
 // Outputs of a panel of weights, keys of a KV block, dimensions of a step over values: the width of every tile.
 constexpr int kTile = 32;
-// Rows the tallest tile has; the AVX-512 kernels keep 12 x 2 accumulators in registers.
+// Rows the tallest tile has: 12 x 2 accumulators fill the registers of AVX-512.
 constexpr int kRowsMax = 12;
 // Inputs that share a scale in 4-bit weights.
 constexpr int kQ4Block = 32;
@@ -50,6 +50,10 @@ struct LinearArgs {
   int part;                      // inputs that share an activation scale; multiple of 32
   float* out;                    // [rows][stride], 32 columns of it
   std::ptrdiff_t stride;
+  // What this core will read next: while a step over inputs (4 of them, in q4 8) is computed, so many bytes of it are
+  // asked for, into the second level: the first has too few buffers for misses to keep memory busy.
+  const std::uint8_t* ahead = nullptr;
+  int ahead_step = 0;
 };
 
 // Where a row of activations is written to inside its tile.
@@ -70,6 +74,7 @@ struct AttendArgs {
   const std::uint8_t* pool;      // first byte of this layer's and head's part of block 0
   std::size_t block_stride;      // bytes from block to block
   const std::int32_t* blocks;    // block table
+  const std::uint8_t* next[2];   // blocks of keys that will be wanted after these, or any other memory
   const std::int32_t* first;     // [rows] first key a row sees
   const std::int32_t* last;      // [rows] last key a row sees: its own position
   float soft_cap;                // 0: none
@@ -81,6 +86,7 @@ struct AttendArgs {
 struct Kernels {
   const char* name;
   int rows_max;                  // of a tile of this instruction set, linear or attention
+  int rows_best[3];              // by Format: the tallest that a linear layer computes without spilling sums to the stack
 
   void (*linear)(Format, const LinearArgs&);
 
@@ -100,6 +106,10 @@ struct Kernels {
   // sum of exp((x - highest) * factor): the softmax's denominator
   double (*exp_sum)(const float* x, std::ptrdiff_t size, float highest, float factor);
 
+  // Where in 32 numbers the first of the largest is, if it is above *best, or the first that is no number; -1 if neither.
+  // Sets *best to it. Once *best is no number, nothing is above it. Only the first `count` are looked at.
+  int (*above)(const float* x, int count, float* best);
+
   // pairs of bf16, `stride` bytes from pair to pair
   void (*to_bf16)(const float* x, int size, std::ptrdiff_t stride, std::uint8_t* out);
   // one token of one head into its place in a block
@@ -110,6 +120,16 @@ struct Kernels {
   std::int64_t (*operations)(long rounds);  // dot products of bytes, in registers only: the rate probe
   long operations_a_round;
 };
+
+// Asks for cache lines that will soon be written, and that another core has read or written: fetched one by one as
+// stores retire, they would cost a tenth of a microsecond each.
+inline void will_write(void* p, std::size_t bytes) {
+#if defined(__x86_64__)
+  for (std::size_t i = 0; i < bytes; i += 64) asm volatile("prefetchw %0" : : "m"(static_cast<char*>(p)[i]));
+#else
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<char*>(p) + i, 1);
+#endif
+}
 
 // Bytes of one head's keys and values in a KV block; keys first.
 constexpr std::size_t kv_head_bytes(KvFormat format, std::size_t size) {

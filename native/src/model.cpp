@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <new>
 #include <stdexcept>
 #include <utility>
@@ -14,6 +15,12 @@ namespace farthing {
 namespace {
 
 constexpr int kAlign = 64;
+// So few rows every thread quantises for itself, which is cheaper than a barrier.
+constexpr int kPrivateRows = 12;
+// Tiles that go through a panel of weights one after another before the next panel: it stays in the first level of cache.
+constexpr int kTilesAtOnce = 8;
+// Bytes ahead that weights are asked for in their own panel, since the processor's own prefetch stops at each page.
+constexpr int kAhead = 4096;
 
 enum Phase { kEmbed, kNorm, kQkv, kAttend, kProject, kFeed, kDown, kHead, kPhases };
 const char* const kPhaseNames[kPhases] = {"embed", "norm", "qkv", "attend", "project", "feed", "down", "head"};
@@ -74,15 +81,26 @@ void Activations::put(const Kernels& kernels, int row, const float* x, int from,
                     sums_.data() + at * units + static_cast<std::size_t>(from / kTile) * height + column, height});
 }
 
+void Activations::will_put(int tile, int from, int count) {
+  if (format_ == Format::f32) return;
+  const std::size_t at = first(tile), height = rows(tile), part = from / part_, parts = inputs_ / part_;
+  const std::size_t units = inputs_ / kTile, scales = count / part_ * height;
+  will_write(values_.data() + at * inputs_ + from * height, count * height);
+  will_write(scales_.data() + at * parts + part * height, scales * sizeof(float));
+  will_write(offsets_.data() + at * parts + part * height, scales * sizeof(std::int32_t));
+  will_write(sums_.data() + at * units + from / kTile * height, count / kTile * height * sizeof(float));
+}
+
 // ---- the model ----------------------------------------------------------------------------------------------------
 
 struct Model::Scratch {
-  std::vector<float> row;                    // one row of the widest layer
-  std::vector<float> tile;                   // rows_max x the widest item of outputs
-  std::vector<float> feed;                   // rows_max x ffn_block
-  std::vector<float> attention;              // rows_max x head
-  std::vector<std::uint8_t> query;           // rows_max x head, in the kernel's layout
-  std::vector<float> query_sums;
+  Lines<float> row;                    // one row of the widest layer
+  Lines<float> tile;                   // so many tiles x rows_max x the widest item of outputs
+  Lines<float> feed;                   // so many tiles x rows_max x ffn_block
+  Lines<float> attention;              // rows_max x head
+  Lines<std::uint8_t> query;           // rows_max x head, in the kernel's layout
+  Lines<float> query_sums;
+  std::vector<Likeliest> likeliest;
 };
 
 Matrix Model::matrix(const Weights& weights, const std::string& name, Format format, int outputs, int inputs, int block) const {
@@ -149,8 +167,8 @@ Model::Model(const Config& config, const Weights& weights, KvFormat kv, int bloc
   for (int t = 0; t < threads; ++t) {
     auto s = std::make_unique<Scratch>();
     s->row.resize(std::max({width_, attention_, ffn_}));
-    s->tile.resize(static_cast<std::size_t>(kRowsMax) * 2 * std::max(head_size_, kTile));
-    s->feed.resize(static_cast<std::size_t>(kRowsMax) * c.ffn_block);
+    s->tile.resize(static_cast<std::size_t>(kTilesAtOnce) * kRowsMax * 2 * std::max(head_size_, kTile));
+    s->feed.resize(static_cast<std::size_t>(kTilesAtOnce) * kRowsMax * c.ffn_block);
     s->attention.resize(static_cast<std::size_t>(kRowsMax) * head_size_);
     s->query.resize(static_cast<std::size_t>(kRowsMax) * head_size_ * 4);
     s->query_sums.resize(static_cast<std::size_t>(kRowsMax) * head_size_ / kTile);
@@ -203,19 +221,21 @@ std::vector<std::pair<std::string, double>> Model::take_profile() {
 void Model::shape(Stage& stage, int rows) {
   const Config& c = config_;
   stage.rows = rows;
-  stage.is_private = rows <= kernels_.rows_max && !c.has_post_norms;
+  stage.is_private = rows <= kPrivateRows && !c.has_post_norms;
   const std::size_t copies = stage.is_private ? pool_.threads() : 1, size = static_cast<std::size_t>(rows) * width_;
   if (stage.x.size() < size) stage.x.resize(size);
   if (c.has_post_norms && stage.branch.size() < size) stage.branch.resize(size);
   if (stage.normed.size() < copies) stage.normed.resize(copies);
   if (stage.attended.size() < copies) stage.attended.resize(copies);
   if (stage.final.size() < copies) stage.final.resize(copies);
+  const auto rows_best = [&](Format format) { return kernels_.rows_best[static_cast<int>(format)]; };
+  const int best = rows_best(c.format);
   for (std::size_t i = 0; i < copies; ++i) {
-    stage.normed[i].shape(rows, kernels_.rows_max, width_, c.width_part, c.format);
-    stage.attended[i].shape(rows, kernels_.rows_max, attention_, c.attention_part, c.format);
-    if (&stage == &last_) stage.final[i].shape(rows, kernels_.rows_max, width_, c.head_part, c.format);
+    stage.normed[i].shape(rows, best, width_, c.width_part, c.format);
+    stage.attended[i].shape(rows, best, attention_, c.attention_part, c.format);
+    if (&stage == &last_) stage.final[i].shape(rows, rows_best(c.head_format), width_, c.head_part, c.head_format);
   }
-  stage.down.shape(rows, kernels_.rows_max, ffn_, c.ffn_part, c.format);
+  stage.down.shape(rows, best, ffn_, c.ffn_part, c.format);
 }
 
 void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const {
@@ -236,11 +256,12 @@ void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& ite
 }
 
 void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& sequences, const std::int32_t* logits_rows,
-                int logits_count, float* logits) {
+                int logits_count, float* logits, Likeliest* likeliest) {
   tokens_ = tokens;
   sequences_ = &sequences;
   logits_rows_ = logits_rows;
   logits_ = logits;
+  likeliest_ = likeliest;
   row_sequence_.resize(count);
   row_position_.resize(count);
   all_rows_.resize(count);
@@ -265,6 +286,7 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
   items_of(logits_rows, logits_count, last_items_);
   lap_start_ = now();
   pool_.run([this](int thread) { pass(thread); });
+  if (likeliest_) join_likeliest();
 }
 
 void Model::pass(int thread) {
@@ -333,13 +355,15 @@ void Model::embed(int thread) {
 
 // Each row of a stage once, or by every thread for itself. An item is a tile: rows of a tile share cache lines.
 template <class F>
-void Model::by_tiles(const Stage& stage, const Activations& out, const F& one) {
+void Model::by_tiles(const Stage& stage, Activations& out, const F& one) {
   if (stage.is_private) {
     for (int row = 0; row < stage.rows; ++row) one(row);
     return;
   }
-  for (int tile; (tile = pool_.take()) < out.tiles();)
+  for (int tile; (tile = pool_.take()) < out.tiles();) {
+    out.will_put(tile, 0, out.inputs());
     for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(row);
+  }
   pool_.barrier();
 }
 
@@ -381,12 +405,15 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
     const bool is_kv = item < c.kv_heads;
     const int first = is_kv ? item * 2 * panels : (2 * c.kv_heads + item - c.kv_heads) * panels;
     const int count = is_kv ? 2 * panels : panels, stride = count * kTile;
-    for (int t = 0; t < in.tiles(); ++t) {
+    for (int t = 0, end; t < in.tiles(); t = end) {
+      end = std::min(t + kTilesAtOnce, in.tiles());
+      const int rows = in.first(end) - in.first(t);
       float* tile = scratch.tile.data();
+      if (!is_kv)
+        for (int r = 0; r < rows; ++r) will_write(query_of(in.first(t) + r, item - c.kv_heads), head_size_ * sizeof(float));
       for (int p = 0; p < count; ++p)
-        kernels_.linear(layer.qkv.format, {layer.qkv.at(first + p), in.tile(t), in.rows(t), layer.qkv.inputs,
-                                           layer.qkv.block, in.part(), tile + p * kTile, stride});
-      for (int r = 0; r < in.rows(t); ++r) {
+        linear(layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * pool_.threads(), in, t, end, tile + p * kTile, stride);
+      for (int r = 0; r < rows; ++r) {
         const int row = in.first(t) + r;
         float* out = tile + r * stride;
         if (layer.qkv_bias) kernels_.add(layer.qkv_bias + first * kTile, stride, out);
@@ -400,8 +427,7 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
           kernels_.write_kv(kv_format_, out, out + head_size_, head_size_,
                             kv_at(index, sequence.blocks[position / kTile], item), position % kTile);
         } else {
-          std::memcpy(queries_.data() + static_cast<std::size_t>(row) * attention_ + (item - c.kv_heads) * head_size_, out,
-                      head_size_ * sizeof(float));
+          std::memcpy(query_of(row, item - c.kv_heads), out, head_size_ * sizeof(float));
         }
       }
     }
@@ -412,14 +438,16 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
   Scratch& scratch = *scratch_[thread];
   const int group = config_.heads / config_.kv_heads, count = static_cast<int>(items.size());
   const bool is_last = &items == &last_items_;
-  for (int i; (i = pool_.take()) < count + (is_last ? 1 : 0);) {
+  const auto item_at = [&](int i) -> const Item& { return items[is_last ? i : count - 1 - i]; };  // later rows see more keys: longest first
+  for (int i = pool_.take(), after; i < count + (is_last ? 1 : 0); i = after) {
+    after = pool_.take();  // known now, so that its keys can be asked for
     if (i == count) {  // after the last attention only some rows go on
       for (int r = 0; r < last_.rows; ++r)
         std::memcpy(last_.x.data() + static_cast<std::size_t>(r) * width_,
                     all_.x.data() + static_cast<std::size_t>(logits_rows_[r]) * width_, width_ * sizeof(float));
       continue;
     }
-    const Item& item = items[is_last ? i : count - 1 - i];  // later rows see more keys: longest first
+    const Item& item = item_at(i);
     const Rows& sequence = (*sequences_)[item.sequence];
     const int n = item.rows * item.heads;
     float scales[kRowsMax];
@@ -428,10 +456,11 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
     for (int r = 0, column = 0; r < item.rows; ++r) {
       const int position = row_position_[item.row + r];
       for (int h = 0; h < item.heads; ++h, ++column) {
-        const float* query = queries_.data() + static_cast<std::size_t>(item.row + r) * attention_ + (item.head + h) * head_size_;
+        const float* query = query_of(item.row + r, item.head + h);
         last[column] = position;
         first[column] = layer.window ? std::max(0, position - layer.window + 1) : 0;
         out[column] = attention_out_.data() + static_cast<std::size_t>(item.out + r) * attention_ + (item.head + h) * head_size_;
+        will_write(out[column], head_size_ * sizeof(float));
         switch (kv_format_) {
           case KvFormat::f32:
             for (int d = 0; d < head_size_; ++d) reinterpret_cast<float*>(scratch.query.data())[d * n + column] = query[d];
@@ -447,9 +476,37 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
         }
       }
     }
-    kernels_.attend(kv_format_, {scratch.query.data(), scales, offsets, n, head_size_, kv_at(index, 0, item.head / group),
-                                 kv_block_, sequence.blocks, first, last, config_.attention_soft_cap,
-                                 config_.attention_scale, out, scratch.attention.data()});
+    const std::uint8_t* pool = kv_at(index, 0, item.head / group);
+    const std::uint8_t* next[2] = {pool, pool};
+    if (after < count) {
+      const Item& other = item_at(after);
+      const int position = row_position_[other.row], from = layer.window ? std::max(0, position - layer.window + 1) : 0;
+      const int block = from / (2 * kTile) * 2, last_block = position / kTile;
+      for (int i = 0; i < 2; ++i)
+        next[i] = kv_at(index, (*sequences_)[other.sequence].blocks[std::min(block + i, last_block)], other.head / group);
+    }
+    kernels_.attend(kv_format_, {scratch.query.data(), scales, offsets, n, head_size_, pool, kv_block_, sequence.blocks,
+                                 {next[0], next[1]}, first, last, config_.attention_soft_cap, config_.attention_scale, out,
+                                 scratch.attention.data()});
+  }
+}
+
+// One panel times the tiles [first, end), rows one after another from `out` on. Meanwhile `ahead` is fetched, each tile's
+// share of it: the panel that is likely to be this thread's next. A single tile is done before memory is: it asks for
+// what comes a little later in its own panel.
+void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
+  const int steps = m.inputs / (m.format == Format::q4 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
+  for (int t = first; t < end; ++t) {
+    LinearArgs args{m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out, stride};
+    if (end - first == 1) {
+      args.ahead_step = step_bytes;
+      args.ahead = args.weights + kAhead;
+    } else if (ahead < m.panels()) {
+      args.ahead_step = step_bytes / (end - first) + 1;
+      args.ahead = m.at(ahead) + static_cast<std::size_t>(args.ahead_step) * steps * (t - first);
+    }
+    kernels_.linear(m.format, args);
+    out += in.rows(t) * stride;
   }
 }
 
@@ -457,15 +514,18 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
 void Model::project(int thread, const Matrix& matrix, const Activations& in, Stage& stage) {
   float* tile = scratch_[thread]->tile.data();
   for (int panel; (panel = pool_.take()) < matrix.panels();)
-    for (int t = 0; t < in.tiles(); ++t) {
-      kernels_.linear(matrix.format,
-                      {matrix.at(panel), in.tile(t), in.rows(t), matrix.inputs, matrix.block, in.part(), tile, kTile});
-      for (int r = 0; r < in.rows(t); ++r) {
-        const std::size_t at = static_cast<std::size_t>(in.first(t) + r) * width_ + panel * kTile;
+    for (int t = 0, end; t < in.tiles(); t = end) {
+      end = std::min(t + kTilesAtOnce, in.tiles());
+      float* to = (config_.has_post_norms ? stage.branch.data() : stage.x.data()) + static_cast<std::size_t>(in.first(t)) * width_ + panel * kTile;
+      const int rows = in.first(end) - in.first(t);
+      for (int r = 0; r < rows; ++r) will_write(to + static_cast<std::size_t>(r) * width_, kTile * sizeof(float));
+      linear(matrix, panel, panel + pool_.threads(), in, t, end, tile, kTile);
+      for (int r = 0; r < rows; ++r) {
+        float* y = to + static_cast<std::size_t>(r) * width_;
         if (config_.has_post_norms)
-          std::memcpy(stage.branch.data() + at, tile + r * kTile, kTile * sizeof(float));
+          std::memcpy(y, tile + r * kTile, kTile * sizeof(float));
         else
-          kernels_.add(tile + r * kTile, kTile, stage.x.data() + at);
+          kernels_.add(tile + r * kTile, kTile, y);
       }
     }
 }
@@ -476,29 +536,57 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
   const Matrix& m = layer.gate_up;
   const int block = layer.down.block, panels = block / (kTile / 2);
   for (int item; (item = pool_.take()) < layer.down.inputs / block;)
-    for (int t = 0; t < in.tiles(); ++t) {
+    for (int t = 0, end; t < in.tiles(); t = end) {
+      end = std::min(t + kTilesAtOnce, in.tiles());
+      const int rows = in.first(end) - in.first(t);
       float *tile = scratch.tile.data(), *h = scratch.feed.data();
+      for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
       for (int p = 0; p < panels; ++p) {
-        kernels_.linear(m.format, {m.at(item * panels + p), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), tile, kTile});
-        for (int r = 0; r < in.rows(t); ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
+        linear(m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * pool_.threads()), in, t, end, tile, kTile);
+        for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
       }
-      for (int r = 0; r < in.rows(t); ++r) stage.down.put(kernels_, in.first(t) + r, h + r * block, item * block, block);
+      for (int r = 0; r < rows; ++r) stage.down.put(kernels_, in.first(t) + r, h + r * block, item * block, block);
     }
 }
 
 void Model::head(int thread, const Activations& in) {
-  float* tile = scratch_[thread]->tile.data();
+  Scratch& scratch = *scratch_[thread];
+  float* tile = scratch.tile.data();
   const int group = 4;  // panels an item has
   const std::ptrdiff_t vocabulary = config_.vocabulary;
+  if (likeliest_) scratch.likeliest.assign(last_.rows, {-std::numeric_limits<float>::infinity(), 0});
   for (int item; (item = pool_.take()) * group < head_.panels();)
     for (int panel = item * group; panel < std::min((item + 1) * group, head_.panels()); ++panel)
-      for (int t = 0; t < in.tiles(); ++t) {
-        kernels_.linear(head_.format, {head_.at(panel), in.tile(t), in.rows(t), head_.inputs, head_.block, in.part(), tile, kTile});
-        if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, in.rows(t) * kTile, tile);
+      for (int t = 0, end; t < in.tiles(); t = end) {
+        end = std::min(t + kTilesAtOnce, in.tiles());
+        const int first = in.first(t), rows = in.first(end) - first;
+        linear(head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
+        if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
         const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
-        for (int r = 0; r < in.rows(t); ++r)
-          std::memcpy(logits_ + (in.first(t) + r) * vocabulary + panel * kTile, tile + r * kTile, columns * sizeof(float));
+        for (int r = 0; r < rows; ++r) {
+          const float* x = tile + r * kTile;
+          if (logits_) std::memcpy(logits_ + (first + r) * vocabulary + panel * kTile, x, columns * sizeof(float));
+          if (!likeliest_) continue;
+          Likeliest& best = scratch.likeliest[first + r];  // items ascend: among equals the first stays
+          const int at = kernels_.above(x, columns, &best.logit);
+          if (at >= 0) best.token = panel * kTile + at;
+        }
       }
+}
+
+// Of what each thread found: the largest, among equals the lower token; what is no number before all.
+void Model::join_likeliest() {
+  const auto comes_before = [](const Likeliest& a, const Likeliest& b) {
+    const bool a_is_number = a.logit == a.logit, b_is_number = b.logit == b.logit;
+    if (a_is_number != b_is_number) return b_is_number;
+    if (a_is_number && a.logit != b.logit) return a.logit > b.logit;
+    return a.token < b.token;
+  };
+  for (int row = 0; row < last_.rows; ++row) {
+    likeliest_[row] = scratch_[0]->likeliest[row];
+    for (const auto& one : scratch_)
+      if (comes_before(one->likeliest[row], likeliest_[row])) likeliest_[row] = one->likeliest[row];
+  }
 }
 
 }  // namespace farthing

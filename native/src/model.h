@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <new>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -12,6 +13,21 @@
 #include "pool.h"
 
 namespace farthing {
+
+// Vectors read whole cache lines: a buffer that begins 16 bytes into one, as malloc's large ones do, costs two for each.
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}
+  T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), kLine)); }
+  void deallocate(T* p, std::size_t) { ::operator delete(p, kLine); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+template <class T>
+using Lines = std::vector<T, LineAllocator<T>>;
 
 inline int padded(int size, int unit = kTile) { return (size + unit - 1) / unit * unit; }
 
@@ -69,15 +85,24 @@ class Activations {
   int tile_of(int row) const;
   ActivationTile tile(int index) const;
   int part() const { return part_; }
+  int inputs() const { return inputs_; }
   // Writes inputs [from, from + count) of a row; whole parts.
   void put(const Kernels& kernels, int row, const float* x, int from, int count);
+  // Says that inputs [from, from + count) of a tile will soon be put.
+  void will_put(int tile, int from, int count);
 
  private:
   int count_ = 0, tiles_ = 0, inputs_ = 0, part_ = 0;
   Format format_ = Format::f32;
-  std::vector<std::uint8_t> values_;
-  std::vector<float> scales_, sums_;
-  std::vector<std::int32_t> offsets_;
+  Lines<std::uint8_t> values_;
+  Lines<float> scales_, sums_;
+  Lines<std::int32_t> offsets_;
+};
+
+// The token of a row with the largest logit; the first of equals.
+struct Likeliest {
+  float logit;
+  std::int32_t token;
 };
 
 class Model {
@@ -91,9 +116,10 @@ class Model {
   const Kernels& kernels() const { return kernels_; }
   std::size_t kv_bytes() const { return kv_size_; }
 
-  // Arguments have been checked by the caller. `logits` is [logits_rows][vocabulary].
+  // Arguments have been checked by the caller. `logits` is [logits_rows][vocabulary], `likeliest` [logits_rows]; either
+  // may be null.
   void run(const std::int32_t* tokens, int count, const std::vector<Rows>& sequences, const std::int32_t* logits_rows,
-           int logits_count, float* logits);
+           int logits_count, float* logits, Likeliest* likeliest);
   void copy_block(int source, int target);
   // Seconds thread 0 has spent in each phase since the last call.
   std::vector<std::pair<std::string, double>> take_profile();
@@ -107,8 +133,8 @@ class Model {
   // logits are wanted.
   struct Stage {
     int rows = 0;
-    bool is_private = false;  // one tile: each thread quantises it for itself, which is cheaper than a barrier
-    std::vector<float> x, branch;
+    bool is_private = false;  // each thread quantises its rows for itself
+    Lines<float> x, branch;
     std::vector<Activations> normed, attended, final;  // one, or one a thread
     Activations down;
   };
@@ -121,12 +147,15 @@ class Model {
   const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
   template <class F>
-  void by_tiles(const Stage& stage, const Activations& out, const F& one);
+  void by_tiles(const Stage& stage, Activations& out, const F& one);
   void qkv(int thread, const Layer& layer, int index, const Activations& in);
   void attend(int thread, const Layer& layer, int index, const std::vector<Item>& items);
   void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);
   void feed(int thread, const Layer& layer, const Activations& in, Stage& stage);
   void head(int thread, const Activations& in);
+  void linear(const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
+  void join_likeliest();
+  float* query_of(int row, int head) { return queries_.data() + static_cast<std::size_t>(row) * attention_ + head * head_size_; }
   std::uint8_t* kv_at(int layer, int block, int head) const;
   void lap(int thread, int phase);
 
@@ -151,11 +180,12 @@ class Model {
   const std::vector<Rows>* sequences_ = nullptr;
   const std::int32_t* logits_rows_ = nullptr;
   float* logits_ = nullptr;
+  Likeliest* likeliest_ = nullptr;
   std::vector<std::int32_t> row_sequence_, row_position_, all_rows_;
   Stage all_, last_;
   std::vector<Item> items_, last_items_;
-  std::vector<float> queries_, attention_out_;
-  std::vector<std::vector<float>> rotations_;  // [rotary][row][2][pairs]: cosines, sines
+  Lines<float> queries_, attention_out_;
+  std::vector<Lines<float>> rotations_;  // [rotary][row][2][pairs]: cosines, sines
   std::vector<std::unique_ptr<Scratch>> scratch_;
   std::vector<double> profile_;
   double lap_start_ = 0;

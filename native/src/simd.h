@@ -32,7 +32,7 @@ INLINE void store(float* p, vf v) { std::memcpy(p, &v, sizeof v); }
 INLINE void storei(void* p, vi v) { std::memcpy(p, &v, sizeof v); }
 
 // Asks for memory that will be read soon; may point past the end of what there is.
-INLINE void soon(const void* p) { __builtin_prefetch(p, 0, 3); }
+INLINE void soon(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 INLINE vf all(float x) {
 #if defined(__AVX512BW__)
@@ -80,6 +80,16 @@ INLINE vf min(vf a, vf b) {
   return (vf)_mm256_min_ps((__m256)a, (__m256)b);
 #else
   return a < b ? a : b;
+#endif
+}
+// Whether a lane of `a` is above `b`, or no number.
+INLINE bool any_above(vf a, vf b) {
+#if defined(__AVX512BW__)
+  return _mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_NLE_UQ) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)a, (__m256)b, _CMP_NLE_UQ)) != 0;
+#else
+  return !(a[0] <= b[0]) || !(a[1] <= b[1]) || !(a[2] <= b[2]) || !(a[3] <= b[3]);
 #endif
 }
 INLINE vf abs(vf a) { return (vf)((vi)a & alli(0x7fffffff)); }
@@ -164,7 +174,32 @@ INLINE vf exp(vf x) {
   return (vf)((vi)result & ~(vi)(x < low));
 }
 
-INLINE vf sigmoid(vf x) { return all(1.0f) / (all(1.0f) + exp(-x)); }
+// 2^x with a relative error below 2e-7, 1 at 0; 0 from -150 down (-126 without AVX-512), and above 127 no less than 2^126.
+// x = n + r, n whole; 1 + r Q(r), Q of degree 4 fitted on |r| <= 1/2 as above. Half the operations of `exp`.
+INLINE vf exp2(vf x) {
+#if defined(__AVX512BW__)
+  const vf r = (vf)_mm512_reduce_ps((__m512)x, 0);
+#else
+  const vf y = min(max(x, all(-126.0f)), all(126.0f));
+  const vi n = to_int(y);
+  const vf r = y - to_float(n);
+#endif
+  vf p = all(0.001326472731307149f);
+  p = fma(p, r, all(0.009671512991189957f));
+  p = fma(p, r, all(0.05550733581185341f));
+  p = fma(p, r, all(0.24022242426872253f));
+  p = fma(p, r, all(0.6931470036506653f));
+  p = fma(p, r, all(1.0f));
+#if defined(__AVX512BW__)
+  return (vf)_mm512_scalef_ps((__m512)p, (__m512)(x - r));
+#else
+  return (vf)((vi)((vf)((vi)p + (n << 23))) & ~(vi)(x < all(-126.0f)));
+#endif
+}
+
+constexpr float kLog2E = 1.44269504088896341f;
+
+INLINE vf sigmoid(vf x) { return all(1.0f) / (all(1.0f) + exp2(x * all(-kLog2E))); }
 INLINE vf tanh(vf x) { return all(1.0f) - all(2.0f) / (exp(x + x) + all(1.0f)); }
 
 // acc += the dot product of 4 unsigned bytes of `w` and 4 signed bytes of `a` in each lane, exact in 32 bits.
@@ -216,6 +251,17 @@ INLINE vf dot_bf16(vf acc, vi a, vi b) {
 INLINE vu round_bf16(vf x) {
   const vu u = (vu)x;
   return (u + (u >> 16 & 1) + 0x7fff) >> 16;
+}
+
+// The low halves of W integers, in order.
+INLINE void store_halves(std::uint32_t* p, vi x) {
+#if defined(__AVX512BW__)
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x));
+#else
+  std::int32_t lanes[W];
+  storei(lanes, x);
+  for (int i = 0; i < W / 2; ++i) p[i] = (std::uint32_t)lanes[2 * i] | (std::uint32_t)lanes[2 * i + 1] << 16;
+#endif
 }
 
 // 2 W floats to W pairs in order.

@@ -47,9 +47,16 @@ class Narrow:
         self._names = np.array(chance.sample(range(runner.blocks), blocks), np.int32)
 
     def run(self, step: Step) -> np.ndarray:
-        sequences = tuple(type(one)(one.rows, one.start, self._names[one.blocks]) for one in step.sequences)
-        logits: np.ndarray = self._runner.run(Step(step.tokens, sequences, step.logits_rows))
+        logits: np.ndarray = self._runner.run(self._renamed(step))
         return logits
+
+    def run_likeliest(self, step: Step) -> tuple[list[int], list[float]]:
+        found: tuple[list[int], list[float]] = self._runner.run_likeliest(self._renamed(step))
+        return found
+
+    def _renamed(self, step: Step) -> Step:
+        sequences = tuple(type(one)(one.rows, one.start, self._names[one.blocks]) for one in step.sequences)
+        return Step(step.tokens, sequences, step.logits_rows)
 
     def copy_block(self, source: int, target: int) -> None:
         self._runner.copy_block(int(self._names[source]), int(self._names[target]))

@@ -124,7 +124,7 @@ def test_models_share_the_memory_that_is_free(tmp_path: Path) -> None:
     for number in range(3):
         write_tiny_model(tmp_path / f"tiny{number}", context=1 << 15)
     with mock.patch("farthing.runtime.memory.free_bytes", return_value=16 << 20), serving(tmp_path) as live:
-        held = [live.metric("farthing_kv_cache_tokens", model_name=f"tiny{number}") * 512 for number in range(3)]
+        held = [live.metric("farthing_kv_cache_tokens", model_name=f"tiny{number}") * 288 for number in range(3)]
         assert sum(held) < 16 << 20
         assert max(held) > 3 * min(held) > 0
 

@@ -23,6 +23,7 @@ WINDOW_TOKENS: Final = 2_048
 TEXT_CHARACTERS_MAX: Final = 64 << 20
 
 Weights = Literal["q8", "q4", "f32"]
+Kv = Literal["int8", "bf16", "f32"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class _Run:
 @click.argument("model", metavar="MODEL")
 @click.option("--text", type=click.File("r", encoding="utf-8"), required=True, help="The text; - reads stdin.")
 @click.option("--weights", type=click.Choice(["q8", "q4", "f32"]), default="q8", show_default=True, help="Precision.")
+@click.option("--kv", type=click.Choice(["int8", "bf16", "f32"]), help="Of keys and values.  [default: as served]")
 @click.option("--reference", is_flag=True, help="Compare with the plain float32 forward pass (slow).")
 @click.option("--tokens", "tokens_max", type=click.IntRange(min=2), help="Read so many tokens of the text, not all.")
 @click.option("--window", type=click.IntRange(min=2), help="Tokens of context.  [default: 2048, or the model's]")
@@ -44,6 +46,7 @@ def command(
     model: str,
     text: TextIO,
     weights: str,
+    kv: str | None,
     reference: bool,
     tokens_max: int | None,
     window: int | None,
@@ -68,7 +71,8 @@ def command(
         raise InvalidInput(f"the text is longer than {TEXT_CHARACTERS_MAX} characters", hint="give a part of it")
     ids = checkpoint.tokenizer().encode(words)[:tokens_max]
     context = window or min(WINDOW_TOKENS, checkpoint.spec.context_tokens)
-    runs = {weights: _run(_fast(checkpoint, cast("Weights", weights), context, threads), ids, context, weights)}
+    fast = _fast(checkpoint, cast("Weights", weights), cast("Kv | None", kv), context, threads)
+    runs = {weights: _run(fast, ids, context, weights)}
     if reference:
         runs["reference"] = _run(_plain(checkpoint, context), ids, context, "reference")
     told = _told(runs, context)
@@ -88,7 +92,7 @@ def _run(runner: "Runner", ids: list[int], context: int, name: str) -> _Run:
     return _Run(foresight=foresight, seconds=perf_counter() - start)
 
 
-def _fast(checkpoint: "Checkpoint", weights: Weights, context: int, threads: int | None) -> "Runner":
+def _fast(checkpoint: "Checkpoint", weights: Weights, kv: Kv | None, context: int, threads: int | None) -> "Runner":
     from farthing.engines.cores import cores_available
 
     try:
@@ -100,7 +104,8 @@ def _fast(checkpoint: "Checkpoint", weights: Weights, context: int, threads: int
                 hint="install farthing with a C++ compiler at hand, or ask for --weights f32",
             ) from missing
         return _plain(checkpoint, context)
-    return CpuRunner(checkpoint, weights=weights, kv_blocks=_blocks(context), threads=threads or cores_available())
+    threads = threads or cores_available()
+    return CpuRunner(checkpoint, weights=weights, kv=kv, kv_blocks=_blocks(context), threads=threads)
 
 
 def _plain(checkpoint: "Checkpoint", context: int) -> "Runner":

@@ -22,6 +22,7 @@ from farthing.config.server import (
     Address,
     AdmissionLimits,
     HttpLimits,
+    KvPrecision,
     LanguageSettings,
     ModelControl,
     ServerConfig,
@@ -111,6 +112,12 @@ class BytesType(click.ParamType[int]):
     default=WeightsPrecision.AUTO.value,
     help="Precision of language models' weights; auto: q8.",
 )
+@click.option(
+    "--llm-kv",
+    type=click.Choice([precision.value for precision in KvPrecision]),
+    default=KvPrecision.AUTO.value,
+    help="Precision of their keys and values; auto: int8.",
+)
 @click.option("--llm-threads", type=click.IntRange(min=0), default=0, show_default="a core each", help="That compute.")
 @click.option("--exit-timeout-secs", type=click.FloatRange(min=0), default=30.0, help="Draining after SIGTERM.")
 @click.option("--hang-timeout-secs", type=click.FloatRange(min=0), default=60.0, help="A longer batch: not live.")
@@ -194,6 +201,7 @@ class Options(dict[str, object]):
                 "context_tokens": values["llm_context"],
                 "kv_memory_bytes": values["llm_kv_memory"],
                 "weights": values["llm_weights"],
+                "kv": values["llm_kv"],
                 "threads": values["llm_threads"],
             },
             LanguageSettings,

@@ -82,6 +82,17 @@ class WeightsPrecision(StrEnum):
     """As the reference computes; slow."""
 
 
+class KvPrecision(StrEnum):
+    """How keys and values of what is being generated are held in memory."""
+
+    AUTO = "auto"
+    """8 bits with a scale for each token and head: no loss in perplexity could be measured, and half the memory and
+    bandwidth; float32 beside float32 weights."""
+    INT8 = "int8"
+    BF16 = "bf16"
+    F32 = "f32"
+
+
 class LanguageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What an operator may set for language models; a model's own `parameters` say the same words for it alone."""
 
@@ -91,6 +102,7 @@ class LanguageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """For keys and values of what is being generated, and of prefixes that may be asked for again; 0: half of the
     memory that is free once the weights are in, but no more than `KV_CONTEXTS_MAX` full contexts take."""
     weights: WeightsPrecision = WeightsPrecision.AUTO
+    kv: KvPrecision = KvPrecision.AUTO
     threads: int = 0
     """Threads that compute; 0: one a core this process may use."""
 

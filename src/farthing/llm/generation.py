@@ -108,6 +108,16 @@ class Generation(Progress):
         """When its last token came."""
 
     @property
+    def takes_likeliest(self) -> bool:
+        """Of the next step it wants the likeliest token as it stands, and nothing else."""
+        return (
+            self.sampling.is_plain
+            and self.sampling.logprobs is None
+            and not self.wants_prompt_logits
+            and not self.state.request.ends.tokens_min
+        )
+
+    @property
     def generated(self) -> int:
         """Tokens of its output so far."""
         return self.known - self.state.prompt_tokens

@@ -51,6 +51,18 @@ class Picked(NamedTuple):
     """None: all."""
 
 
+class Likeliest(NamedTuple):
+    """The likeliest token of each row, found by the runner, and its logit."""
+
+    tokens: list[int]
+    logits: list[float]
+
+    def pick(self, draws: Sequence[Draw]) -> Picked:
+        """The tokens of draws that take the likeliest as it stands."""
+        are_finite = [isfinite(self.logits[draw.row]) for draw in draws]
+        return Picked([self.tokens[draw.row] for draw in draws], None if all(are_finite) else are_finite)
+
+
 def pick_all(logits: np.ndarray, draws: Sequence[Draw]) -> Picked:
     """The tokens of all draws. Penalties must not depend on one another: at most one draw of each that has them."""
     rows = [draw.row for draw in draws]

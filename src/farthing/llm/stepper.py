@@ -14,9 +14,9 @@ import numpy as np
 
 from farthing.llm.generation import Generation, RequestState
 from farthing.llm.pace import Pace
-from farthing.llm.picker import Draw, Picked, likelihoods, pick_all
+from farthing.llm.picker import Draw, Likeliest, Picked, likelihoods, pick_all
 from farthing.llm.roster import Roster
-from farthing.llm.runners.runner import Runner, Step, StepSequence
+from farthing.llm.runners.runner import GreedyRunner, Runner, Step, StepSequence
 from farthing.llm.scheduler import Limits, Memory, Plan, Progress, plan_step
 from farthing.llm.speculation import DRAFT_TOKENS_MAX, StepTimes, chance_needed
 from farthing.llm.statistics import StepShape
@@ -79,6 +79,7 @@ class Stepper:
         self.roster = self._make_roster()
         self.times = StepTimes()
         self._runner = runner
+        self._greedy = runner if isinstance(runner, GreedyRunner) else None
         self._limits = limits
         self.pace = Pace(limits)
         self._block_tokens = runner.block_tokens
@@ -110,7 +111,7 @@ class Stepper:
         work, step = self._build(plan)
         run_ns = self._now_ns()
         try:
-            logits = self._runner.run(step)
+            logits, likeliest = self._run(step, work)
             if len(logits) != len(step.logits_rows):
                 raise EngineFailed(f"the runner gave {len(logits)} rows of logits for {len(step.logits_rows)}")
         except Exception as error:
@@ -121,7 +122,7 @@ class Stepper:
         if len(logits) == len(step.tokens):
             self.times.observe(len(logits), ran_ns - run_ns)
         self.pace.observe(len(step.tokens), ran_ns - run_ns)
-        self._take_in(work, logits, ran_ns)
+        self._take_in(work, logits, likeliest, ran_ns)
         counters = roster.counters
         counters.steps += 1
         counters.run_ns += ran_ns - run_ns
@@ -133,6 +134,13 @@ class Stepper:
     def _find(self, one: Progress) -> list[int]:
         assert isinstance(one, Generation)
         return self.roster.tables.found(one)
+
+    def _run(self, step: Step, work: Sequence[_Work]) -> tuple[np.ndarray, Likeliest | None]:
+        """Logits; or rows without any and the likeliest tokens, where everybody takes those as they stand."""
+        if self._greedy is None or not all(item.generation.takes_likeliest for item in work):
+            return self._runner.run(step), None
+        likeliest = Likeliest(*self._greedy.run_likeliest(step))
+        return np.empty((len(likeliest.tokens), 0), np.float32), likeliest
 
     # -- before the run ----------------------------------------------------------------------------------------------
 
@@ -210,7 +218,7 @@ class Stepper:
         for item in work:
             self.roster.fail(item.generation.state, failed)
 
-    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, now_ns: int) -> None:
+    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, likeliest: Likeliest | None, now_ns: int) -> None:
         name = self.roster.tables.name
         size = self._block_tokens
         draws: list[Draw] = []
@@ -242,7 +250,7 @@ class Stepper:
                     draws.append(Draw(row, other.sampling, other.known, self._banned(other)))
         if not draws:
             return
-        tokens, are_finite = self._pick(logits, takers, draws)
+        tokens, are_finite = likeliest.pick(draws) if likeliest else self._pick(logits, takers, draws)
         for one, first, draft in takers:
             stood = 0
             for at in range(first, first + len(draft) + 1):

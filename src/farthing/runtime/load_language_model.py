@@ -16,7 +16,7 @@ import numpy as np
 
 from farthing import __version__
 from farthing.config.model import complete_config
-from farthing.config.server import KV_CONTEXTS_MAX, LanguageSettings, WeightsPrecision
+from farthing.config.server import KV_CONTEXTS_MAX, KvPrecision, LanguageSettings, WeightsPrecision
 from farthing.engines.cores import cores_available
 from farthing.llm.chat_template import ChatTemplate
 from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
@@ -99,9 +99,8 @@ def open_runner(checkpoint: Checkpoint, settings: LanguageSettings, blocks: int)
 
         log.warning("the native core is missing (%s); generating with the plain reference, which is slow", missing)
         return ReferenceRunner(checkpoint, blocks=blocks)
-    return CpuRunner(
-        checkpoint, weights=_mode(settings), kv_blocks=blocks, threads=settings.threads or cores_available()
-    )
+    threads = settings.threads or cores_available()
+    return CpuRunner(checkpoint, weights=_mode(settings), kv=_kv(settings), kv_blocks=blocks, threads=threads)
 
 
 def _try_out(runner: Runner, template: ChatTemplate | None, name: str) -> None:
@@ -122,6 +121,14 @@ def _mode(settings: LanguageSettings) -> Literal["q8", "q4", "f32"]:
     if settings.weights is WeightsPrecision.Q4:
         return "q4"
     return "f32" if settings.weights is WeightsPrecision.F32 else "q8"
+
+
+def _kv(settings: LanguageSettings) -> Literal["int8", "bf16", "f32"]:
+    if settings.kv is KvPrecision.AUTO:
+        return "f32" if settings.weights is WeightsPrecision.F32 else "int8"
+    if settings.kv is KvPrecision.BF16:
+        return "bf16"
+    return "f32" if settings.kv is KvPrecision.F32 else "int8"
 
 
 def _with_parameters(settings: LanguageSettings, found: FoundModel) -> LanguageSettings:
@@ -158,9 +165,10 @@ def _kv_blocks(decoder: DecoderSpec, settings: LanguageSettings, name: str, free
 
 
 def _kv_token_bytes(decoder: DecoderSpec, settings: LanguageSettings) -> int:
-    """Of keys and values of one token: bf16, or float32 beside weights of full precision."""
-    head = -(-decoder.head_size // HEAD_ELEMENTS) * HEAD_ELEMENTS
-    return decoder.layers * 2 * decoder.kv_heads * head * (4 if settings.weights is WeightsPrecision.F32 else 2)
+    """Of keys and values of one token, in all layers."""
+    elements = -(-decoder.head_size // HEAD_ELEMENTS) * HEAD_ELEMENTS
+    head_bytes = {"int8": elements + 4, "bf16": 2 * elements, "f32": 4 * elements}[_kv(settings)]
+    return decoder.layers * 2 * decoder.kv_heads * head_bytes
 
 
 def _weight_bytes(decoder: DecoderSpec, settings: LanguageSettings) -> int:
@@ -183,7 +191,7 @@ def _describe(decoder: DecoderSpec, settings: LanguageSettings, runner: Runner, 
     kv_bytes = pool * _kv_token_bytes(decoder, settings)
     return (
         f"{decoder.architecture}, {_parameters(decoder) / 1e6:,.0f} M parameters in {_mode(settings)}, "
-        f"context {context:,} tokens, KV memory {kv_bytes / 1e9:.2f} GB for {pool:,} tokens, "
+        f"context {context:,} tokens, KV memory {kv_bytes / 1e9:.2f} GB for {pool:,} tokens in {_kv(settings)}, "
         f"{settings.threads or cores_available()} threads of {getattr(runner, 'isa', 'plain Python')}"
     )
 
@@ -196,5 +204,5 @@ def _defaults(advised: GenerationDefaults) -> SamplingDefaults:
 
 
 def _fingerprint(identity: str, settings: LanguageSettings) -> str:
-    text = "\0".join((identity, str(settings.weights), __version__))
+    text = "\0".join((identity, _mode(settings), _kv(settings), __version__))
     return f"fp_{hashlib.sha256(text.encode()).hexdigest()[:12]}"

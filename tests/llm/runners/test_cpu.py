@@ -51,6 +51,39 @@ def test_logits_are_the_oracles(checkpoint: RandomCheckpoint, isa: str, monkeypa
         assert np.abs(ours - expected).max() <= bound * expected.std(), (weights, kv)
 
 
+@pytest.mark.parametrize("isa", HERE)
+def test_the_likeliest_tokens_are_those_of_the_logits(
+    checkpoint: RandomCheckpoint, isa: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARTHING_ISA", isa)
+    step = Step(
+        tokens(1, 70, checkpoint.spec.vocabulary), (StepSequence(70, 0, ints([5, 2, 7])),), ints(np.arange(3, 70))
+    )
+    runner = CpuRunner(checkpoint, kv_blocks=8, threads=2)
+    logits, (found, highest) = runner.run(step), runner.run_likeliest(step)
+    runner.close()
+    assert found == logits.argmax(axis=1).tolist()
+    assert highest == logits.max(axis=1).tolist()
+
+
+@pytest.mark.parametrize(("rows", "value", "token"), [(slice(None), 0.5, 0), (slice(97, 99), np.nan, 97)])
+def test_of_equal_tokens_the_first_is_likeliest_and_what_is_no_number_comes_before_all(
+    tmp_path: Path, rows: slice, value: float, token: int
+) -> None:
+    class Strange(RandomCheckpoint):
+        def tensor(self, name: str) -> NDArray[np.float32]:
+            values = super().tensor(name)
+            if name == "head":
+                values[rows] = value
+            return values
+
+    runner = CpuRunner(Strange(SPECS["llama"], tmp_path / "model.gguf"), weights="f32", kv_blocks=2, threads=2)
+    (found, highest), logits = runner.run_likeliest(one()), runner.run(one())
+    runner.close()
+    assert found == [token] == logits.argmax(axis=1).tolist()
+    assert np.isfinite(highest[0]) == np.isfinite(value)
+
+
 def alone(runner: CpuRunner, ids: NDArray[np.int32]) -> NDArray[np.float32]:
     """All logits of a sequence that is run at once, with nobody else."""
     table = ints(np.arange(-(-len(ids) // 32)))
@@ -211,7 +244,7 @@ def test_garbage_that_a_former_owner_left_in_a_block_is_not_seen(runner: CpuRunn
 
 
 def test_the_pool_takes_what_was_announced(runner: CpuRunner) -> None:
-    assert runner.kv_bytes == kv_token_bytes(runner.spec, "bf16") * 32 * 8
+    assert runner.kv_bytes == kv_token_bytes(runner.spec, "int8") * 32 * 8
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads Linux's accounts of threads")  # noqa: PTH110

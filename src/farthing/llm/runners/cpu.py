@@ -60,7 +60,7 @@ class CpuRunner:
             _config(self.spec, self.packed),
             self.packed.data,
             self.packed.offsets,
-            kv=kv or ("f32" if weights == "f32" else "bf16"),
+            kv=kv or ("f32" if weights == "f32" else "int8"),
             blocks=kv_blocks,
             threads=threads,
         )
@@ -78,6 +78,10 @@ class CpuRunner:
     def run(self, step: Step) -> NDArray[np.float32]:
         sequences = [(one.rows, one.start, one.blocks) for one in step.sequences]
         return self._native.run(step.tokens, sequences, step.logits_rows)
+
+    def run_likeliest(self, step: Step) -> tuple[list[int], list[float]]:
+        sequences = [(one.rows, one.start, one.blocks) for one in step.sequences]
+        return self._native.run_likeliest(step.tokens, sequences, step.logits_rows)
 
     def copy_block(self, source: int, target: int) -> None:
         self._native.copy_block(source, target)

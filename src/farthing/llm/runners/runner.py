@@ -5,7 +5,7 @@ requests, samplers or schedules. Which block belongs to whom is the generator's 
 one, `llm.runners.reference` the plain one that it is held against.
 """
 
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -69,4 +69,13 @@ class Runner(Protocol):
 
     def close(self) -> None:
         """Threads and memory back; nothing may be called afterwards."""
+        ...
+
+
+@runtime_checkable
+class GreedyRunner(Runner, Protocol):
+    """A runner that finds the likeliest tokens as it goes, so that logits nobody reads are never written."""
+
+    def run_likeliest(self, step: Step) -> tuple[list[int], list[float]]:
+        """For each of the step's `logits_rows`: the token `run(step)[row].argmax()`, and its logit."""
         ...
