@@ -15,7 +15,7 @@ openai = pytest.importorskip("openai")
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "extra_body": {"ignore_eos": True}}
 HELLO: Any = [{"role": "user", "content": "hello"}]
-QUESTION: Any = [{"role": "user", "content": "What is the capital of France?"}]
+QUESTION: Any = [{"role": "user", "content": "What is the capital of Japan?"}]
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +148,7 @@ def test_closing_a_stream_frees_what_it_held(tmp_path: Path) -> None:
 def test_smollm2_knows_the_capital_of_france(smollm2: Live) -> None:
     with client(smollm2) as ai:
         answer = ai.chat.completions.create(model="smollm2-135m", messages=QUESTION, temperature=0, max_tokens=32)
-        assert "Paris" in answer.choices[0].message.content
+        assert "Tokyo" in answer.choices[0].message.content
         assert answer.choices[0].finish_reason == "stop"
         stream = ai.chat.completions.create(
             model="smollm2-135m", messages=QUESTION, temperature=0, max_tokens=32, stream=True

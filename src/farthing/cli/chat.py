@@ -48,7 +48,7 @@ def command(target: str, prompt: tuple[str, ...], model: str, system: str, api_k
 
     \b
     farthing chat sample:smollm2-135m
-    farthing chat http://127.0.0.1:8000 "What is the capital of France?"
+    farthing chat http://127.0.0.1:8000 "What is the capital of Japan?"
     echo "Write a haiku" | farthing chat model.gguf
     """
     with _server(target) as url:

@@ -38,7 +38,7 @@ def chat_line(url: str, name: str) -> str:
     """A question to a language model, answered as a stream."""
     body = {
         "model": name,
-        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "messages": [{"role": "user", "content": "What is the capital of Japan?"}],
         "max_tokens": 40,
         "stream": True,
     }

@@ -1,4 +1,4 @@
-"""What is the capital of France? SmolLM2 is asked alone, then by 32 people at once, each of whom reads along.
+"""What is the capital of Japan? SmolLM2 is asked alone, then by 32 people at once, each of whom reads along.
 
 What somebody hears must not depend on who else is talking: each stream of the burst is held against the same question
 asked alone afterwards, token by token, sampling included.
@@ -13,12 +13,12 @@ from farthing.cli.demo_tasks.task import Finding, Infers
 USERS: Final = 32
 TOKENS: Final = 24
 SUBJECTS: Final = ("rain", "bread", "the moon", "a violin", "winter", "chess", "the sea", "a lighthouse")
-QUESTION: Final = "What is the capital of France?"
+QUESTION: Final = "What is the capital of Japan?"
 
 
 class Conversation:
     sample = "smollm2-135m"
-    question = "what is the capital of France, and do 32 people at once hear what each would hear alone?"
+    question = "what is the capital of Japan, and do 32 people at once hear what each would hear alone?"
 
     def check(self, server: Infers) -> list[Finding]:
         said = _answer(server, QUESTION, max_tokens=32, temperature=0)
@@ -32,7 +32,7 @@ class Conversation:
         )
         rate = sum(tokens for _, tokens in together) / took_s
         return [
-            Finding(input=QUESTION, answer=said.strip(), expected="Paris is named", is_right="Paris" in said),
+            Finding(input=QUESTION, answer=said.strip(), expected="Tokyo is named", is_right="Tokyo" in said),
             Finding(
                 input=f"{USERS} people at once",
                 answer=f"{same} streams equal to the lone ones, {rate:,.0f} tokens/s together",
