@@ -11,6 +11,8 @@ namespace farthing {
 
 // Outputs of a panel of weights, keys of a KV block, dimensions of a step over values: the width of every tile.
 constexpr int kTile = 32;
+// Inputs of a row that lie side by side in a tile of activations.
+constexpr int kUnit = 32;
 // Rows the tallest tile has: 12 x 2 accumulators fill the registers of AVX-512.
 constexpr int kRowsMax = 12;
 // Inputs that share a scale in 4-bit weights.
@@ -32,7 +34,7 @@ constexpr std::size_t panel_bytes(Format format, std::size_t inputs, std::size_t
   return 0;
 }
 
-// Rows of activations as the tile kernels read them: tiles of up to kRowsMax rows, inside a tile [inputs/4][rows][4]
+// Rows of activations as the tile kernels read them: tiles of up to kRowsMax rows, inside a tile [inputs/32][rows][32]
 // signed bytes (or [inputs][rows] floats), so that one pointer and constant offsets reach every row.
 struct ActivationTile {
   const void* values;
@@ -66,7 +68,7 @@ struct ActivationRow {
 };
 
 struct AttendArgs {
-  const void* query;             // bf16: [size/2][rows] pairs; f32: [size][rows] floats; int8: [size/4][rows] quads
+  const void* query;             // bf16: [size/2][rows] pairs; f32: [size][rows] floats; int8: [size/32][rows][32]
   const float* query_scales;     // int8: [rows]
   const std::int32_t* query_offsets;  // int8: [rows], -128 x sum
   int rows;                      // 1..kRowsMax

@@ -75,7 +75,7 @@ void Activations::put(const Kernels& kernels, int row, const float* x, int from,
   }
   const std::size_t part = from / part_, parts = inputs_ / part_, units = inputs_ / kTile;
   kernels.quantise(x, count, part_,
-                   {values_.data() + at * inputs_ + static_cast<std::size_t>(from) * height + column * 4,
+                   {values_.data() + at * inputs_ + static_cast<std::size_t>(from) * height + column * kUnit,
                     scales_.data() + at * parts + part * height + column,
                     offsets_.data() + at * parts + part * height + column,
                     sums_.data() + at * units + static_cast<std::size_t>(from / kTile) * height + column, height});
@@ -470,7 +470,7 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
             break;
           case KvFormat::int8:
             kernels_.quantise(query, head_size_, head_size_,
-                              {scratch.query.data() + column * 4, scales + column, offsets + column,
+                              {scratch.query.data() + column * kUnit, scales + column, offsets + column,
                                scratch.query_sums.data() + column, n});
             break;
         }
