@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from farthing.repository import FoundModel, FoundVersion, versions_to_serve
+from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, check_models
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.runtime.served import Served, ServedVersion
@@ -66,7 +67,7 @@ class Model:
         self.lock = asyncio.Lock()
 
 
-Loaded = LoadedVersion | LoadedLanguageModel
+Loaded = LoadedVersion | LoadedLanguageModel | LoadedEnsemble
 Load = Callable[[FoundModel, FoundVersion], Loaded]
 
 
@@ -285,6 +286,8 @@ class Catalog:
         loop = asyncio.get_running_loop()
         try:
             loaded = await loop.run_in_executor(self._loader, self._load, found, source)
+            if isinstance(loaded, LoadedEnsemble):
+                check_models(loaded, self.resolve)
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
             is_ours = not isinstance(error, FarthingError)
@@ -312,6 +315,9 @@ class Catalog:
         loop = asyncio.get_running_loop()
         if isinstance(loaded, LoadedLanguageModel):
             return LanguageModel(loaded, loop=loop, statistics=statistics)
+        if isinstance(loaded, LoadedEnsemble):
+            most = self._queue_requests_max
+            return Ensemble(loaded, resolve=self.resolve, requests_max=most, statistics=statistics)
         return ServedVersion(loaded, queue_requests_max=self._queue_requests_max, scheduler=loop, statistics=statistics)
 
     def _let_go(self, model: Model, version: Version, *, is_gone: bool = False) -> None:

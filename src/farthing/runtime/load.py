@@ -128,7 +128,6 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
 
 def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
     for what, is_asked in (
-        ("ensemble_scheduling", config.ensemble_scheduling is not None or config.platform == "ensemble"),
         ("sequence_batching", config.sequence_batching is not None),
         ("model_transaction_policy.decoupled", config.model_transaction_policy.decoupled),
     ):

@@ -1,4 +1,4 @@
-"""Which way a version on disk is loaded: as a language model, or by an engine.
+"""Which way a version on disk is loaded: as an ensemble, as a language model, or by an engine.
 
 The rooms of language models are imported when the first one is met: a server without any starts without them.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from farthing.config.server import LanguageSettings
 from farthing.repository import FoundModel, FoundVersion
+from farthing.runtime.ensemble import LoadedEnsemble, load_ensemble
 from farthing.runtime.language_model import BACKEND, PLATFORM
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.runtime.memory import Promises
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
 
 def load_any(
     settings: LanguageSettings, queue_max: int, memory: Promises, found: FoundModel, version: FoundVersion
-) -> "LoadedVersion | LoadedLanguageModel":
+) -> "LoadedVersion | LoadedLanguageModel | LoadedEnsemble":
     """Loads one version. Raises `LoadFailed` naming the model or file and the reason."""
+    if found.config.ensemble_scheduling is not None:
+        return load_ensemble(found, version)
     said = found.config.backend or found.config.platform
     if not is_language_model(version.path, said):
         return load_version(found, version)

@@ -15,6 +15,7 @@ from farthing.config.model import ModelConfig
 from farthing.config.server import ModelControl, ServerConfig
 from farthing.repository import FoundModel, Repository, Snapshot, changes, settled
 from farthing.runtime.catalog import Catalog
+from farthing.runtime.graph import models_of, waves
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load_any import load_any
 from farthing.runtime.memory import Promises
@@ -162,6 +163,7 @@ class Runtime:
         self._require_explicit_control()
         loop = asyncio.get_running_loop()
         found = await loop.run_in_executor(self._loader, partial(self._repository.find, name, config=config))
+        await self._load_all(await self._missing_models(found))
         await self.catalog.load(found)
 
     async def unload(self, name: str) -> None:
@@ -184,10 +186,26 @@ class Runtime:
         return await asyncio.get_running_loop().run_in_executor(self._loader, self._repository.scan)
 
     async def _load_all(self, models: Iterable[FoundModel]) -> None:
-        results = await asyncio.gather(*(self.catalog.load(found) for found in models), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException) and not isinstance(result, FarthingError):
-                raise result
+        """All at once, but an ensemble after the models it is made of."""
+        for wave in waves(models):
+            results = await asyncio.gather(*(self.catalog.load(found) for found in wave), return_exceptions=True)
+            for result in results:
+                if isinstance(result, BaseException) and not isinstance(result, FarthingError):
+                    raise result
+
+    async def _missing_models(self, ensemble: FoundModel) -> list[FoundModel]:
+        """The models of an ensemble that do not answer yet, and those of ensembles among them."""
+        loop = asyncio.get_running_loop()
+        missing: dict[str, FoundModel] = {}
+        names = list(models_of(ensemble))
+        while names:
+            name = names.pop()
+            if name in missing or name == ensemble.name or self.catalog.ready_versions(name):
+                continue
+            found = await loop.run_in_executor(self._loader, self._repository.find, name)
+            missing[name] = found
+            names += models_of(found)
+        return list(missing.values())
 
     async def _poll(self) -> None:
         """Follows the repositories: what came is loaded, what changed reloaded, what went unloaded."""
@@ -212,5 +230,11 @@ class Runtime:
             self.catalog.forget(name)
         wanted = {*difference.added, *difference.changed}
         # Mended without a change to its files: it may be serving still, or never have been loaded.
+        if wanted or difference.removed:  # what an ensemble lacked may be there now
+            wanted |= {
+                name
+                for name, found in seen.models.items()
+                if models_of(found) and not self.catalog.ready_versions(name)
+            }
         wanted |= {name for name in before.problems if name in seen.models and not self.catalog.mended(name)}
         await self._load_all(seen.models[name] for name in sorted(wanted))
