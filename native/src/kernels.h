@@ -108,6 +108,11 @@ struct Kernels {
   // sum of exp((x - highest) * factor): the softmax's denominator
   double (*exp_sum)(const float* x, std::ptrdiff_t size, float highest, float factor);
 
+  // The numbers of x[begin, size) above `border` and their places, in order, until there is no room for another vector in
+  // `most` (64 or more); returns where to go on. What is no number is not above.
+  std::ptrdiff_t (*collect)(const float* x, std::ptrdiff_t begin, std::ptrdiff_t size, float border, int most, float* values,
+                            std::int32_t* places, int* found);
+
   // Where in 32 numbers the first of the largest is, if it is above *best, or the first that is no number; -1 if neither.
   // Sets *best to it. Once *best is no number, nothing is above it. Only the first `count` are looked at.
   int (*above)(const float* x, int count, float* best);

@@ -19,22 +19,19 @@ struct Candidate {
   }
 };
 
-// The `count` largest, in order. Reads in strips, and looks into a strip only if its largest may belong.
-std::vector<Candidate> descending(const float* x, std::size_t size, std::size_t count) {
-  constexpr std::size_t kStrip = 64;
+// The `count` largest, in order. What is collected is cut to them whenever twice as many have come, which raises the
+// border for the rest.
+std::vector<Candidate> descending(const Kernels& kernels, const float* x, std::size_t size, std::size_t count) {
+  constexpr int kRoom = 512;
+  float values[kRoom];
+  std::int32_t places[kRoom];
   std::vector<Candidate> found;
-  found.reserve(std::min(2 * count, size) + kStrip);
+  found.reserve(std::min(2 * count, size) + kRoom);
   float border = -kInfinity;
-  for (std::size_t begin = 0; begin < size; begin += kStrip) {
-    const std::size_t end = std::min(begin + kStrip, size);
-    float most[4] = {-kInfinity, -kInfinity, -kInfinity, -kInfinity};
-    std::size_t i = begin;
-    for (; i + 4 <= end; i += 4)
-      for (int j = 0; j < 4; ++j) most[j] = x[i + j] > most[j] ? x[i + j] : most[j];
-    for (; i < end; ++i) most[0] = x[i] > most[0] ? x[i] : most[0];
-    if (!(std::max(std::max(most[0], most[1]), std::max(most[2], most[3])) > border)) continue;
-    for (i = begin; i < end; ++i)
-      if (x[i] > border) found.push_back({x[i], static_cast<std::int32_t>(i)});
+  for (std::ptrdiff_t i = 0, end = static_cast<std::ptrdiff_t>(size); i < end;) {
+    int more = 0;
+    i = kernels.collect(x, i, end, border, kRoom, values, places, &more);
+    for (int j = 0; j < more; ++j) found.push_back({values[j], places[j]});
     if (found.size() >= 2 * count) {
       std::nth_element(found.begin(), found.begin() + count - 1, found.end());
       found.resize(count);
@@ -47,8 +44,8 @@ std::vector<Candidate> descending(const float* x, std::size_t size, std::size_t 
   return found;
 }
 
-std::int32_t likeliest(const float* x, std::size_t size) {
-  const auto best = descending(x, size, 1);
+std::int32_t likeliest(const Kernels& kernels, const float* x, std::size_t size) {
+  const auto best = descending(kernels, x, size, 1);
   if (!best.empty()) return best[0].id;
   const auto strange = std::find_if(x, x + size, [](float v) { return v != v; });  // as numpy: the first that is none
   return strange == x + size ? 0 : static_cast<std::int32_t>(strange - x);
@@ -60,8 +57,8 @@ std::int32_t pick(const Kernels& kernels, const Draw& draw, const float* x, std:
   const double random = uniform(draw.seed, draw.choice, draw.position);
   double whole = 0;
   for (;;) {
-    const auto order = descending(x, size, sorted_max);
-    if (order.empty() || !(order[0].value < kInfinity)) return likeliest(x, size);
+    const auto order = descending(kernels, x, size, sorted_max);
+    if (order.empty() || !(order[0].value < kInfinity)) return likeliest(kernels, x, size);
     if (kept_max == size && whole == 0)
       whole = kernels.exp_sum(x, static_cast<std::ptrdiff_t>(size), order[0].value, static_cast<float>(1.0 / draw.temperature));
     std::vector<double> weights(order.size()), cumulative(order.size());
@@ -131,11 +128,11 @@ std::int32_t sample(const Kernels& kernels, const Draw& draw, std::size_t vocabu
       }
     x = scratch.data();
   }
-  return draw.temperature <= 0 ? likeliest(x, vocabulary) : pick(kernels, draw, x, vocabulary);
+  return draw.temperature <= 0 ? likeliest(kernels, x, vocabulary) : pick(kernels, draw, x, vocabulary);
 }
 
 Likelihood likelihood(const Kernels& kernels, const float* logits, std::size_t vocabulary, std::int32_t token, std::size_t top) {
-  const auto order = descending(logits, vocabulary, std::max<std::size_t>(1, std::min(top, vocabulary)));
+  const auto order = descending(kernels, logits, vocabulary, std::max<std::size_t>(1, std::min(top, vocabulary)));
   if (order.empty()) return {std::numeric_limits<double>::quiet_NaN(), {}, {}};
   const double log_sum = static_cast<double>(order[0].value) +
                          std::log(kernels.exp_sum(logits, static_cast<std::ptrdiff_t>(vocabulary), order[0].value, 1.0f));
