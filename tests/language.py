@@ -16,6 +16,7 @@ from tests.serving import Live, serving
 from tokenizers import decoders, models, pre_tokenizers
 
 from farthing.llm.runners.reference import ReferenceRunner
+from farthing.llm.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
@@ -90,6 +91,11 @@ def _tokenizer() -> tokenizers.Tokenizer:
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens([tokenizers.AddedToken(name, special=True, normalized=False) for name in SPECIAL])
     return library
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """That of the tiny model: a token a byte."""
+    return Tokenizer(_tokenizer(), eos_ids=[END], bos_id=TURN)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from farthing.llm.generation import Generation, RequestState
+from farthing.llm.masks import Made, MaskMaker
 from farthing.llm.pace import Pace
 from farthing.llm.picker import Draw, Picked, likelihoods, pick_all
 from farthing.llm.roster import Roster
@@ -23,7 +24,7 @@ from farthing.llm.statistics import StepShape
 from farthing.llm.wording import Vocabulary, word
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.types.errors import EngineFailed, FarthingError
-from farthing.types.generation import PromptDone
+from farthing.types.generation import FinishReason, PromptDone
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Stepper:
         self._runner = runner
         self._limits = limits
         self.pace = Pace(limits)
+        self._mask_maker = MaskMaker()
         self._block_tokens = runner.block_tokens
         self._speculates = speculates
         self._now_ns = (clock or MonotonicClock()).now_ns
@@ -109,6 +111,10 @@ class Stepper:
         roster.carry_out(plan, began_ns)
         work, step = self._build(plan)
         run_ns = self._now_ns()
+        constrained = [
+            (item.generation, item.draft) for item in work if item.generation.grammar is not None and item.logits
+        ]
+        masking = self._mask_maker.begin(constrained) if constrained else None
         try:
             logits = self._runner.run(step)
             if len(logits) != len(step.logits_rows):
@@ -121,7 +127,7 @@ class Stepper:
         if len(logits) == len(step.tokens):
             self.times.observe(len(logits), ran_ns - run_ns)
         self.pace.observe(len(step.tokens), ran_ns - run_ns)
-        self._take_in(work, logits, ran_ns)
+        self._take_in(work, logits, masking.result() if masking is not None else {}, ran_ns)
         counters = roster.counters
         counters.steps += 1
         counters.run_ns += ran_ns - run_ns
@@ -193,6 +199,8 @@ class Stepper:
             if generated < state.request.ends.tokens_min:
                 continue
             draft = drafter.draft(one.ids, tokens_max, rows, sequences, self.times)
+            if draft and one.grammar is not None:
+                draft = draft[: one.grammar.allowed(draft)]
             if draft:
                 more = -(-(one.known + len(draft)) // self._block_tokens) - len(one.blocks)
                 if more > spare_blocks:
@@ -210,7 +218,7 @@ class Stepper:
         for item in work:
             self.roster.fail(item.generation.state, failed)
 
-    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, now_ns: int) -> None:
+    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, masks: Made, now_ns: int) -> None:
         name = self.roster.tables.name
         size = self._block_tokens
         draws: list[Draw] = []
@@ -234,12 +242,16 @@ class Stepper:
                     self.roster.end_without_tokens(state, now_ns)
                     continue
             row = first_logits + count - 1 - len(draft)
+            mine = None if one.grammar is None else masks[one.number]
+            if isinstance(mine, FarthingError):
+                self.roster.fail(state, mine)
+                continue
             takers.append(_Taker(one, len(draws), draft))
-            draws += [Draw(row + at, one.sampling, one.known + at, self._banned(one)) for at in range(len(draft) + 1)]
+            draws += _draws(one, row, len(draft), mine)
             if state.unforked:
                 for other in self.roster.fork(one, now_ns):
                     takers.append(_Taker(other, len(draws), ()))
-                    draws.append(Draw(row, other.sampling, other.known, self._banned(other)))
+                    draws += _draws(other, row, 0, mine)  # it stands where `one` does, in its grammar too
         if not draws:
             return
         tokens, are_finite = self._pick(logits, takers, draws)
@@ -288,12 +300,6 @@ class Stepper:
         if not one.is_ended:
             self.roster.tables.name(one)
 
-    @staticmethod
-    def _banned(one: Generation) -> Sequence[int]:
-        """Tokens that may not come yet."""
-        tokens_min = one.state.request.ends.tokens_min
-        return sorted(one.state.stop_ids) if tokens_min and one.generated < tokens_min else ()
-
     def _accept(self, one: Generation, token: int, logits: np.ndarray, draw: Draw, now_ns: int) -> None:
         """A new token of a choice: remembered, counted, told."""
         roster = self.roster
@@ -319,9 +325,16 @@ class Stepper:
             delta = one.text.stop_at(token, wording, is_named=token in ends.stop_token_ids)
         else:
             generated = one.known - state.prompt_tokens
-            added = one.text.add(
-                token, wording, may_stop=generated >= ends.tokens_min, is_last=generated >= state.tokens_max
-            )
+            end = FinishReason.LENGTH if generated >= state.tokens_max else None
+            if one.grammar is not None:
+                try:
+                    one.grammar.accept(token)
+                except FarthingError as error:
+                    roster.fail(state, error)
+                    return
+                if one.grammar.is_complete:
+                    end = FinishReason.STOP
+            added = one.text.add(token, wording, may_stop=generated >= ends.tokens_min, end=end)
             if added is None:
                 return
             delta = added
@@ -353,3 +366,11 @@ class Stepper:
         state.prompt_done_ns = now_ns
         logprobs, state.prompt_logprobs = tuple(state.prompt_logprobs), []
         self.roster.tell(state, PromptDone(cached_tokens=state.cached_tokens, logprobs=logprobs))
+
+
+def _draws(one: Generation, row: int, drafted: int, masks: np.ndarray | None) -> list[Draw]:
+    """Its next token, and those after its draft."""
+    if masks is None:
+        banned = one.banned()
+        return [Draw(row + at, one.sampling, one.known + at, banned) for at in range(drafted + 1)]
+    return [Draw(row + at, one.sampling, one.known + at, (), masks[at]) for at in range(drafted + 1)]
