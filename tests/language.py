@@ -99,11 +99,11 @@ def tiny_tokenizer() -> Tokenizer:
 
 
 @contextmanager
-def talking(folder: Path, **settings: Any) -> Iterator[Live]:
+def talking(folder: Path, *, context: int = CONTEXT, **settings: Any) -> Iterator[Live]:
     """A server with a tiny model called `tiny` and an ONNX model called `mlp`."""
     from tests.models import save, tiny_mlp
 
-    write_tiny_model(folder / "tiny")
+    write_tiny_model(folder / "tiny", context=context)
     save(folder / "mlp", tiny_mlp())
     with serving(folder, **settings) as live:
         yield live

@@ -60,8 +60,7 @@ class GrammarCompiler:
 
     def compile(self, text: str) -> "CompiledGrammar":
         """The grammar written in `text`, kept for the next one who asks. Raises `InvalidInput` with what is wrong."""
-        if len(text) > TEXT_CHARACTERS_MAX:
-            raise TooLarge(f"the grammar has {len(text)} characters; {TEXT_CHARACTERS_MAX} are allowed")
+        _check_size(text)
         with self._lock:
             kept = self._kept.get(text)
             if kept is None:
@@ -70,6 +69,13 @@ class GrammarCompiler:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(text)
             return kept
+
+    def check(self, text: str) -> None:
+        """Raises `InvalidInput` with what is wrong, and keeps nothing."""
+        _check_size(text)
+        with self._lock:
+            if text not in self._kept:
+                self._compiled(text)
 
     def _compiled(self, text: str) -> "CompiledGrammar":
         import llguidance
@@ -142,6 +148,11 @@ class _State:
     def accept(self, token: int) -> None:
         if not self._matcher.consume_token(token):
             raise _broken(self._matcher, f"token {token}")
+
+
+def _check_size(text: str) -> None:
+    if len(text) > TEXT_CHARACTERS_MAX:
+        raise TooLarge(f"the grammar has {len(text)} characters; {TEXT_CHARACTERS_MAX} are allowed")
 
 
 def _leave_out(mask: np.ndarray, unwanted: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 
 from farthing.protocols.openai import (
+    CallForm,
     ChatBody,
     ChatChunks,
     Choice,
@@ -31,6 +32,7 @@ from farthing.protocols.openai import (
     tokenize_json,
 )
 from farthing.protocols.openai.tokens import DetokenizeBody, TokenizeBody
+from farthing.runtime.constrain import call_mark_ids, call_reader, grammar_of, template_tools
 from farthing.runtime.generate import check_characters, generate_request, prompt_tokens
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.runtime import Runtime
@@ -106,6 +108,7 @@ class OpenAi:
             exchange,
             parse=parse_chat,
             find=lambda asked: self._find(asked.model),
+            is_slow=lambda asked: asked.needs_grammar,
             encode=partial(_chat_request, exchange),
             begin=partial(_begin_chat, exchange),
         )
@@ -116,6 +119,7 @@ class OpenAi:
             exchange,
             parse=parse_completion,
             find=lambda asked: self._find(asked.body.model),
+            is_slow=lambda asked: asked.body.needs_grammar,
             encode=partial(_completion_requests, exchange),
             begin=partial(_begin_completions, exchange),
         )
@@ -146,8 +150,10 @@ class OpenAi:
 def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> GenerateRequest:
     messages = template_messages(asked.messages)
     check_characters(model, sum(len(message["content"]) for message in messages), "messages")
+    use = asked.tool_use
     ids = model.encode_chat(
         messages,
+        tools=template_tools(use),
         adds_generation_prompt=asked.add_generation_prompt is not False,
         continues_final=bool(asked.continue_final_message),
         variables=asked.chat_template_kwargs or {},
@@ -159,6 +165,8 @@ def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> 
         id=f"chatcmpl-{exchange.request_id}",
         tokens_max=asked.tokens_max,
         logprobs=asked.logprobs_top,
+        grammar=grammar_of(model, asked.format, use),
+        shown_special_ids=call_mark_ids(model) if use is not None else frozenset(),
         tenant=exchange.tenant,
         arrival_ns=exchange.received_ns,
         deadline_ns=deadline_ns(exchange),
@@ -168,15 +176,21 @@ def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> 
 def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, request: GenerateRequest) -> None:
     heading = _heading(request.id, asked.model, model)
     has_logprobs = request.sampling.logprobs is not None
+    calls: CallForm | None = None
+    if (use := asked.tool_use) is not None:
+        new_reader = partial(call_reader, model, use)
+        calls = CallForm(new_reader=new_reader, is_named=use.is_named, is_old=asked.functions is not None)
     if not asked.stream:
 
         def answer(choices: Sequence[Choice], usages: Sequence[Usage], _: Sequence[Logprobs]) -> bytes:
-            return chat_completion(heading, choices, usages[0], has_logprobs=has_logprobs)
+            return chat_completion(heading, choices, usages[0], has_logprobs=has_logprobs, calls=calls)
 
-        WholeAnswer(exchange, [request], answer).start(model)
+        WholeAnswer(exchange, [request], answer, new_reader=None if calls is None else calls.new_reader).start(model)
         return
     has_usage, counts_always = _usage_wanted(asked)
-    chunks = ChatChunks(heading, has_usage=has_usage, counts_always=counts_always, has_logprobs=has_logprobs)
+    chunks = ChatChunks(
+        heading, has_usage=has_usage, counts_always=counts_always, has_logprobs=has_logprobs, calls=calls
+    )
 
     def roles(number: int, event: PromptDone) -> bytes:
         return b"".join(chunks.begin(index) for index in range(request.n))
@@ -187,6 +201,7 @@ def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, reque
 def _completion_requests(exchange: Exchange, asked: CompletionRequest, model: LanguageModel) -> list[GenerateRequest]:
     body = asked.body
     requests: list[GenerateRequest] = []
+    grammar = grammar_of(model, body.format)
     for number, prompt in enumerate(asked.prompts):
         field = "prompt" if len(asked.prompts) == 1 else f"prompt.{number}"
         request = generate_request(
@@ -197,6 +212,7 @@ def _completion_requests(exchange: Exchange, asked: CompletionRequest, model: La
             tokens_max=body.tokens_max,
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if body.echo else None,
+            grammar=grammar,
             tenant=exchange.tenant,
             arrival_ns=exchange.received_ns,
             deadline_ns=deadline_ns(exchange),

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from farthing.protocols.openai.chat import MESSAGES_MAX, Message
 from farthing.protocols.openai.fields import TOKENS_MAX
+from farthing.protocols.openai.messages import MESSAGES_MAX, Message
 from farthing.protocols.openai.parse import parse
 from farthing.types.errors import InvalidField
 
