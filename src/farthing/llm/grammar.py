@@ -2,8 +2,8 @@
 
 `llguidance` does the work (Lark with JSON schemas and regular expressions in it); this is the only file that knows it.
 Grammars come from strangers: compiling one and each mask have bounds on what they may cost, and one that goes over
-them is refused, or ends its own request. What a grammar is written from is in `grammar_text`; when masks are wanted,
-in `masks`. Which tokens may come depends on those before alone, so the same request still gets the same answer.
+them is refused, or ends its own request. What a grammar is written from is in `grammar_text`. Which tokens may come
+depends on those before alone, so the same request still gets the same answer.
 """
 
 import logging
@@ -129,6 +129,10 @@ class _State:
         ends = (at for at, token in enumerate(draft) if token in self._eos_ids)
         plain = list(draft[: next(ends, len(draft))])
         return int(self._matcher.validate_tokens(plain)) if plain else 0
+
+    def forced(self) -> Sequence[int]:
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        return tokens
 
     def masks(self, draft: Sequence[int], unwanted: Sequence[int]) -> Masks:
         matcher = self._matcher

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 
 from farthing.llm.generation import Generation, RequestState
-from farthing.llm.masks import Made, MaskMaker
 from farthing.llm.pace import Pace
 from farthing.llm.picker import Draw, Picked, likelihoods, pick_all
 from farthing.llm.roster import Roster
@@ -82,7 +81,6 @@ class Stepper:
         self._runner = runner
         self._limits = limits
         self.pace = Pace(limits)
-        self._mask_maker = MaskMaker()
         self._block_tokens = runner.block_tokens
         self._speculates = speculates
         self._now_ns = (clock or MonotonicClock()).now_ns
@@ -111,10 +109,6 @@ class Stepper:
         roster.carry_out(plan, began_ns)
         work, step = self._build(plan)
         run_ns = self._now_ns()
-        constrained = [
-            (item.generation, item.draft) for item in work if item.generation.grammar is not None and item.logits
-        ]
-        masking = self._mask_maker.begin(constrained) if constrained else None
         try:
             logits = self._runner.run(step)
             if len(logits) != len(step.logits_rows):
@@ -127,7 +121,7 @@ class Stepper:
         if len(logits) == len(step.tokens):
             self.times.observe(len(logits), ran_ns - run_ns)
         self.pace.observe(len(step.tokens), ran_ns - run_ns)
-        self._take_in(work, logits, masking.result() if masking is not None else {}, ran_ns)
+        self._take_in(work, logits, ran_ns)
         counters = roster.counters
         counters.steps += 1
         counters.run_ns += ran_ns - run_ns
@@ -188,7 +182,8 @@ class Stepper:
             drafter = one.drafter
             if drafter is None:
                 continue
-            if drafter.chance < needed:
+            forced = one.grammar.forced() if one.grammar is not None else ()
+            if drafter.chance < needed and not forced:
                 drafter.rest(one.known)
                 continue
             state = one.state
@@ -198,7 +193,10 @@ class Stepper:
                 continue
             if generated < state.request.ends.tokens_min:
                 continue
-            draft = drafter.draft(one.ids, tokens_max, rows, sequences, self.times)
+            if forced:
+                draft = drafter.sure(forced, tokens_max, rows, sequences, self.times)
+            else:
+                draft = drafter.draft(one.ids, tokens_max, rows, sequences, self.times)
             if draft and one.grammar is not None:
                 draft = draft[: one.grammar.allowed(draft)]
             if draft:
@@ -218,7 +216,7 @@ class Stepper:
         for item in work:
             self.roster.fail(item.generation.state, failed)
 
-    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, masks: Made, now_ns: int) -> None:
+    def _take_in(self, work: Sequence[_Work], logits: np.ndarray, now_ns: int) -> None:
         name = self.roster.tables.name
         size = self._block_tokens
         draws: list[Draw] = []
@@ -242,16 +240,19 @@ class Stepper:
                     self.roster.end_without_tokens(state, now_ns)
                     continue
             row = first_logits + count - 1 - len(draft)
-            mine = None if one.grammar is None else masks[one.number]
-            if isinstance(mine, FarthingError):
-                self.roster.fail(state, mine)
-                continue
+            masks = None
+            if one.grammar is not None:
+                try:
+                    masks = one.grammar.masks(draft, one.unwanted())
+                except FarthingError as error:
+                    self.roster.fail(state, error)
+                    continue
             takers.append(_Taker(one, len(draws), draft))
-            draws += _draws(one, row, len(draft), mine)
+            draws += _draws(one, row, len(draft), masks)
             if state.unforked:
                 for other in self.roster.fork(one, now_ns):
                     takers.append(_Taker(other, len(draws), ()))
-                    draws += _draws(other, row, 0, mine)  # it stands where `one` does, in its grammar too
+                    draws += _draws(other, row, 0, masks)  # it stands where `one` does, in its grammar too
         if not draws:
             return
         tokens, are_finite = self._pick(logits, takers, draws)

@@ -26,6 +26,10 @@ class GrammarState(Protocol):
         """How many of these tokens may follow, one after the other. Ends of text are not counted."""
         ...
 
+    def forced(self) -> Sequence[int]:
+        """Tokens that will come whatever the model says, as far as that is known."""
+        ...
+
     def masks(self, draft: Sequence[int], unwanted: Sequence[int], /) -> Masks:
         """Which tokens may come next, and after each of these, which are `allowed`; the state stays as it is.
 
