@@ -7,13 +7,13 @@ import pytest
 from tests.language import TURN
 from tests.llm.test_grammar import COMPILER, takes
 
-from farthing.llm.grammar_text import calls_grammar, format_grammar
+from farthing.llm.grammar_text import calls_grammar, form_grammar
 from farthing.llm.tool_reader import ToolReader
 from farthing.llm.tool_styles import STYLES, ToolStyle
 from farthing.llm.tool_styles.hermes import HERMES
 from farthing.llm.tool_styles.llama3 import LLAMA3
 from farthing.llm.tool_styles.mistral import MISTRAL
-from farthing.types.formats import ChoiceFormat, Format, JsonFormat, LarkFormat, RegexFormat
+from farthing.types.forms import ChoiceForm, Form, JsonForm, LarkForm, RegexForm
 from farthing.types.tools import Tool, ToolUse
 
 CITY = {
@@ -35,8 +35,8 @@ def use(*tools: Tool, only: Any = None, **given: Any) -> ToolUse:
     return ToolUse(tools=tools, callable_names=frozenset(only or [tool.name for tool in tools]), **given)
 
 
-def form(wanted: Format) -> str:
-    return format_grammar(wanted).text
+def form(wanted: Form) -> str:
+    return form_grammar(wanted).text
 
 
 @pytest.mark.parametrize(
@@ -52,20 +52,20 @@ def form(wanted: Format) -> str:
     ],
 )
 def test_a_regular_expression_matches_the_whole(pattern: str, right: list[str], wrong: list[str]) -> None:
-    source = form(RegexFormat(pattern=pattern, field="f"))
+    source = form(RegexForm(pattern=pattern, field="f"))
     assert all(takes(text, source) for text in right)
     assert not any(takes(text, source) for text in wrong)
 
 
 def test_a_choice_is_one_of_its_texts() -> None:
     choices = ("a", "a b", 'say "x"\n', "日本/\\", "%json {}", "<|end|>")
-    source = form(ChoiceFormat(choices=choices, field="f"))
+    source = form(ChoiceForm(choices=choices, field="f"))
     assert all(takes(text, source) for text in choices)
     assert not takes("ab", source)
 
 
 def test_json_of_a_schema() -> None:
-    source = form(JsonFormat(schema=CITY, field="f"))
+    source = form(JsonForm(schema=CITY, field="f"))
     for text in ('{"city":"Paris"}', '{ "city": "Rom\\n" }', '{\n  "city" : "Paris"\n}'):
         assert takes(text, source), text
     for text in (
@@ -81,11 +81,11 @@ def test_json_of_a_schema() -> None:
 def test_a_schema_cannot_change_how_it_is_read() -> None:
     sly = {"type": "array", "contains": {}, "x-guidance": {"lenient": True}}
     with pytest.raises(Exception, match="contains"):
-        COMPILER.compile(form(JsonFormat(schema=sly, field="f")))
+        COMPILER.compile(form(JsonForm(schema=sly, field="f")))
 
 
 def test_a_grammar_is_taken_as_it_is() -> None:
-    source = form(LarkFormat(source='start: "a" b\nb: "b"+', field="f"))
+    source = form(LarkForm(source='start: "a" b\nb: "b"+', field="f"))
     assert takes("abb", source)
 
 
@@ -147,7 +147,7 @@ def test_calls_between_words_in_hermes_style() -> None:
 
 @pytest.mark.parametrize("style", STYLES, ids=lambda style: style.name)
 def test_a_call_or_an_answer_in_a_form(style: ToolStyle) -> None:
-    source = calls_grammar(use(GET), style, None, JsonFormat(schema={"type": "object"}, field="f")).text
+    source = calls_grammar(use(GET), style, None, JsonForm(schema={"type": "object"}, field="f")).text
     assert takes('{"any": 1}', source)
     assert takes(written(style, ("get", {"city": "Paris"})), source)
     assert not takes("text", source)

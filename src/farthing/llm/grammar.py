@@ -7,6 +7,7 @@ depends on those before alone, so the same request still gets the same answer.
 """
 
 import logging
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -177,9 +178,13 @@ def _broken(matcher: Any, at: str = "") -> FarthingError:
 
 
 def _reason(matcher: Any) -> str:
-    """The library's first lines; behind them come the state of its parser and the text."""
-    said = " ".join(str(matcher.get_error()).replace("<non-verbose/>", "").split())
-    return said[:REASON_CHARACTERS_MAX] or "no reason given"
+    """The library's words, without the lines of the grammar that it shows and the state of its parser."""
+    said = _SHOWN_LINE.split(str(matcher.get_error()).replace("<non-verbose/>", ""), maxsplit=1)[0]
+    return _IN_JSON.sub("", " ".join(said.split()))[:REASON_CHARACTERS_MAX] or "no reason given"
+
+
+_SHOWN_LINE: Final = re.compile(r"^ *\d+ \| ", re.MULTILINE)
+_IN_JSON: Final = re.compile(r"^at \d+\(\d+\): failed to compile JSON schema: ")
 
 
 class _Spelling:

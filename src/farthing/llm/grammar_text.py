@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from farthing.llm.tool_styles import ToolStyle
-from farthing.types.formats import ChoiceFormat, Format, JsonFormat, LarkFormat, RegexFormat
+from farthing.types.forms import ChoiceForm, Form, JsonForm, LarkForm, RegexForm
 from farthing.types.tools import Tool, ToolUse
 
 WHITE_SPACE: Final = r"[\x20\x0A\x0D\x09]{1,64}"
@@ -36,13 +36,13 @@ class GrammarText(NamedTuple):
     parts: Sequence[GrammarPart]
 
 
-def format_grammar(wanted: Format) -> GrammarText:
+def form_grammar(wanted: Form) -> GrammarText:
     """An answer of this form."""
     text = _form(wanted)
     return GrammarText(text, [GrammarPart(wanted.field, text)])
 
 
-def calls_grammar(use: ToolUse, style: ToolStyle, mark_id: int | None, form: Format | None) -> GrammarText:
+def calls_grammar(use: ToolUse, style: ToolStyle, mark_id: int | None, form: Form | None) -> GrammarText:
     """Calls of the tools; where none is required, also an answer in the form, or any text.
 
     `mark_id` is the style's opening mark, where that is a control token.
@@ -53,7 +53,7 @@ def calls_grammar(use: ToolUse, style: ToolStyle, mark_id: int | None, form: For
     body = _body(tools, style)
     if use.is_required:
         text = f"start: calls\n{_calls(style, mark, takes_several)}\n{body}"
-    elif isinstance(form, JsonFormat) and not style.begin:
+    elif isinstance(form, JsonForm) and not style.begin:
         text = f"start: {_calls_or_json(tools, style, form)}"
     elif form is not None:
         answer = _form(form).removeprefix("start:")
@@ -66,15 +66,15 @@ def calls_grammar(use: ToolUse, style: ToolStyle, mark_id: int | None, form: For
     return GrammarText(text, parts)
 
 
-def _form(wanted: Format) -> str:
+def _form(wanted: Form) -> str:
     match wanted:
-        case JsonFormat():
+        case JsonForm():
             return f"start: {_json(wanted.schema)}"
-        case RegexFormat():
+        case RegexForm():
             return f"start: /{_in_slashes(wanted.pattern)}/"
-        case ChoiceFormat():
+        case ChoiceForm():
             return "start: " + " | ".join(map(_quoted, wanted.choices))
-        case LarkFormat():
+        case LarkForm():
             return wanted.source
 
 
@@ -115,7 +115,7 @@ def _body(tools: Sequence[Tool], style: ToolStyle) -> str:
     return "\n".join(lines)
 
 
-def _calls_or_json(tools: Sequence[Tool], style: ToolStyle, form: JsonFormat) -> str:
+def _calls_or_json(tools: Sequence[Tool], style: ToolStyle, form: JsonForm) -> str:
     """Where calls have no mark, only the whole of a JSON tells them from an answer: they are one schema."""
     ways: list[Any] = []
     for number, tool in enumerate(tools):

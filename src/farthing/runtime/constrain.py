@@ -7,13 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from farthing.llm.grammar_text import GrammarText, calls_grammar, format_grammar
+from farthing.llm.grammar_text import GrammarText, calls_grammar, form_grammar
 from farthing.llm.tool_prompt import style_in
 from farthing.llm.tool_reader import ToolReader
 from farthing.llm.tool_styles import ToolStyle
 from farthing.runtime.language_model import LanguageModel
 from farthing.types.errors import InvalidField, InvalidInput
-from farthing.types.formats import Format
+from farthing.types.forms import Form
 from farthing.types.grammar import Grammar
 from farthing.types.tools import ToolUse
 
@@ -21,13 +21,13 @@ SEARCH_S_MAX: Final = 1.0
 """How long is looked for the one of many tools whose schema is at fault, to name it."""
 
 
-def grammar_of(model: LanguageModel, form: Format | None, use: ToolUse | None = None) -> Grammar | None:
+def grammar_of(model: LanguageModel, form: Form | None, use: ToolUse | None = None) -> Grammar | None:
     """The grammar of the answers; None: any text. Raises `InvalidField` for what is not understood, or too much."""
     if use is not None and (use.is_constrained or form is not None):
         mark_id = next(iter(call_mark_ids(model)), None)
         written = calls_grammar(use, _style(model), mark_id, form)
     elif form is not None:
-        written = format_grammar(form)
+        written = form_grammar(form)
     else:
         return None
     try:

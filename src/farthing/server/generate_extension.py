@@ -86,7 +86,7 @@ def _request(exchange: Exchange, asked: GenerateFields, model: LanguageModel) ->
         id=asked.id or exchange.request_id,
         tokens_max=asked.tokens_max,
         logprobs=asked.logprobs,
-        grammar=grammar_of(model, asked.format),
+        grammar=grammar_of(model, asked.form),
         tenant=exchange.tenant,
         arrival_ns=exchange.received_ns,
         deadline_ns=deadline_ns(exchange),

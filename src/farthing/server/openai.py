@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Sequence
 from functools import partial
 
 from farthing.protocols.openai import (
-    CallForm,
+    Calling,
     ChatBody,
     ChatChunks,
     Choice,
@@ -165,7 +165,7 @@ def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> 
         id=f"chatcmpl-{exchange.request_id}",
         tokens_max=asked.tokens_max,
         logprobs=asked.logprobs_top,
-        grammar=grammar_of(model, asked.format, use),
+        grammar=grammar_of(model, asked.form, use),
         shown_special_ids=call_mark_ids(model) if use is not None else frozenset(),
         tenant=exchange.tenant,
         arrival_ns=exchange.received_ns,
@@ -176,10 +176,10 @@ def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> 
 def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, request: GenerateRequest) -> None:
     heading = _heading(request.id, asked.model, model)
     has_logprobs = request.sampling.logprobs is not None
-    calls: CallForm | None = None
+    calls: Calling | None = None
     if (use := asked.tool_use) is not None:
         new_reader = partial(call_reader, model, use)
-        calls = CallForm(new_reader=new_reader, is_named=use.is_named, is_old=asked.functions is not None)
+        calls = Calling(new_reader=new_reader, is_named=use.is_named, is_old=asked.functions is not None)
     if not asked.stream:
 
         def answer(choices: Sequence[Choice], usages: Sequence[Usage], _: Sequence[Logprobs]) -> bytes:
@@ -201,7 +201,7 @@ def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, reque
 def _completion_requests(exchange: Exchange, asked: CompletionRequest, model: LanguageModel) -> list[GenerateRequest]:
     body = asked.body
     requests: list[GenerateRequest] = []
-    grammar = grammar_of(model, body.format)
+    grammar = grammar_of(model, body.form)
     for number, prompt in enumerate(asked.prompts):
         field = "prompt" if len(asked.prompts) == 1 else f"prompt.{number}"
         request = generate_request(

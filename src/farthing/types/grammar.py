@@ -1,7 +1,7 @@
 """What a text must look like, as those who continue it see it: which tokens may come next, and when nothing more can.
 
 A grammar is compiled by `llm.grammar` for one vocabulary and shared by all who use it; where a choice is in it belongs
-to that choice. Values of the wire that ask for one are in `types.tools` and `types.formats`.
+to that choice. Values of the wire that ask for one are in `types.tools` and `types.forms`.
 """
 
 from collections.abc import Sequence

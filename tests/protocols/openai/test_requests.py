@@ -19,7 +19,7 @@ from farthing.protocols.openai import (
     template_messages,
 )
 from farthing.types.errors import InvalidField, InvalidInput
-from farthing.types.formats import ChoiceFormat, JsonFormat, LarkFormat, RegexFormat
+from farthing.types.forms import ChoiceForm, JsonForm, LarkForm, RegexForm
 
 HELLO = [{"role": "user", "content": "hello"}]
 DEFAULTS = SamplingDefaults()
@@ -225,7 +225,7 @@ def test_what_asks_for_nothing_is_not_refused() -> None:
     chat(**nothing, response_format={"type": "text"}, modalities=["text"], top_p=1, n=1)
     assert chat(tools=[F], tool_choice="none").tool_use is None
     assert chat(tool_choice="none", parallel_tool_calls=False).tool_use is None
-    assert chat(structured_outputs={"json": None}).format is None
+    assert chat(structured_outputs={"json": None}).form is None
 
 
 # C-15, C-16, C-17
@@ -280,29 +280,29 @@ def test_functions_are_tools_in_older_words() -> None:
     ("fields", "expected"),
     [
         ({"response_format": {"type": "text"}}, None),
-        ({"response_format": {"type": "json_object"}}, JsonFormat(schema={"type": "object"}, field="response_format")),
+        ({"response_format": {"type": "json_object"}}, JsonForm(schema={"type": "object"}, field="response_format")),
         (
             {"response_format": json_schema({"type": "array"})},
-            JsonFormat(schema={"type": "array"}, field="response_format.json_schema.schema"),
+            JsonForm(schema={"type": "array"}, field="response_format.json_schema.schema"),
         ),
         (
             {"structured_outputs": {"json": '{"type": "array"}'}},
-            JsonFormat(schema={"type": "array"}, field="structured_outputs.json"),
+            JsonForm(schema={"type": "array"}, field="structured_outputs.json"),
         ),
-        ({"structured_outputs": {"regex": "a+"}}, RegexFormat(pattern="a+", field="structured_outputs.regex")),
+        ({"structured_outputs": {"regex": "a+"}}, RegexForm(pattern="a+", field="structured_outputs.regex")),
         (
             {"structured_outputs": {"choice": ["a", "b"]}},
-            ChoiceFormat(choices=("a", "b"), field="structured_outputs.choice"),
+            ChoiceForm(choices=("a", "b"), field="structured_outputs.choice"),
         ),
         (
             {"structured_outputs": {"grammar": "start: X"}},
-            LarkFormat(source="start: X", field="structured_outputs.grammar"),
+            LarkForm(source="start: X", field="structured_outputs.grammar"),
         ),
     ],
 )
 @pytest.mark.parametrize("parse", [chat, lambda **fields: completion(**fields).body])
 def test_the_form_of_an_answer(parse: Any, fields: dict[str, Any], expected: Any) -> None:
-    assert parse(**fields).format == expected
+    assert parse(**fields).form == expected
 
 
 REFERENCES = {
@@ -345,7 +345,7 @@ NO_END = {
 
 @pytest.mark.parametrize("schema", REFERENCES.values(), ids=REFERENCES.keys())
 def test_a_schema_that_refers_to_itself_may_have_an_end(schema: Any) -> None:
-    assert chat(response_format=json_schema(schema)).format.schema == schema
+    assert chat(response_format=json_schema(schema)).form.schema == schema
 
 
 @pytest.mark.parametrize("schema", NO_END.values(), ids=NO_END.keys())

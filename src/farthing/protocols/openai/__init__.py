@@ -1,7 +1,7 @@
 """OpenAI's API: bytes to requests, and what is generated to bytes. No sockets, no models."""
 
 from farthing.protocols.openai.answers import Choice, Heading, chat_completion, sum_usage, text_completion
-from farthing.protocols.openai.calls import CallForm
+from farthing.protocols.openai.calls import Calling
 from farthing.protocols.openai.chat import ChatBody, parse_chat
 from farthing.protocols.openai.chunks import ChatChunks, Chunks, CompletionChunks
 from farthing.protocols.openai.completions import CompletionBody, CompletionRequest, Prompt, parse_completion
@@ -12,7 +12,7 @@ from farthing.protocols.openai.models import ListedModel, model_json, models_jso
 from farthing.protocols.openai.tokens import detokenize_json, parse_detokenize, parse_tokenize, tokenize_json
 
 __all__ = [
-    "CallForm",
+    "Calling",
     "ChatBody",
     "ChatChunks",
     "Choice",

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from farthing.protocols.openai.calls import CallForm
+from farthing.protocols.openai.calls import Calling
 from farthing.protocols.openai.logprobs import chat_logprobs, completion_logprobs
 from farthing.types.generation import Delta, FinishReason, TokenLogprob, Usage
 from farthing.types.tools import CallReader, Said, ToolCall
@@ -87,7 +87,7 @@ def sum_usage(usages: Sequence[Usage]) -> Usage:
 
 
 def chat_completion(
-    heading: Heading, choices: Sequence[Choice], usage: Usage, *, has_logprobs: bool, calls: CallForm | None = None
+    heading: Heading, choices: Sequence[Choice], usage: Usage, *, has_logprobs: bool, calls: Calling | None = None
 ) -> bytes:
     """The body of `POST /v1/chat/completions`."""
     return _answer(

@@ -16,7 +16,7 @@ from farthing.types.tools import CallReader, ToolCall
 Json = dict[str, Any]
 
 
-class CallForm(msgspec.Struct, frozen=True, kw_only=True):
+class Calling(msgspec.Struct, frozen=True, kw_only=True):
     """How calls of one request are read and told."""
 
     new_reader: Callable[[], CallReader]

@@ -3,7 +3,7 @@
     {"model": "...", "messages": [{"role": "user", "content": "..."}], "max_completion_tokens": 64, "stream": true}
 
 A parsed request knows nothing of the model: its template, tokenizer and context come in `runtime`. Messages are in
-`messages`, tools in `tools`, the form of answers in `formats`; what is not honoured is refused by name.
+`messages`, tools in `tools`, the form of answers in `forms`; what is not honoured is refused by name.
 """
 
 from typing import Annotated, Any, Final, Literal

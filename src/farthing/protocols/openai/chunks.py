@@ -11,7 +11,7 @@ import msgspec
 
 from farthing.protocols import sse
 from farthing.protocols.openai.answers import Heading, sum_usage, usage_object
-from farthing.protocols.openai.calls import CallForm
+from farthing.protocols.openai.calls import Calling
 from farthing.protocols.openai.errors import error_object
 from farthing.protocols.openai.logprobs import chat_logprobs, completion_logprobs
 from farthing.types.errors import FarthingError
@@ -86,7 +86,7 @@ class ChatChunks(Chunks):
         has_usage: bool = False,
         counts_always: bool = False,
         has_logprobs: bool = False,
-        calls: CallForm | None = None,
+        calls: Calling | None = None,
     ) -> None:
         """`calls`: where tools may be called, how that is told."""
         super().__init__(heading, has_usage=has_usage, counts_always=counts_always, has_logprobs=has_logprobs)
@@ -122,7 +122,7 @@ class ChatChunks(Chunks):
             )
         return written
 
-    def _listen(self, form: CallForm, index: int, delta: Delta) -> tuple[str, str | None, bytes]:
+    def _listen(self, form: Calling, index: int, delta: Delta) -> tuple[str, str | None, bytes]:
         """Text that is none of a call's, the finish reason, and chunks with calls."""
         heard = self._readers.get(index)
         if heard is None:

@@ -11,9 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from farthing.protocols.openai.errors import unsupported
-from farthing.protocols.openai.formats import ResponseFormat, StructuredOutputs, format_of
+from farthing.protocols.openai.forms import ResponseFormat, StructuredOutputs, form_of
 from farthing.types.errors import InvalidField
-from farthing.types.formats import Format
+from farthing.types.forms import Form
 from farthing.types.generation import SamplingParameters
 
 CHOICES_MAX: Final = 128
@@ -101,9 +101,9 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
         return self.response_format is not None or self.structured_outputs is not None
 
     @property
-    def format(self) -> Format | None:
+    def form(self) -> Form | None:
         """The form the answer is to have; None: text as it comes."""
-        return format_of(self.response_format, self.structured_outputs)
+        return form_of(self.response_format, self.structured_outputs)
 
 
 _UNSUPPORTED: Final = (
@@ -125,7 +125,7 @@ _UNSUPPORTED: Final = (
 def check_fields(fields: Fields) -> None:
     """Raises `InvalidField` for what is not honoured here, and for fields that contradict each other."""
     refuse(fields, _UNSUPPORTED)
-    _ = fields.format  # raises that it is wrong
+    _ = fields.form  # raises that it is wrong
     if fields.stream_options is not None and not fields.stream:
         raise InvalidField("stream_options is only allowed when stream is true", field="stream_options")
     if fields.seed is not None and not -(1 << 63) <= fields.seed < 1 << 63:

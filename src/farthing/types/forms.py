@@ -10,32 +10,32 @@ from typing import Any
 import msgspec
 
 
-class JsonFormat(msgspec.Struct, frozen=True, kw_only=True):
+class JsonForm(msgspec.Struct, frozen=True, kw_only=True):
     """JSON that fits a schema."""
 
     schema: Mapping[str, Any]
     field: str
 
 
-class RegexFormat(msgspec.Struct, frozen=True, kw_only=True):
+class RegexForm(msgspec.Struct, frozen=True, kw_only=True):
     """A text that an expression matches from beginning to end."""
 
     pattern: str
     field: str
 
 
-class ChoiceFormat(msgspec.Struct, frozen=True, kw_only=True):
+class ChoiceForm(msgspec.Struct, frozen=True, kw_only=True):
     """One of these texts."""
 
     choices: tuple[str, ...]
     field: str
 
 
-class LarkFormat(msgspec.Struct, frozen=True, kw_only=True):
+class LarkForm(msgspec.Struct, frozen=True, kw_only=True):
     """A text of a context-free grammar, in Lark's words."""
 
     source: str
     field: str
 
 
-Format = JsonFormat | RegexFormat | ChoiceFormat | LarkFormat
+Form = JsonForm | RegexForm | ChoiceForm | LarkForm

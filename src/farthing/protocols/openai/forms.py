@@ -12,7 +12,7 @@ from msgspec import Meta
 from farthing.protocols.openai.errors import unsupported
 from farthing.protocols.openai.json_schema import checked_schema
 from farthing.types.errors import InvalidField
-from farthing.types.formats import ChoiceFormat, Format, JsonFormat, LarkFormat, RegexFormat
+from farthing.types.forms import ChoiceForm, Form, JsonForm, LarkForm, RegexForm
 
 PATTERN_CHARACTERS_MAX: Final = 1 << 14
 GRAMMAR_CHARACTERS_MAX: Final = 1 << 16
@@ -54,7 +54,7 @@ class StructuredOutputs(msgspec.Struct, frozen=True, kw_only=True):
     structural_tag: Any = None
 
 
-def format_of(wanted: ResponseFormat | None, structured: StructuredOutputs | None) -> Format | None:
+def form_of(wanted: ResponseFormat | None, structured: StructuredOutputs | None) -> Form | None:
     """The form; None: text as it comes. Raises `InvalidField`."""
     first = _of_response_format(wanted)
     second = None if structured is None else _of_structured_outputs(structured)
@@ -63,20 +63,20 @@ def format_of(wanted: ResponseFormat | None, structured: StructuredOutputs | Non
     return first or second
 
 
-def _of_response_format(wanted: ResponseFormat | None) -> Format | None:
+def _of_response_format(wanted: ResponseFormat | None) -> Form | None:
     if wanted is None or wanted.type == "text":
         return None
     if wanted.type == "json_object":
-        return JsonFormat(schema=ANY_OBJECT, field="response_format")
+        return JsonForm(schema=ANY_OBJECT, field="response_format")
     at = "response_format.json_schema"
     if wanted.json_schema is None:
         raise InvalidField(f"{at}: missing, and the type is json_schema", field=at)
     if wanted.json_schema.schema is None:
         raise InvalidField(f"{at}.schema: missing", field=f"{at}.schema", hint="or send type json_object")
-    return JsonFormat(schema=checked_schema(wanted.json_schema.schema, f"{at}.schema"), field=f"{at}.schema")
+    return JsonForm(schema=checked_schema(wanted.json_schema.schema, f"{at}.schema"), field=f"{at}.schema")
 
 
-def _of_structured_outputs(wanted: StructuredOutputs) -> Format | None:
+def _of_structured_outputs(wanted: StructuredOutputs) -> Form | None:
     if wanted.structural_tag is not None:
         raise unsupported("structured_outputs.structural_tag", "`structural_tag`")
     names = ("json", "regex", "choice", "grammar", "json_object")
@@ -85,18 +85,18 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> Format | None:
         raise InvalidField(f"structured_outputs: {' and '.join(said)} exclude each other", field="structured_outputs")
     if wanted.json is not None:
         at = "structured_outputs.json"
-        return JsonFormat(schema=checked_schema(_read(wanted.json, at), at), field=at)
+        return JsonForm(schema=checked_schema(_read(wanted.json, at), at), field=at)
     if wanted.json_object:
-        return JsonFormat(schema=ANY_OBJECT, field="structured_outputs.json_object")
+        return JsonForm(schema=ANY_OBJECT, field="structured_outputs.json_object")
     if wanted.regex is not None:
-        return RegexFormat(pattern=wanted.regex, field="structured_outputs.regex")
+        return RegexForm(pattern=wanted.regex, field="structured_outputs.regex")
     if wanted.choice is not None:
-        return ChoiceFormat(choices=tuple(wanted.choice), field="structured_outputs.choice")
+        return ChoiceForm(choices=tuple(wanted.choice), field="structured_outputs.choice")
     if wanted.grammar is not None:
         at = "structured_outputs.grammar"
         if "::=" in wanted.grammar:
             raise unsupported(at, "a grammar in EBNF (`::=`)", hint="write it in Lark: `start: ...`")
-        return LarkFormat(source=wanted.grammar, field=at)
+        return LarkForm(source=wanted.grammar, field=at)
     return None
 
 
