@@ -93,13 +93,13 @@ class Bench:
     def _requests(self, chance: random.Random) -> list[GenerateRequest]:
         ids = self.tokenizer.encode(TEXT * 3)
         requests = []
-        for number in range(16):
+        for number in range(22):
             start = chance.choice([0, 0, 0, 40])
             prompt = ids[start : start + chance.choice([1, 9, 20, 28, 31, 32, 33, 90])]
             if chance.random() < 0.5:
                 prompt = prompt + self.tokenizer.encode(f" {number} and {number} and {number} and")
             is_penalised = chance.random() < 0.2
-            is_constrained = number % 3 == 2
+            is_constrained = number >= 16
             requests.append(
                 GenerateRequest(
                     id=str(number),

@@ -68,6 +68,17 @@ def test_padding_beyond_the_tokenizer_never_comes() -> None:
     assert max(allowed) < VOCABULARY
 
 
+def test_a_vocabulary_without_an_end_of_text_has_grammars_too() -> None:
+    class Endless(FakeTokenizer):
+        def __init__(self) -> None:
+            super().__init__()
+            self.eos_ids = frozenset()
+
+    state = GrammarCompiler(Endless(), 40).compile("start: /ab?/").start()
+    state.accept(8)
+    assert [one for one in may_come(state) if one < 40] == [9], "besides what stands for the end"
+
+
 def test_a_grammar_is_compiled_once_for_all_who_ask(monkeypatch: pytest.MonkeyPatch) -> None:
     compiler = GrammarCompiler(BYTES, VOCABULARY)
     first = compiler.compile("start: /a/")

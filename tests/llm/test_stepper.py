@@ -256,3 +256,14 @@ def test_nothing_is_asked_of_grammars_where_there_are_none(monkeypatch: pytest.M
     room.arrive("a", tokens=30)
     room.run()
     assert room.end("a").usage.completion_tokens == 30
+
+
+def test_a_control_token_is_text_where_it_is_to_be_shown() -> None:
+    grammar = GrammarCompiler(FakeTokenizer(), 40).compile('start: <[1]> "ab"')
+    texts = []
+    for shown in (frozenset({1}), frozenset()):
+        room = Room()
+        room.arrive("a", tokens=9, grammar=grammar, shown_special_ids=shown)
+        room.run()
+        texts.append("".join(one.text for one in room.events["a"] if isinstance(one, Delta)))
+    assert texts == ["<x>ab", "ab"]

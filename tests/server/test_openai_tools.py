@@ -10,7 +10,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from tests.language import VOCABULARY, paced, talking
+from tests.language import TEMPLATE, VOCABULARY, paced, talking
 from tests.server.test_openai import chat, complete, error_of, events, post, text_of
 from tests.serving import Live, Reply
 
@@ -279,6 +279,34 @@ def test_s_07_a_stream_calls_what_the_whole_answer_calls(talk: Live, options: di
         assert [call["function"] for call in got["tool_calls"]] == called
         assert [call["index"] for call in got["tool_calls"]] == list(range(len(called)))
         assert "<tool_call>" not in (message["content"] or "") or choice["finish_reason"] == "length"
+
+
+TEACHING = {
+    "llama3": '{% if tools %}{"name": n, "parameters": p}{{ tools | tojson }} ipython{% endif %}' + TEMPLATE,
+    "mistral": "{% if tools %}{{ tools | tojson }}[TOOL_CALLS]{% endif %}" + TEMPLATE,
+    "mistral's control token": "{% if tools %}{{ tools | tojson }}[TOOL_CALLS]{% endif %}" + TEMPLATE,
+}
+
+
+@pytest.mark.parametrize("style", TEACHING)
+def test_calls_in_the_ways_that_templates_teach(tmp_path: Path, style: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "control" in style:
+        monkeypatch.setattr("tests.language.SPECIAL", ("<|end|>", "<|turn|>", "[TOOL_CALLS]"))
+    once = {"tools": TOOLS, "temperature": 1, "parallel_tool_calls": False, **LONG}
+    with talking(tmp_path, context=4096, template=TEACHING[style]) as live:
+        for choice in ("required", NAMED):
+            message = message_of(chat(live, tool_choice=choice, seed=2, **once))
+            ((name, arguments),) = calls_of(message)
+            assert message["content"] is None
+            assert len(message["tool_calls"][0]["id"]) == (9 if "mistral" in style else 29)
+            got = put_together(chat(live, tool_choice=choice, seed=2, stream=True, **once))
+            assert calls_of(got) == [(name, arguments)]
+            assert got["finish_reason"] == message["finish_reason"]
+        pushed = {str(number): 100 for number in ([258] if "control" in style else b"[TOOL_CALLS]{")}
+        for seed in range(3):  # it may call, and does or does not
+            message = message_of(chat(live, seed=seed, logit_bias=pushed, **{**once, "max_tokens": 60}))
+            assert "[TOOL_CALLS]" not in (message["content"] or "") or message["finish_reason"] == "length"
+            assert all(name in ("weather", "clock") for name, _ in calls_of({"tool_calls": [], **message}))
 
 
 def test_a_call_cut_short_is_text(talk: Live) -> None:

@@ -84,7 +84,7 @@ class GrammarCompiler:
         if self._library is None:
             spelling = _Spelling(self._tokenizer, self._vocabulary)
             self._library = llguidance.LLTokenizer(
-                cast("Any", spelling), n_vocab=self._vocabulary, eos_token=spelling.eos_ids
+                cast("Any", spelling), n_vocab=self._vocabulary, eos_token=spelling.eos_ids or None
             )
         limits = llguidance.LLParserLimits(
             initial_lexer_fuel=FIRST_FUEL,
@@ -96,7 +96,7 @@ class GrammarCompiler:
         matcher = llguidance.LLMatcher(self._library, text, log_level=0, limits=limits)
         if matcher.is_error():
             raise InvalidInput(_reason(matcher))
-        compiled = CompiledGrammar(matcher, self._vocabulary, self._tokenizer.eos_ids)
+        compiled = CompiledGrammar(matcher, -(-self._library.vocab_size // 32), self._tokenizer.eos_ids)
         compiled.start().masks((), ())  # what breaks down at once is the request's fault, and said before it begins
         return compiled
 
@@ -104,14 +104,15 @@ class GrammarCompiler:
 class CompiledGrammar:
     """A grammar at its beginning."""
 
-    def __init__(self, matcher: Any, vocabulary: int, eos_ids: frozenset[int]) -> None:
+    def __init__(self, matcher: Any, words: int, eos_ids: frozenset[int]) -> None:
         self._matcher = matcher
-        self._vocabulary = vocabulary
+        self._words = words
+        """Of a mask. The library makes up a token more for vocabularies without an end of text."""
         self._eos_ids = eos_ids
 
     def start(self) -> GrammarState:
         """A text of its own."""
-        return _State(self._matcher.deep_copy(), -(-self._vocabulary // 32), self._eos_ids)
+        return _State(self._matcher.deep_copy(), self._words, self._eos_ids)
 
 
 class _State:

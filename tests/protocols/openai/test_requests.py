@@ -105,7 +105,7 @@ def test_unknown_fields_are_ignored() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "poem"}]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         ({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]}, "messages.0.content.0"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, "messages.0"),  # C-04
+        ({"messages": [{"role": "tool", "content": "4"}]}, "messages.0.tool_call_id"),  # C-04
         ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "messages.0.tool_calls"),
         ({"max_tokens": 0}, "max_tokens"),  # C-06
         ({"max_completion_tokens": 0}, "max_completion_tokens"),

@@ -131,7 +131,9 @@ def check_message(message: Message, at: str) -> None:
     if message.role == "function" and not message.name:
         raise InvalidField(f"{at}.name: missing; it says which function this is of", field=f"{at}.name")
     if message.role == "tool" and not message.tool_call_id:
-        raise InvalidField(f"{at}.tool_call_id: missing; a tool's message says which call it answers", field=at)
+        raise InvalidField(
+            f"{at}.tool_call_id: missing; a tool's message says which call it answers", field=f"{at}.tool_call_id"
+        )
     if message.content is None:
         is_said_otherwise = message.role == "assistant" and (
             message.tool_calls or message.function_call is not None or message.refusal is not None
