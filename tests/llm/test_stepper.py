@@ -231,9 +231,10 @@ def test_what_a_grammar_forces_is_not_waited_for() -> None:
     assert told[True][1] < told[False][1] / 2
 
 
-def test_a_grammar_that_breaks_down_ends_its_own_request_only() -> None:
+@pytest.mark.parametrize("speculates", [False, True])
+def test_a_grammar_that_breaks_down_ends_its_own_request_only(speculates: bool) -> None:
     compiler = GrammarCompiler(FakeTokenizer(), 40)
-    room = Room()
+    room = Room(speculates=speculates)
     room.arrive("plain")
     poor = room.arrive("poor", grammar=compiler.compile("start: /[a-h]{9}/"), n=2, tokens=30)
     good = room.arrive("good", grammar=compiler.compile("start: /[a-h]{9}/"), tokens=30)

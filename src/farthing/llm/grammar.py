@@ -55,28 +55,37 @@ class GrammarCompiler:
         """`vocabulary`: logits a row has."""
         self._tokenizer = tokenizer
         self._vocabulary = vocabulary
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of what is kept; never held for long
+        self._compiling = threading.Lock()
         self._library: Any = None
         self._kept: OrderedDict[str, CompiledGrammar] = OrderedDict()
 
     def compile(self, text: str) -> "CompiledGrammar":
         """The grammar written in `text`, kept for the next one who asks. Raises `InvalidInput` with what is wrong."""
         _check_size(text)
-        with self._lock:
-            kept = self._kept.get(text)
-            if kept is None:
-                kept = self._kept[text] = self._compiled(text)
+        if (kept := self._found(text)) is not None:
+            return kept
+        with self._compiling:
+            kept = self._found(text) or self._compiled(text)
+            with self._lock:
+                self._kept[text] = kept
                 if len(self._kept) > KEPT_MAX:
                     self._kept.popitem(last=False)
-            self._kept.move_to_end(text)
             return kept
 
     def check(self, text: str) -> None:
         """Raises `InvalidInput` with what is wrong, and keeps nothing."""
         _check_size(text)
-        with self._lock:
-            if text not in self._kept:
+        if self._found(text) is None:
+            with self._compiling:
                 self._compiled(text)
+
+    def _found(self, text: str) -> "CompiledGrammar | None":
+        with self._lock:
+            kept = self._kept.get(text)
+            if kept is not None:
+                self._kept.move_to_end(text)
+            return kept
 
     def _compiled(self, text: str) -> "CompiledGrammar":
         import llguidance

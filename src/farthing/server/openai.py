@@ -7,6 +7,7 @@ meant, and what is done with what it says.
 import time
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from farthing.protocols.openai import (
     Calling,
@@ -44,6 +45,7 @@ from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import InvalidField, ModelNotFound, NotFound, Unavailable
 from farthing.types.generation import GenerateRequest, PromptDone, Usage
+from farthing.types.tools import ToolUse
 
 
 class OpenAi:
@@ -147,7 +149,14 @@ class OpenAi:
         )
 
 
-def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> GenerateRequest:
+class _Chat(NamedTuple):
+    """A request, and what its model may call."""
+
+    request: GenerateRequest
+    use: ToolUse | None
+
+
+def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> _Chat:
     messages = template_messages(asked.messages)
     check_characters(model, sum(len(message["content"]) for message in messages), "messages")
     use = asked.tool_use
@@ -158,7 +167,7 @@ def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> 
         continues_final=bool(asked.continue_final_message),
         variables=asked.chat_template_kwargs or {},
     )
-    return generate_request(
+    request = generate_request(
         model,
         ids,
         asked,
@@ -171,13 +180,15 @@ def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> 
         arrival_ns=exchange.received_ns,
         deadline_ns=deadline_ns(exchange),
     )
+    return _Chat(request, use)
 
 
-def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, request: GenerateRequest) -> None:
+def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, chat: _Chat) -> None:
+    request, use = chat
     heading = _heading(request.id, asked.model, model)
     has_logprobs = request.sampling.logprobs is not None
     calls: Calling | None = None
-    if (use := asked.tool_use) is not None:
+    if use is not None:
         new_reader = partial(call_reader, model, use)
         calls = Calling(new_reader=new_reader, is_named=use.is_named, is_old=asked.functions is not None)
     if not asked.stream:

@@ -1,8 +1,8 @@
 """From a body to work for a language model, without holding up the event loop.
 
-Short bodies are read and tokenized on the spot, long ones on a thread; what needs a grammar compiled, on a thread of
-its own, so that grammars which take long hold up each other and nobody else. Models are always looked up on the event
-loop, to which their table belongs.
+Short bodies are read and tokenized on the spot, long ones on a thread; what needs a grammar, on threads of its own, so
+that grammars which take long hold up each other and nobody else. Models are always looked up on the event loop, to
+which their table belongs.
 """
 
 import asyncio
@@ -18,6 +18,8 @@ from farthing.types.errors import InvalidInput
 
 INLINE_BYTES_MAX: Final = 4 * 1024
 """Bodies up to this size are parsed and tokenized on the event loop (1 to 2 ms), larger ones on a thread."""
+GRAMMAR_THREADS: Final = 4
+"""A model compiles one grammar at a time; the others find theirs compiled, or wait."""
 
 Asked = TypeVar("Asked")
 Ready = TypeVar("Ready")
@@ -34,7 +36,7 @@ def prepare(
 ) -> Awaitable[None] | None:
     """Reads the body, finds the model, encodes for it and begins; `parse` and `encode` may run on a thread.
 
-    `is_slow`: encoding this compiles a grammar.
+    `is_slow`: encoding this may compile a grammar.
     """
     coding = exchange.headers.get(b"content-encoding", b"identity")
     if coding.lower() != b"identity":
@@ -43,8 +45,8 @@ def prepare(
         )
 
     async def encode_aside(asked: Asked, model: LanguageModel) -> None:
-        thread = _grammar_thread() if is_slow(asked) else None
-        ready = await asyncio.get_running_loop().run_in_executor(thread, encode, asked, model)
+        threads = _grammar_threads() if is_slow(asked) else None
+        ready = await asyncio.get_running_loop().run_in_executor(threads, encode, asked, model)
         if not exchange.is_done:  # else the client left meanwhile
             begin(asked, model, ready)
 
@@ -64,8 +66,8 @@ def prepare(
 
 
 @cache
-def _grammar_thread() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(1, thread_name_prefix="grammars")
+def _grammar_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(GRAMMAR_THREADS, thread_name_prefix="grammars")
 
 
 def deadline_ns(exchange: Exchange) -> int:
