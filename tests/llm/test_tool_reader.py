@@ -61,6 +61,13 @@ def test_words_alone_stay_as_they_are() -> None:
                 assert heard(style, text) == (text, [])
 
 
+def test_what_only_looks_like_the_end_of_a_call_is_text() -> None:
+    assert heard(HERMES, f"{hermes()} <") == ("<", [("get", {})])
+    assert heard(HERMES, f"{hermes()}</tool_call>") == ("</tool_call>", [("get", {})])
+    assert heard(HERMES, f"<tool_call>{call()}</tool_") == ("", [("get", {})]), "cut short, and told already"
+    assert heard(HERMES, f"<tool_call>{call()}</tools>") == ("</tools>", [("get", {})])
+
+
 def test_closing_tags_inside_of_arguments_close_nothing() -> None:
     text = hermes(code='</tool_call><tool_call>{"name"', quote='"}')
     assert heard(HERMES, text) == ("", [("get", {"code": '</tool_call><tool_call>{"name"', "quote": '"}'})])

@@ -116,12 +116,18 @@ class ToolReader:
         if end and end.startswith(self._partial + character):
             self._partial += character
             if self._partial == end:
-                self._partial = ""
+                self._begin_anew(self._take_behind_all)
             return
         text = self._partial + character
         self._begin_anew(self._take_text if self._style.begin else self._show)
         for one in text:
             self._take(one)
+
+    def _take_behind_all(self, character: str) -> None:
+        """Behind a closing mark: white space belongs to it."""
+        if character not in _SPACE:
+            self._begin_anew(self._take_text if self._style.begin else self._show)
+            self._take(character)
 
     def _give_up(self) -> None:
         """This was no call."""
