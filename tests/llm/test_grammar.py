@@ -200,6 +200,13 @@ def test_a_hostile_grammar_is_refused(source: str) -> None:
         COMPILER.compile(source)
 
 
+def test_a_library_that_panics_is_a_refusal() -> None:
+    schema = {"type": "object", "properties": {f"p{n}": {"type": "string"} for n in range(1500)}}
+    parts = "\n".join(f"t{n}: %json {json.dumps(schema)}" for n in range(9))
+    with pytest.raises(InvalidInput, match="more than can be compiled"):
+        COMPILER.compile(f"start: {' '.join(f't{n}' for n in range(9))}\n{parts}")
+
+
 @pytest.mark.parametrize(
     "source", ["start: /((a{100}){100}){1000}/", 'start: ("a"{1000}){1000}', "start: /(.{0,1000}x){1000}/"]
 )

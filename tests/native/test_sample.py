@@ -98,3 +98,18 @@ def test_ids_and_rows_outside_are_refused(draw: tuple[int, dict[str, Any], tuple
         setattr(sampling, name, value)
     with pytest.raises(ValueError, match=r"outside|no row"):
         _native.sample(np.zeros((1, 64), np.float32), [(row, sampling, 0, banned, None)])
+
+
+@pytest.mark.parametrize("mask", [np.zeros(1, np.uint32), np.zeros((1, 2), np.uint32), b"abcdefgh", 3])
+def test_a_mask_that_is_none_is_refused(mask: Any) -> None:
+    sampling = Sampling(SamplingParameters(), seed=1, choice=0, prompt_ids=(), is_constrained=True)
+    with pytest.raises((ValueError, RuntimeError, TypeError)):
+        _native.sample(np.zeros((1, 64), np.float32), [(0, sampling, 0, (), mask)])
+
+
+def test_a_mask_of_nothing_gives_a_token_all_the_same() -> None:
+    for temperature in (0.0, 1.0):
+        p = SamplingParameters(temperature=temperature)
+        sampling = Sampling(p, seed=1, choice=0, prompt_ids=(), is_constrained=True)
+        (token,) = _native.sample(np.zeros((1, 70), np.float32), [(0, sampling, 0, (), np.zeros(3, np.uint32))])
+        assert 0 <= token < 70

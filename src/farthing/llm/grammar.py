@@ -189,6 +189,8 @@ def _broken(matcher: Any, at: str = "") -> FarthingError:
 
 def _reason(matcher: Any) -> str:
     """The library's words, without the lines of the grammar that it shows and the state of its parser."""
+    if matcher.get_error().startswith("panic"):
+        return "it is more than can be compiled"
     said = _SHOWN_LINE.split(str(matcher.get_error()).replace("<non-verbose/>", ""), maxsplit=1)[0]
     return _IN_JSON.sub("", " ".join(said.split()))[:REASON_CHARACTERS_MAX] or "no reason given"
 
