@@ -245,6 +245,8 @@ def test_c_16_tools_that_may_not_be_called_are_not_told_of(talk: Live) -> None:
     assert none.json["choices"] == plain.json["choices"]
     assert "tool_calls" not in none.json["choices"][0]["message"]
     told = chat(talk, tools=TOOLS, max_tokens=1).json["usage"]["prompt_tokens"]
+    asked = {"messages": [{"role": "user", "content": "hello"}], "tools": TOOLS}
+    assert post(talk, "/tokenize", **asked).json["count"] == told
     assert told > plain.json["usage"]["prompt_tokens"] + 300, "the template knows no tools: they are in words"
 
 

@@ -265,7 +265,11 @@ def _tokenized(asked: TokenizeBody, model: LanguageModel) -> bytes:
         ids = model.encode(asked.prompt, adds_special=asked.add_special_tokens is not False)
     else:
         messages = template_messages(asked.messages or ())
-        ids = model.encode_chat(messages, adds_generation_prompt=asked.add_generation_prompt is not False)
+        ids = model.encode_chat(
+            messages,
+            tools=template_tools(asked.tool_use),
+            adds_generation_prompt=asked.add_generation_prompt is not False,
+        )
     texts = [model.decode([token]) for token in ids] if asked.return_token_strs else None
     return tokenize_json(ids, model.context_tokens, texts)
 
