@@ -16,6 +16,7 @@ from tests.serving import Live, serving
 from tokenizers import decoders, models, pre_tokenizers
 
 from farthing.llm.runners.reference import ReferenceRunner
+from farthing.llm.tokenizer import Tokenizer
 
 TEMPLATE = (
     "{% for message in messages %}<|turn|>{{ message.role }}\n{{ message.content }}<|end|>\n{% endfor %}"
@@ -27,7 +28,9 @@ VOCABULARY = 259
 CONTEXT = 512
 
 
-def write_tiny_model(folder: Path, *, seed: int = 3, context: int = CONTEXT, defaults: Mapping[str, Any] = {}) -> Path:
+def write_tiny_model(
+    folder: Path, *, seed: int = 3, context: int = CONTEXT, template: str = TEMPLATE, defaults: Mapping[str, Any] = {}
+) -> Path:
     """A Llama of 2 layers in Hugging Face's layout. Untrained: what it says is noise, always the same."""
     folder.mkdir(parents=True, exist_ok=True)
     width, heads, kv_heads, ffn, layers = 32, 4, 2, 64, 2
@@ -75,7 +78,7 @@ def write_tiny_model(folder: Path, *, seed: int = 3, context: int = CONTEXT, def
         }
     save_file(tensors, folder / "model.safetensors")
     _tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE, "eos_token": "<|end|>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|end|>"}))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": END, **defaults}))
     return folder
 
@@ -92,12 +95,17 @@ def _tokenizer() -> tokenizers.Tokenizer:
     return library
 
 
+def tiny_tokenizer() -> Tokenizer:
+    """That of the tiny model: a token a byte."""
+    return Tokenizer(_tokenizer(), eos_ids=[END], bos_id=TURN)
+
+
 @contextmanager
-def talking(folder: Path, **settings: Any) -> Iterator[Live]:
+def talking(folder: Path, *, context: int = CONTEXT, template: str = TEMPLATE, **settings: Any) -> Iterator[Live]:
     """A server with a tiny model called `tiny` and an ONNX model called `mlp`."""
     from tests.models import save, tiny_mlp
 
-    write_tiny_model(folder / "tiny")
+    write_tiny_model(folder / "tiny", context=context, template=template)
     save(folder / "mlp", tiny_mlp())
     with serving(folder, **settings) as live:
         yield live

@@ -266,12 +266,14 @@ class Runner {
 
 using Ids = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Values = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Bits = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 // What farthing.llm.sampler.Sampling says, with the arrays it lends.
 struct Drawing {
   Draw draw;
   Ids bias_ids, prompt_ids;
   Values bias_values;
+  Bits mask;
 };
 
 std::int32_t token_of(std::int64_t id, std::size_t vocabulary) {
@@ -279,7 +281,8 @@ std::int32_t token_of(std::int64_t id, std::size_t vocabulary) {
   return static_cast<std::int32_t>(id);
 }
 
-Drawing drawing_of(nb::handle sampling, const float* row, std::size_t vocabulary, std::int64_t position, const nb::sequence& banned) {
+Drawing drawing_of(nb::handle sampling, const float* row, std::size_t vocabulary, std::int64_t position, const nb::sequence& banned,
+                   nb::handle mask) {
   Drawing d;
   Draw& draw = d.draw;
   draw.logits = row;
@@ -300,6 +303,11 @@ Drawing drawing_of(nb::handle sampling, const float* row, std::size_t vocabulary
   draw.bias_ids = d.bias_ids.data();
   draw.bias_values = d.bias_values.data();
   draw.biases = d.bias_ids.size();
+  if (!mask.is_none()) {
+    d.mask = nb::cast<Bits>(mask);
+    if (d.mask.size() < (vocabulary + 31) / 32) refuse("a mask needs a bit for each token");
+    draw.mask = d.mask.data();
+  }
   for (const nb::handle id : banned) draw.banned.push_back(token_of(nb::cast<std::int64_t>(id), vocabulary));
   if (nb::cast<bool>(sampling.attr("has_penalties"))) {
     draw.repetition_penalty = nb::cast<float>(sampling.attr("repetition_penalty"));
@@ -327,8 +335,9 @@ std::vector<std::int32_t> sample_rows(Floats logits, const nb::sequence& draws) 
   if (vocabulary < 1 || vocabulary > std::size_t{1} << 24) refuse("a row of logits must have 1 to 16777216");
   std::vector<Drawing> all;
   for (const nb::handle item : draws) {
-    const auto [row, sampling, position, banned] = nb::cast<std::tuple<std::int64_t, nb::object, std::int64_t, nb::sequence>>(item);
-    all.push_back(drawing_of(sampling, logits.data() + row_of(logits, row), vocabulary, position, banned));
+    const auto [row, sampling, position, banned, mask] =
+        nb::cast<std::tuple<std::int64_t, nb::object, std::int64_t, nb::sequence, nb::object>>(item);
+    all.push_back(drawing_of(sampling, logits.data() + row_of(logits, row), vocabulary, position, banned, mask));
   }
   std::vector<std::int32_t> tokens;
   nb::gil_scoped_release released;
@@ -454,7 +463,7 @@ NB_MODULE(_native, m) {
       },
       "data"_a.noconvert(), "threads"_a);
   m.def("sample", &sample_rows, "logits"_a.noconvert(), "draws"_a,
-        "The next token for each (row of logits, Sampling, position, tokens that may not come).");
+        "The next token for each (row of logits, Sampling, position, tokens that may not come, mask of those that may or None).");
   m.def("likelihoods", &likelihoods, "logits"_a.noconvert(), "rows"_a, "tokens"_a, "top"_a,
         "For each row: its token's log-probability, and ids and log-probabilities of the likeliest.");
   m.def(

@@ -108,10 +108,17 @@ double uniform(std::uint64_t seed, std::uint32_t choice, std::uint32_t position)
 std::int32_t sample(const Kernels& kernels, const Draw& draw, std::size_t vocabulary, std::vector<float>& scratch) {
   const bool has_penalties = draw.repetition_penalty != 1 || draw.presence_penalty != 0 || draw.frequency_penalty != 0;
   const float* x = draw.logits;
-  if (draw.biases || !draw.banned.empty() || has_penalties) {
+  if (draw.biases || !draw.banned.empty() || draw.mask || has_penalties) {
     scratch.assign(x, x + vocabulary);
     for (std::size_t i = 0; i < draw.biases; ++i) scratch[draw.bias_ids[i]] += draw.bias_values[i];
     for (const std::int32_t id : draw.banned) scratch[id] = -kInfinity;
+    if (draw.mask)
+      for (std::size_t i = 0; i < vocabulary; i += 32) {
+        const std::uint32_t may = draw.mask[i / 32];
+        if (may == ~std::uint32_t{0}) continue;
+        for (std::size_t j = i; j < std::min(i + 32, vocabulary); ++j)
+          if (!(may >> (j - i) & 1)) scratch[j] = -kInfinity;
+      }
     if (draw.repetition_penalty != 1) {
       std::vector<std::int32_t> seen(draw.prompt_ids, draw.prompt_ids + draw.prompt);
       seen.insert(seen.end(), draw.generated.begin(), draw.generated.end());

@@ -24,6 +24,7 @@ struct Draw {
   std::vector<std::int32_t> generated;       // each once
   std::vector<float> counts;                 // how often
   std::vector<std::int32_t> banned;
+  const std::uint32_t* mask = nullptr;       // a bit for each token, lowest first: only those set may come
 };
 
 struct Likelihood {

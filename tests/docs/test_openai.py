@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from tests.serving import serve_process
 
-from farthing.protocols.openai.chat import ChatBody
+from farthing.protocols.openai.chat import ChatBody, parse_chat
 from farthing.protocols.openai.completions import CompletionBody
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "openai.md").read_text()
@@ -41,6 +41,15 @@ def test_the_examples_work_as_they_stand(tmp_path: Path) -> None:
             ["bash", "-c", call.replace(ADDRESS, live.netloc)], capture_output=True, timeout=60, check=True
         )
         assert json.loads(answer.stdout)["text_output"]
+
+
+def test_the_bodies_shown_are_understood() -> None:
+    bodies = [body for body in map(json.loads, shown("json")) if "error" not in body]
+    asked = [
+        parse_chat(json.dumps({"messages": [{"role": "user", "content": "hi"}], **body}).encode()) for body in bodies
+    ]
+    assert [one.form is not None for one in asked] == [True, False]
+    assert [one.tool_use is not None for one in asked] == [False, True]
 
 
 def test_every_field_is_written_down() -> None:

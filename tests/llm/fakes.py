@@ -154,6 +154,16 @@ class FakeTokenizer:
     def token_bytes(self, token: int) -> bytes:
         return self._bytes[token]
 
+    def encode(self, text: str, *, adds_special: bool = False) -> list[int]:
+        """Longest pieces first; what cannot be spelt is left out."""
+        data, ids = text.encode(), []
+        pieces = sorted(range(3, len(self._bytes)), key=lambda one: -len(self._bytes[one]))
+        while data:
+            token = next((one for one in pieces if data.startswith(self._bytes[one])), None)
+            ids += [] if token is None else [token]
+            data = data[1 if token is None else len(self._bytes[token]) :]
+        return ids
+
     def text(self, tokens: Sequence[int], *, skips_special: bool = True) -> str:
         kept = [one for one in tokens if not (skips_special and one in SPECIAL)]
         return b"".join(self._bytes[one] for one in kept).decode("utf-8", "replace")

@@ -37,7 +37,14 @@ def choice_alone(
 ) -> Choice:
     """The choice as it is when nobody else is there. The request has a seed."""
     ends = request.ends
-    sampling = Sampling(request.sampling, seed=request.sampling.seed or 0, choice=index, prompt_ids=request.prompt_ids)
+    grammar = None if request.grammar is None else request.grammar.start()
+    sampling = Sampling(
+        request.sampling,
+        seed=request.sampling.seed or 0,
+        choice=index,
+        prompt_ids=request.prompt_ids,
+        is_constrained=grammar is not None,
+    )
     stop_ids = set(ends.stop_token_ids) | (set() if ends.ignores_eos else tokenizer.eos_ids)
     skipped = tokenizer.special_ids if request.skips_special_tokens else frozenset()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -65,7 +72,11 @@ def choice_alone(
     while True:
         row = model.logits(known)
         banned = sorted(stop_ids) if len(told.ids) < ends.tokens_min else ()
-        token = pick_all(row[None], [Draw(0, sampling, len(known), banned)]).tokens[0]
+        mask = None
+        if grammar is not None:
+            unwanted = sorted({*banned, *(tokenizer.eos_ids if ends.ignores_eos else ())})
+            (mask,), banned = grammar.masks((), unwanted), ()
+        token = pick_all(row[None], [Draw(0, sampling, len(known), banned, mask)]).tokens[0]
         known.append(token)
         told.ids.append(token)
         sampling.saw(token)
@@ -79,14 +90,17 @@ def choice_alone(
                 told.stop_reason = token if token in ends.stop_token_ids else None
             break
         more = "" if token in skipped else decoder.decode(tokenizer.token_bytes(token))
-        is_last = len(told.ids) == tokens_max
+        if grammar is not None:
+            grammar.accept(token)
+        is_complete = grammar is not None and grammar.is_complete
+        is_last = is_complete or len(told.ids) == tokens_max
         more += decoder.decode(b"", True) if is_last else ""
         is_inside = bool(decoder.getstate()[0])
         places.append((len(text), len(text) + len(more) + is_inside))
         if read(more, len(told.ids) >= ends.tokens_min):
             break
         if is_last:
-            told.text, told.finish = text, FinishReason.LENGTH
+            told.text, told.finish = text, FinishReason.STOP if is_complete else FinishReason.LENGTH
             break
     if isinstance(told.stop_reason, str) and told.likelihoods:
         cut = len(told.text)

@@ -16,6 +16,7 @@ import pytest
 from tests.llm.oracle import Choice, assert_same
 
 from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.grammar import GrammarCompiler
 from farthing.llm.runners.runner import Step
 from farthing.llm.scheduler import Limits
 from farthing.llm.stepper import Stepper
@@ -34,6 +35,14 @@ TEXT = (
     "high water and of low water. A skipper reads them twice: once when the voyage is planned, and once more before the "
     "lines are cast off, because a table is only as good as the date on which it is read. "
 )
+
+
+GRAMMARS = (
+    'start: %json {"type":"object","properties":{"port":{"type":"string","maxLength":20},"depths":{"type":"array",'
+    '"items":{"type":"integer"},"minItems":2,"maxItems":9}},"required":["port","depths"],"additionalProperties":false}',
+    "start: /(high|low) water( and (high|low) water){1,9}\\.?/",
+)
+"""Forced and free parts, and words that repeat themselves, so that drafts stand."""
 
 
 class Narrow:
@@ -71,6 +80,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         checkpoint = open_checkpoint(sample_path("smollm2-135m") / "1" / "model.gguf")
         self.tokenizer: Tokenizer = checkpoint.tokenizer()
+        self.grammars = GrammarCompiler(self.tokenizer, checkpoint.spec.vocabulary)
         self.runners = {
             threads: cpu.CpuRunner(checkpoint, kv_blocks=BLOCKS, threads=threads, cache_folder=folder)
             for threads in (1, 2)
@@ -90,12 +100,13 @@ class Bench:
     def _requests(self, chance: random.Random) -> list[GenerateRequest]:
         ids = self.tokenizer.encode(TEXT * 3)
         requests = []
-        for number in range(16):
+        for number in range(22):
             start = chance.choice([0, 0, 0, 40])
             prompt = ids[start : start + chance.choice([1, 9, 20, 28, 31, 32, 33, 90])]
             if chance.random() < 0.5:
                 prompt = prompt + self.tokenizer.encode(f" {number} and {number} and {number} and")
             is_penalised = chance.random() < 0.2
+            is_constrained = number >= 16
             requests.append(
                 GenerateRequest(
                     id=str(number),
@@ -111,6 +122,7 @@ class Bench:
                         seed=number,
                         logprobs=2 if chance.random() < 0.3 else None,
                     ),
+                    grammar=self.grammars.compile(GRAMMARS[number % 2]) if is_constrained else None,
                     ends=StopConditions(tokens_max=chance.choice([4, 12, 70]), ignores_eos=chance.random() < 0.8),
                 )
             )

@@ -244,10 +244,10 @@ def test_closing_lets_those_under_way_end_and_takes_no_more() -> None:
 def test_closing_does_not_wait_for_ever() -> None:
     generator = make(blocks=64)
     slow = threading.Event()
-    generator.submit(request(tokens_max=200, ignores_eos=True), reader := Reader())
-    reader.one()
     run = generator._runner.run
     generator._runner.run = lambda step: (slow.wait(0.01), run(step))[1]  # type: ignore[method-assign]
+    generator.submit(request(tokens_max=200, ignores_eos=True), reader := Reader())
+    reader.one()
     assert generator.close(timeout_s=0.05)
     assert isinstance(reader.all()[-1], Unavailable)
 

@@ -16,6 +16,7 @@ from tests.llm.oracle import Choice, assert_same, choice_alone
 
 from farthing.llm import picker
 from farthing.llm.generation import RequestState
+from farthing.llm.grammar import GrammarCompiler
 from farthing.llm.picker import likelihoods
 from farthing.llm.sampler import Likelihood
 from farthing.llm.scheduler import Limits, fits
@@ -33,6 +34,16 @@ from farthing.types.generation import (
 
 MS = 1_000_000
 CONTEXT = 96
+GRAMMARS = GrammarCompiler(FakeTokenizer(40), 40)
+PATTERNS = [
+    "(a|b|c)*",
+    "ab(cd|[e-h]{2,5} )+",
+    "[a-h ]{0,9}",
+    "hi (no|mod|a+b)",
+    "(\u00e9|\u65e5|[a-d]+){3,}",
+    "(abc ){2,40}",
+]
+"""Some end by themselves, some need characters that tokens cut in two, some repeat themselves so that drafts stand."""
 
 
 class Told:
@@ -129,6 +140,7 @@ class Life:
             ),
             prompt_logprobs=chance.choice([0, 2]) if chance.random() < 0.05 else None,
             skips_special_tokens=chance.random() < 0.8,
+            grammar=GRAMMARS.compile(f"start: /{chance.choice(PATTERNS)}/") if chance.random() < 0.3 else None,
             tenant=chance.choice(["", "a", "b"]),
             cache_salt=chance.choice(["", "", "salt"]),
             priority=chance.choice([0, 0, 0, -1, 2]),

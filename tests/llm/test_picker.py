@@ -29,6 +29,12 @@ KINDS = [
 ]
 
 
+def mask_of(allowed: Any, size: int) -> np.ndarray:
+    bits = np.zeros(-(-size // 32) * 32, np.uint8)
+    bits[allowed] = 1
+    return np.packbits(bits, bitorder="little").view(np.uint32)
+
+
 @pytest.fixture(params=["native", "numpy"])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "numpy":
@@ -50,6 +56,44 @@ def test_all_rows_at_once_give_what_each_gives_alone(count: int) -> None:
     picked = pick_all(logits, draws)
     assert picked.tokens == [pick(logits[one.row], one.sampling, one.position, one.banned) for one in draws]
     assert picked.are_finite is None
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([3, 31, 32, 33, 300, 9000]), st.sampled_from(KINDS))
+def test_only_what_the_mask_allows_comes_natively_and_plainly(seed: int, size: int, kind: Any) -> None:
+    chance = np.random.default_rng(seed)
+    row = chance.normal(size=size).astype(np.float32) * 4
+    kind = {name: value for name, value in kind.items() if name != "logit_bias" or size > 5}
+    kind = kind | ({"seed": None} if seed % 2 else {"top_k": 2})
+    allowed = chance.choice(size, size=chance.integers(1, min(size, 40)), replace=False)
+    mask = mask_of(allowed, size)
+    one = Sampling(SamplingParameters(**kind), seed=seed, choice=2, prompt_ids=(0, 1), is_constrained=True)
+    for token in (1, 2, 2):
+        one.saw(token)
+    assert (np.isfinite(adjusted(row, one, (), mask)).nonzero()[0] == np.sort(allowed)).all()
+    plain = pick(row, one, 9, (), mask)
+    assert plain in allowed
+    if picker.native is None:
+        pytest.skip("the native core is not built")
+    (native,) = pick_all(row[None], [Draw(0, one, 9, (), mask)]).tokens
+    if native != plain:
+        random = uniform(seed, 2, 9)
+        values = adjusted(row, one, (), mask)
+        assert native in {draw(values, one, min(max(random + more, 0.0), 0.9999999)) for more in (-1e-5, 1e-5)}
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("count", [3, 12])
+def test_constrained_rows_and_others_share_a_step(count: int) -> None:
+    logits = np.random.default_rng(5).normal(size=(count, 300)).astype(np.float32) * 3
+    draws = []
+    for row in range(count):
+        mask = mask_of([7 * row + 1, 290], 300) if row % 2 else None
+        parameters = SamplingParameters(**KINDS[row % len(KINDS)])
+        one = Sampling(parameters, seed=row, choice=0, prompt_ids=(3,), is_constrained=mask is not None)
+        draws.append(Draw(row, one, 10, (), mask))
+    tokens = pick_all(logits, draws).tokens
+    assert tokens == [pick(logits[one.row], one.sampling, 10, (), one.mask) for one in draws]
+    assert all(token in (7 * row + 1, 290) for row, token in enumerate(tokens) if row % 2)
 
 
 @pytest.mark.usefixtures("way")

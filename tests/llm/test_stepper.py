@@ -3,12 +3,13 @@
 from typing import Any
 
 import pytest
-from tests.llm.fakes import FakeModel, FakeRunner, FakeTokenizer
+from tests.llm.fakes import EOS, FakeModel, FakeRunner, FakeTokenizer
 
+from farthing.llm.grammar import GrammarCompiler
 from farthing.llm.scheduler import Limits
 from farthing.llm.stepper import Stepper
 from farthing.telemetry.clock import ManualClock
-from farthing.types.errors import EngineFailed
+from farthing.types.errors import EngineFailed, FarthingError
 from farthing.types.generation import (
     Delta,
     Finished,
@@ -209,3 +210,61 @@ def test_drafts_make_steps_fewer_and_change_no_token() -> None:
     assert told[True][0] == told[False][0]
     assert told[True][2] > 0
     assert told[True][1] == told[False][1] - told[True][2], "each token that stood saved a step"
+
+
+def test_what_a_grammar_forces_is_not_waited_for() -> None:
+    grammar = GrammarCompiler(FakeTokenizer(), 40).compile('start: /[ab]/ " abcd hi lk" /[cd]/ "mn mn mn"')
+    told = {}
+    for speculates in (False, True):
+        room = Room(speculates=speculates)
+        room.arrive("a", tokens=60, n=2, grammar=grammar)
+        room.run()
+        room.end("a")
+        tokens = [room.tokens("a", index) for index in (0, 1)]
+        told[speculates] = tokens, room.roster.counters.steps, room.roster.counters.accepted_tokens
+    assert told[True][0] == told[False][0]
+    text = FakeTokenizer().text(told[True][0][0])
+    assert text[0] in "ab"
+    assert text[1:12] == " abcd hi lk"
+    assert text[13:] == "mn mn mn"
+    assert told[True][2] > 5
+    assert told[True][1] < told[False][1] / 2
+
+
+@pytest.mark.parametrize("speculates", [False, True])
+def test_a_grammar_that_breaks_down_ends_its_own_request_only(speculates: bool) -> None:
+    compiler = GrammarCompiler(FakeTokenizer(), 40)
+    room = Room(speculates=speculates)
+    room.arrive("plain")
+    poor = room.arrive("poor", grammar=compiler.compile("start: /[a-h]{9}/"), n=2, tokens=30)
+    good = room.arrive("good", grammar=compiler.compile("start: /[a-h]{9}/"), tokens=30)
+    room.run(3)
+    poor.choices[0].grammar._matcher.consume_token(17)  # as no token of a text would
+    poor.choices[0].grammar._matcher.consume_token(EOS)
+    room.run()
+    assert room.end("plain").usage.completion_tokens == 6
+    assert isinstance(room.events["poor"][-1], FarthingError)
+    assert room.end("good")
+    assert good.is_ended
+    assert len(FakeTokenizer().text(room.tokens("good"))) == 9
+    assert room.roster.pool.free == room.roster.pool.blocks
+
+
+def test_nothing_is_asked_of_grammars_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("masks", "forced", "allowed", "accept"):
+        monkeypatch.setattr(f"farthing.llm.grammar._State.{name}", None)
+    room = Room(speculates=True)
+    room.arrive("a", tokens=30)
+    room.run()
+    assert room.end("a").usage.completion_tokens == 30
+
+
+def test_a_control_token_is_text_where_it_is_to_be_shown() -> None:
+    grammar = GrammarCompiler(FakeTokenizer(), 40).compile('start: <[1]> "ab"')
+    texts = []
+    for shown in (frozenset({1}), frozenset()):
+        room = Room()
+        room.arrive("a", tokens=9, grammar=grammar, shown_special_ids=shown)
+        room.run()
+        texts.append("".join(one.text for one in room.events["a"] if isinstance(one, Delta)))
+    assert texts == ["<x>ab", "ab"]

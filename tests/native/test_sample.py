@@ -47,14 +47,14 @@ def test_it_picks_what_the_oracle_picks(
         sampling.saw(token)
     banned = rng.integers(0, VOCABULARY, 2).tolist() if position % 2 else ()
     rows = [2, 0, 2]
-    picked = _native.sample(logits, [(row, sampling, position + i, banned) for i, row in enumerate(rows)])
+    picked = _native.sample(logits, [(row, sampling, position + i, banned, None) for i, row in enumerate(rows)])
     assert picked == [pick(logits[row], sampling, position + i, banned) for i, row in enumerate(rows)]
 
 
 def test_draws_follow_the_distribution() -> None:
     logits = np.log(np.array([[0.5, 0.25, 0.125, 0.125]], np.float32))
     sampling = Sampling(SamplingParameters(), seed=7, choice=0, prompt_ids=())
-    picked = _native.sample(logits, [(0, sampling, position, ()) for position in range(20_000)])
+    picked = _native.sample(logits, [(0, sampling, position, (), None) for position in range(20_000)])
     shares = np.bincount(picked, minlength=4) / len(picked)
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.125, 0.125], atol=0.01)
 
@@ -79,7 +79,7 @@ def test_rows_that_are_not_numbers_give_a_token_all_the_same() -> None:
         logits = np.full((1, 64), bad, np.float32)
         for temperature in (0.0, 1.0):
             sampling = Sampling(SamplingParameters(temperature=temperature), seed=1, choice=0, prompt_ids=())
-            (token,) = _native.sample(logits, [(0, sampling, 3, ())])
+            (token,) = _native.sample(logits, [(0, sampling, 3, (), None)])
             assert 0 <= token < 64
 
 
@@ -97,4 +97,19 @@ def test_ids_and_rows_outside_are_refused(draw: tuple[int, dict[str, Any], tuple
     for name, value in changes.items():
         setattr(sampling, name, value)
     with pytest.raises(ValueError, match=r"outside|no row"):
-        _native.sample(np.zeros((1, 64), np.float32), [(row, sampling, 0, banned)])
+        _native.sample(np.zeros((1, 64), np.float32), [(row, sampling, 0, banned, None)])
+
+
+@pytest.mark.parametrize("mask", [np.zeros(1, np.uint32), np.zeros((1, 2), np.uint32), b"abcdefgh", 3])
+def test_a_mask_that_is_none_is_refused(mask: Any) -> None:
+    sampling = Sampling(SamplingParameters(), seed=1, choice=0, prompt_ids=(), is_constrained=True)
+    with pytest.raises((ValueError, RuntimeError, TypeError)):
+        _native.sample(np.zeros((1, 64), np.float32), [(0, sampling, 0, (), mask)])
+
+
+def test_a_mask_of_nothing_gives_a_token_all_the_same() -> None:
+    for temperature in (0.0, 1.0):
+        p = SamplingParameters(temperature=temperature)
+        sampling = Sampling(p, seed=1, choice=0, prompt_ids=(), is_constrained=True)
+        (token,) = _native.sample(np.zeros((1, 70), np.float32), [(0, sampling, 0, (), np.zeros(3, np.uint32))])
+        assert 0 <= token < 70

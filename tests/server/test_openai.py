@@ -652,7 +652,8 @@ VALUES = st.recursive(
 NAMES = st.sampled_from(
     ["model", "messages", "prompt", "max_tokens", "temperature", "top_p", "n", "stop", "stream", "stream_options", "seed",
      "logit_bias", "logprobs", "top_logprobs", "echo", "min_tokens", "stop_token_ids", "top_k", "min_p", "priority",
-     "repetition_penalty", "presence_penalty", "text_input", "parameters", "tokens", "continue_final_message"]
+     "repetition_penalty", "presence_penalty", "text_input", "parameters", "tokens", "continue_final_message", "response_format", "structured_outputs", "tools", "tool_choice", "parallel_tool_calls",
+     "functions", "function_call"]
 )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from jinja2.filters import do_batch, do_center, do_format, do_indent, do_slice
 from jinja2.parser import Parser
 
 from farthing.llm.tokenizer import Tokenizer
+from farthing.llm.tool_styles import ToolStyle, style_of
 from farthing.types.errors import FarthingError, InvalidInput, LoadFailed, TooLarge
 
 SOURCE_CHARACTERS_MAX: Final = 1 << 20
@@ -53,6 +54,8 @@ class ChatTemplate:
             raise LoadFailed(f"the chat template has {len(source)} characters; {SOURCE_CHARACTERS_MAX} are allowed")
         self.source: Final = source
         self._tokenizer = tokenizer
+        self.tool_style: Final[ToolStyle | None] = style_of(source)
+        """How it teaches to call tools; None: not at all, or not in a way known here (`tool_prompt` helps)."""
         try:
             self._code = _Sandbox(_Budget()).compile(source)
         except Exception as error:  # TemplateError; or RecursionError and its like for a hostile one

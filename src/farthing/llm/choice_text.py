@@ -30,11 +30,11 @@ class ChoiceText:
         self._shown = 0  # characters shown
         self._unshown: deque[tuple[int, int, int, TokenLogprob | None]] = deque()  # (start, end, id, logprob)
 
-    def add(self, token: int, wording: Wording | None, *, may_stop: bool, is_last: bool) -> Delta | None:
-        """The next token, and what can be shown now. `is_last`: no more will come, for the tokens have run out."""
+    def add(self, token: int, wording: Wording | None, *, may_stop: bool, end: FinishReason | None) -> Delta | None:
+        """The next token, and what can be shown now. `end`: why no more will come, unless a stop string is found."""
         detokenizer = self._detokenizer
         text = detokenizer.add(token)
-        if is_last:
+        if end is not None:
             text += detokenizer.end()
         start = self._written
         self._written += len(text)
@@ -43,7 +43,7 @@ class ChoiceText:
         shown, found = text, None
         if self._stops is not None:
             shown, found = self._stops.add(text, may_stop=may_stop)
-            if is_last and found is None:
+            if end is not None and found is None:
                 shown += self._stops.end()
         if not self._unshown and not is_inside and found is None and len(shown) == len(text):
             self._shown = self._written
@@ -52,13 +52,13 @@ class ChoiceText:
                 text=shown,
                 token_ids=(token,),
                 logprobs=() if logprob is None else (logprob,),
-                finish=FinishReason.LENGTH if is_last else None,
+                finish=end,
             )
         self._unshown.append((start, self._written + (1 if is_inside else 0), token, logprob))
         if found is not None:
             return self._end(shown, FinishReason.STOP, found)
-        if is_last:
-            return self._end(shown, FinishReason.LENGTH, None)
+        if end is not None:
+            return self._end(shown, end, None)
         return self._show(shown)
 
     def stop_at(self, token: int, wording: Wording | None, *, is_named: bool) -> Delta:

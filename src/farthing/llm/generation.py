@@ -3,7 +3,7 @@
 State only; `stepper` owns and changes it, `scheduler` reads the part it decides by.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from farthing.llm.scheduler import Progress
 from farthing.llm.speculation import Drafter
 from farthing.types.errors import FarthingError
 from farthing.types.generation import GenerateRequest, GenerationEvent, TokenLogprob
+from farthing.types.grammar import GrammarState
 
 OnEvent = Callable[[GenerationEvent | FarthingError], None]
 
@@ -21,9 +22,9 @@ class RequestState:
     """One request: its choices that have not ended, and its times."""
 
     __slots__ = (
-        "admitted_ns", "arrival_ns", "cached_tokens", "choices", "completion_tokens", "is_ended", "is_prompt_done",
-        "on_event", "prompt_done_ns", "prompt_logprobs", "prompt_tokens", "request", "root", "seed", "stop_ids",
-        "tokens_max", "unforked",
+        "admitted_ns", "arrival_ns", "cached_tokens", "choices", "completion_tokens", "eos_ids", "is_ended",
+        "is_prompt_done", "on_event", "prompt_done_ns", "prompt_logprobs", "prompt_tokens", "request", "root", "seed",
+        "stop_ids", "tokens_max", "unforked",
     )  # fmt: skip
 
     def __init__(
@@ -34,6 +35,7 @@ class RequestState:
         arrival_ns: int,
         seed: int,
         stop_ids: frozenset[int],
+        eos_ids: frozenset[int],
         tokens_max: int,
         root: bytes,
     ) -> None:
@@ -43,6 +45,8 @@ class RequestState:
         self.seed = seed
         self.stop_ids = stop_ids
         """Tokens that end a choice."""
+        self.eos_ids = eos_ids
+        """The model's own ends of text, whether or not they end a choice."""
         self.tokens_max = tokens_max
         """What the request asked for, as far as context and pool reach."""
         self.root = root
@@ -65,8 +69,8 @@ class Generation(Progress):
     """One choice of a request."""
 
     __slots__ = (
-        "drafter", "ids", "index", "is_ended", "is_running", "keys", "last_ns", "named", "sampling", "state", "table",
-        "text",
+        "drafter", "grammar", "ids", "index", "is_ended", "is_running", "keys", "last_ns", "named", "sampling", "state",
+        "table", "text",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +82,7 @@ class Generation(Progress):
         text: ChoiceText,
         sampling: Sampling,
         drafter: Drafter | None,
+        grammar: GrammarState | None = None,
     ) -> None:
         request = state.request
         super().__init__(
@@ -96,6 +101,8 @@ class Generation(Progress):
         self.sampling = sampling
         self.drafter = drafter
         """None: its tokens depend on those before in ways that a draft would not see (penalties)."""
+        self.grammar = grammar
+        """How far it has come in what it must look like; preemption does not touch it, as it does not touch `ids`."""
         self.keys: list[bytes] = []
         """Names of its full blocks, as far as they were needed."""
         self.named = 0
@@ -121,3 +128,13 @@ class Generation(Progress):
     def generated(self) -> int:
         """Tokens of its output so far."""
         return self.known - self.state.prompt_tokens
+
+    def banned(self) -> Sequence[int]:
+        """Tokens that may not come yet."""
+        tokens_min = self.state.request.ends.tokens_min
+        return sorted(self.state.stop_ids) if tokens_min and self.generated < tokens_min else ()
+
+    def unwanted(self) -> Sequence[int]:
+        """Tokens that may come only when its grammar allows nothing else."""
+        eos_ids = self.state.eos_ids
+        return sorted({*self.banned(), *eos_ids}) if self.state.request.ends.ignores_eos else self.banned()

@@ -41,6 +41,8 @@ class Draw(NamedTuple):
     """Of the new token in the whole sequence."""
     banned: Sequence[int]
     """Tokens that may not come yet."""
+    mask: np.ndarray | None = None
+    """A bit for each token, lowest first: only those set may come. The sampling `is_constrained`."""
 
 
 class Picked(NamedTuple):
@@ -71,7 +73,7 @@ def pick_all(logits: np.ndarray, draws: Sequence[Draw]) -> Picked:
         likeliest = logits.argmax(axis=1)
         tokens = (likeliest if rows == list(range(len(logits))) else likeliest[rows]).tolist()
     elif is_plain or native is None:
-        tokens = [pick(logits[row], sampling, at, banned) for row, sampling, at, banned in draws]
+        tokens = [pick(logits[row], sampling, at, banned, mask) for row, sampling, at, banned, mask in draws]
     else:
         tokens = _sample(native, logits, draws)
     if len(draws) <= FEW:

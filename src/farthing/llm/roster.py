@@ -81,6 +81,7 @@ class Roster:
             arrival_ns=request.arrival_ns or now_ns,
             seed=secrets.randbits(64) if seed is None else seed,
             stop_ids=stop_ids,
+            eos_ids=self._tokenizer.eos_ids,
             tokens_max=tokens_max,
             root=self.pool.root(request.tenant, request.cache_salt),
         )
@@ -100,8 +101,17 @@ class Roster:
         tokenizer = self._tokenizer
         self._numbers += 1
         skipped: frozenset[int] = tokenizer.special_ids if request.skips_special_tokens else frozenset()
+        if request.shown_special_ids:
+            skipped -= request.shown_special_ids
+        grammar = None if request.grammar is None else request.grammar.start()
         stops = StopStrings(ends.stop, includes=ends.includes_stop_text) if ends.stop else None
-        sampling = Sampling(request.sampling, seed=state.seed, choice=index, prompt_ids=request.prompt_ids)
+        sampling = Sampling(
+            request.sampling,
+            seed=state.seed,
+            choice=index,
+            prompt_ids=request.prompt_ids,
+            is_constrained=grammar is not None,
+        )
         return Generation(
             state,
             index=index,
@@ -109,6 +119,7 @@ class Roster:
             text=ChoiceText(index, Detokenizer(self._bytes_of, skipped), stops),
             sampling=sampling,
             drafter=Drafter() if self._speculates and not sampling.has_penalties else None,
+            grammar=grammar,
         )
 
     # -- turns -------------------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Which token comes next? Plain numpy: the fallback, and the oracle that the native sampler is held against.
 
-A row of logits is changed in this order: bias (and ids that may not come yet), repetition penalty, presence and
+A row of logits is changed in this order: bias (and ids that may not come), repetition penalty, presence and
 frequency penalties; then temperature, top_k, top_p, min_p, and a draw by inverse CDF over the tokens in descending
 probability, equal ones by lower id. The random number belongs to (seed, choice, position of the new token in the whole
 sequence), so a token depends on nothing but its own row. Log-probabilities are of the row as the model gave it.
@@ -40,7 +40,16 @@ class Sampling:
         "top_p",
     )  # fmt: skip
 
-    def __init__(self, parameters: SamplingParameters, *, seed: int, choice: int, prompt_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        parameters: SamplingParameters,
+        *,
+        seed: int,
+        choice: int,
+        prompt_ids: Sequence[int],
+        is_constrained: bool = False,
+    ) -> None:
+        """`is_constrained`: each draw comes with a mask of the tokens that may come."""
         self.seed = seed
         self.choice = choice
         self.temperature = parameters.temperature
@@ -58,7 +67,7 @@ class Sampling:
         self.has_penalties = (
             self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
         )
-        self.is_plain = self.is_greedy and not self.has_penalties and not bias
+        self.is_plain = self.is_greedy and not self.has_penalties and not bias and not is_constrained
         """The likeliest token as it stands."""
         self.prompt_ids = np.unique(np.asarray(prompt_ids, np.int64)) if self.repetition_penalty != 1.0 else _NONE
         self.counts: dict[int, int] = {}
@@ -70,23 +79,29 @@ class Sampling:
             self.counts[token] = self.counts.get(token, 0) + 1
 
 
-def pick(row: np.ndarray, sampling: Sampling, position: int, banned: Sequence[int] = ()) -> int:
-    """The token that comes at `position`, after a row of float32 logits."""
+def pick(
+    row: np.ndarray, sampling: Sampling, position: int, banned: Sequence[int] = (), mask: np.ndarray | None = None
+) -> int:
+    """The token that comes at `position`, after a row of float32 logits. Only what `mask` has a bit for may come."""
     if sampling.is_plain and not banned:
         return int(row.argmax())
-    values = adjusted(row, sampling, banned)
+    values = adjusted(row, sampling, banned, mask)
     if sampling.is_greedy:
         return int(values.argmax())
     return draw(values, sampling, uniform(sampling.seed, sampling.choice, position))
 
 
-def adjusted(row: np.ndarray, sampling: Sampling, banned: Sequence[int] = ()) -> np.ndarray:
+def adjusted(
+    row: np.ndarray, sampling: Sampling, banned: Sequence[int] = (), mask: np.ndarray | None = None
+) -> np.ndarray:
     """A copy of the logits with bias and penalties, float32 at each step."""
     values = row.astype(np.float32, copy=True)
     if len(sampling.bias_ids):
         values[sampling.bias_ids] += sampling.bias_values
     if banned:
         values[list(banned)] = -np.inf
+    if mask is not None:
+        values[np.unpackbits(mask.view(np.uint8), count=len(values), bitorder="little") == 0] = -np.inf
     if not sampling.has_penalties:
         return values
     counts = sampling.counts

@@ -4,7 +4,8 @@ Text repeats itself: if its last words were there before, what followed them the
 decoding). The model verifies a draft in the step in which it would have computed one token anyway: each drafted token
 is a row more, and it stands if it is the very token that the sampler picks there. So output never depends on drafts,
 only time does. A row more costs time, measured step by step; a drafted token is worth it as long as the chance that it
-stands, times what a token costs now, is more than that. Nothing here is configured.
+stands, times what a token costs now, is more than that. Where a grammar leaves no choice, there is no need to guess.
+Nothing here is configured.
 """
 
 from bisect import bisect_left, insort
@@ -80,7 +81,7 @@ class StepTimes:
 class Drafter:
     """What one generation has said so far, and how its drafts have fared."""
 
-    __slots__ = ("_history", "_known", "_pause", "_resumes_at", "chance")
+    __slots__ = ("_history", "_is_sure", "_known", "_pause", "_resumes_at", "chance")
 
     def __init__(self) -> None:
         self.chance = CHANCE_FIRST
@@ -89,9 +90,11 @@ class Drafter:
         self._known = 0
         self._pause = PAUSE_FIRST
         self._resumes_at = 0
+        self._is_sure = False
 
     def draft(self, ids: Sequence[int], tokens_max: int, rows: int, sequences: int, times: StepTimes) -> list[int]:
         """Tokens worth verifying in a step that has `rows` rows so far and yields a token for each of `sequences`."""
+        self._is_sure = False
         known = len(ids)
         if known < self._resumes_at:
             return []
@@ -110,6 +113,11 @@ class Drafter:
             self._resumes_at = known + sequences // SEQUENCES_PER_LOOK
         return drafted
 
+    def sure(self, tokens: Sequence[int], tokens_max: int, rows: int, sequences: int, times: StepTimes) -> list[int]:
+        """The same for tokens that are known to come; how they fare says nothing about guesses."""
+        self._is_sure = True
+        return list(tokens[: worth_drafting(1.0, rows, sequences, times, min(tokens_max, DRAFT_TOKENS_MAX))])
+
     def rest(self, known: int) -> None:
         """Its drafts are not worth it: in a while it may try again."""
         if known >= self._resumes_at and self.chance < CHANCE_FIRST:
@@ -119,6 +127,8 @@ class Drafter:
 
     def fared(self, drafted: int, stood: int) -> None:
         """Of so many drafted tokens so many stood; of the others only the first is known to be wrong."""
+        if self._is_sure:
+            return
         for is_right in (1.0,) * stood + (0.0,) * (stood < drafted):
             self.chance += CHANCE_WEIGHT * (is_right - self.chance)
         if 2 * stood >= drafted:

@@ -23,7 +23,7 @@ from farthing.llm.statistics import StepShape
 from farthing.llm.wording import Vocabulary, word
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.types.errors import EngineFailed, FarthingError
-from farthing.types.generation import PromptDone
+from farthing.types.generation import FinishReason, PromptDone
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +190,8 @@ class Stepper:
             drafter = one.drafter
             if drafter is None:
                 continue
-            if drafter.chance < needed:
+            forced = one.grammar.forced() if one.grammar is not None else ()
+            if drafter.chance < needed and not forced:
                 drafter.rest(one.known)
                 continue
             state = one.state
@@ -200,7 +201,12 @@ class Stepper:
                 continue
             if generated < state.request.ends.tokens_min:
                 continue
-            draft = drafter.draft(one.ids, tokens_max, rows, sequences, self.times)
+            if forced:
+                draft = drafter.sure(forced, tokens_max, rows, sequences, self.times)
+            else:
+                draft = drafter.draft(one.ids, tokens_max, rows, sequences, self.times)
+            if draft and one.grammar is not None:
+                draft = draft[: one.grammar.allowed(draft)]
             if draft:
                 more = -(-(one.known + len(draft)) // self._block_tokens) - len(one.blocks)
                 if more > spare_blocks:
@@ -242,12 +248,19 @@ class Stepper:
                     self.roster.end_without_tokens(state, now_ns)
                     continue
             row = first_logits + count - 1 - len(draft)
+            masks = None
+            if one.grammar is not None:
+                try:
+                    masks = one.grammar.masks(draft, one.unwanted())
+                except FarthingError as error:
+                    self.roster.fail(state, error)
+                    continue
             takers.append(_Taker(one, len(draws), draft))
-            draws += [Draw(row + at, one.sampling, one.known + at, self._banned(one)) for at in range(len(draft) + 1)]
+            draws += _draws(one, row, len(draft), masks)
             if state.unforked:
                 for other in self.roster.fork(one, now_ns):
                     takers.append(_Taker(other, len(draws), ()))
-                    draws.append(Draw(row, other.sampling, other.known, self._banned(other)))
+                    draws += _draws(other, row, 0, masks)  # it stands where `one` does, in its grammar too
         if not draws:
             return
         tokens, are_finite = likeliest.pick(draws) if likeliest else self._pick(logits, takers, draws)
@@ -296,12 +309,6 @@ class Stepper:
         if not one.is_ended:
             self.roster.tables.name(one)
 
-    @staticmethod
-    def _banned(one: Generation) -> Sequence[int]:
-        """Tokens that may not come yet."""
-        tokens_min = one.state.request.ends.tokens_min
-        return sorted(one.state.stop_ids) if tokens_min and one.generated < tokens_min else ()
-
     def _accept(self, one: Generation, token: int, logits: np.ndarray, draw: Draw, now_ns: int) -> None:
         """A new token of a choice: remembered, counted, told."""
         roster = self.roster
@@ -327,9 +334,16 @@ class Stepper:
             delta = one.text.stop_at(token, wording, is_named=token in ends.stop_token_ids)
         else:
             generated = one.known - state.prompt_tokens
-            added = one.text.add(
-                token, wording, may_stop=generated >= ends.tokens_min, is_last=generated >= state.tokens_max
-            )
+            end = FinishReason.LENGTH if generated >= state.tokens_max else None
+            if one.grammar is not None:
+                try:
+                    one.grammar.accept(token)
+                except FarthingError as error:
+                    roster.fail(state, error)
+                    return
+                if one.grammar.is_complete:
+                    end = FinishReason.STOP
+            added = one.text.add(token, wording, may_stop=generated >= ends.tokens_min, end=end)
             if added is None:
                 return
             delta = added
@@ -361,3 +375,11 @@ class Stepper:
         state.prompt_done_ns = now_ns
         logprobs, state.prompt_logprobs = tuple(state.prompt_logprobs), []
         self.roster.tell(state, PromptDone(cached_tokens=state.cached_tokens, logprobs=logprobs))
+
+
+def _draws(one: Generation, row: int, drafted: int, masks: np.ndarray | None) -> list[Draw]:
+    """Its next token, and those after its draft."""
+    if masks is None:
+        banned = one.banned()
+        return [Draw(row + at, one.sampling, one.known + at, banned) for at in range(drafted + 1)]
+    return [Draw(row + at, one.sampling, one.known + at, (), masks[at]) for at in range(drafted + 1)]

@@ -11,6 +11,7 @@ from farthing.protocols.openai import Fields, Prompt, sampling, stops
 from farthing.runtime.language_model import LanguageModel
 from farthing.types.errors import InvalidField
 from farthing.types.generation import GenerateRequest, StopConditions
+from farthing.types.grammar import Grammar
 
 
 def generate_request(
@@ -22,6 +23,8 @@ def generate_request(
     tokens_max: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None = None,
+    grammar: Grammar | None = None,
+    shown_special_ids: frozenset[int] = frozenset(),
     tenant: str = "",
     arrival_ns: int = 0,
     deadline_ns: int = 0,
@@ -50,8 +53,10 @@ def generate_request(
             ignores_eos=bool(fields.ignore_eos),
             includes_stop_text=bool(fields.include_stop_str_in_output),
         ),
+        grammar=grammar,
         prompt_logprobs=prompt_logprobs,
         skips_special_tokens=fields.skip_special_tokens is not False,
+        shown_special_ids=shown_special_ids,
         tenant=tenant,
         cache_salt=fields.cache_salt or "",
         priority=fields.priority or 0,

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from farthing.config.model import ModelConfig
+from farthing.llm import tool_prompt
 from farthing.llm.statistics import DURATION_BOUNDS_S, Histogram
 from farthing.protocols.openai import SamplingDefaults
 from farthing.runtime.mailbox import Mailbox
@@ -36,6 +37,7 @@ from farthing.types.tensors import TensorSpec
 if TYPE_CHECKING:  # heavy, and a server without language models does without
     from farthing.llm.chat_template import ChatTemplate
     from farthing.llm.generator import Generator
+    from farthing.llm.grammar import GrammarCompiler
     from farthing.llm.tokenizer import Tokenizer
 
 PLATFORM: Final = "farthing_llm"
@@ -56,6 +58,7 @@ class LoadedLanguageModel:
     tokenizer: "Tokenizer"
     template: "ChatTemplate | None"
     generator: "Generator"
+    grammars: "GrammarCompiler"
     vocabulary: int
     token_characters_max: int
     """Of the longest token: what bounds a prompt before it is tokenized."""
@@ -94,6 +97,7 @@ class LanguageModel:
         self.version = str(loaded.spec.version)
         self.tokenizer = loaded.tokenizer
         self.template = loaded.template
+        self.grammars = loaded.grammars
         self.vocabulary = loaded.vocabulary
         self.token_characters_max = loaded.token_characters_max
         self.context_tokens = loaded.context_tokens
@@ -117,6 +121,7 @@ class LanguageModel:
         self,
         messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         adds_generation_prompt: bool = True,
         continues_final: bool = False,
         variables: Mapping[str, Any] = {},
@@ -127,8 +132,13 @@ class LanguageModel:
                 f"model `{self.spec.name}` has no chat template",
                 hint="use /v1/completions, or put the template into the model's tokenizer_config.json",
             )
-        return self.template.encode(
-            messages, adds_generation_prompt=adds_generation_prompt, continues_final=continues_final, **variables
+        return tool_prompt.encode(
+            self.template,
+            messages,
+            tools,
+            adds_generation_prompt=adds_generation_prompt,
+            continues_final=continues_final,
+            **variables,
         )
 
     def encode(self, text: str, *, adds_special: bool = True) -> list[int]:

@@ -21,6 +21,7 @@ from farthing.engines.cores import cores_available
 from farthing.llm.chat_template import ChatTemplate
 from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
 from farthing.llm.generator import Generator
+from farthing.llm.grammar import GrammarCompiler
 from farthing.llm.runners.runner import BLOCK_TOKENS, Runner, Step, StepSequence
 from farthing.llm.spec import DecoderSpec, tensor_shapes
 from farthing.protocols.openai import SamplingDefaults
@@ -79,6 +80,7 @@ def load_language_model(
         tokenizer=tokenizer,
         template=template,
         generator=generator,
+        grammars=GrammarCompiler(tokenizer, decoder.vocabulary),
         vocabulary=decoder.vocabulary,
         token_characters_max=tokenizer.token_characters_max,
         context_tokens=context,

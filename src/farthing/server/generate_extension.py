@@ -5,6 +5,7 @@ from functools import partial
 
 from farthing.protocols.kserve.generate import GenerateChunks, GenerateFields, generate_json, parse_generate
 from farthing.protocols.openai import Choice
+from farthing.runtime.constrain import grammar_of
 from farthing.runtime.generate import generate_request, prompt_tokens
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.runtime import Runtime
@@ -45,7 +46,12 @@ class GenerateExtension:
 
         model = self._find(name, version)
         return prepare(
-            exchange, parse=parse_generate, find=lambda _: model, encode=partial(_request, exchange), begin=begin
+            exchange,
+            parse=parse_generate,
+            find=lambda _: model,
+            is_slow=lambda asked: asked.needs_grammar,
+            encode=partial(_request, exchange),
+            begin=begin,
         )
 
     def streamed(self, exchange: Exchange, name: str, version: str = "") -> Awaitable[None] | None:
@@ -57,7 +63,12 @@ class GenerateExtension:
 
         model = self._find(name, version)
         return prepare(
-            exchange, parse=parse_generate, find=lambda _: model, encode=partial(_request, exchange), begin=begin
+            exchange,
+            parse=parse_generate,
+            find=lambda _: model,
+            is_slow=lambda asked: asked.needs_grammar,
+            encode=partial(_request, exchange),
+            begin=begin,
         )
 
     def _find(self, name: str, version: str) -> LanguageModel:
@@ -75,6 +86,7 @@ def _request(exchange: Exchange, asked: GenerateFields, model: LanguageModel) ->
         id=asked.id or exchange.request_id,
         tokens_max=asked.tokens_max,
         logprobs=asked.logprobs,
+        grammar=grammar_of(model, asked.form),
         tenant=exchange.tenant,
         arrival_ns=exchange.received_ns,
         deadline_ns=deadline_ns(exchange),

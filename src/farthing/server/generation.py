@@ -16,6 +16,7 @@ from farthing.runtime.language_model import Event, LanguageModel
 from farthing.server.exchange import Exchange
 from farthing.types.errors import FarthingError
 from farthing.types.generation import Delta, Finished, GenerateRequest, PromptDone, TokenLogprob, Usage
+from farthing.types.tools import CallReader
 
 HEAD_AFTER_S: Final = 5.0
 """A stream's head waits so long for the first event: until then an error still gets its own status."""
@@ -110,12 +111,16 @@ class WholeAnswer(Answer):
         exchange: Exchange,
         requests: Sequence[GenerateRequest],
         encode: Callable[[Sequence[Choice], Sequence[Usage], Sequence[Logprobs]], bytes],
+        *,
+        new_reader: Callable[[], CallReader] | None = None,
     ) -> None:
-        """`encode` gets all choices, the usage of each prompt, and the logprobs of each prompt."""
+        """`encode` gets all choices, the usage of each prompt, and the logprobs of each prompt. `new_reader`: one for
+        each choice, where tools may be called."""
         super().__init__(exchange, requests)
         self._encode = encode
         self._n = requests[0].n
-        self._choices = [Choice() for _ in range(self._n * len(requests))]
+        choices = self._n * len(requests)
+        self._choices = [Choice(None if new_reader is None else new_reader()) for _ in range(choices)]
         self._prompts: list[Logprobs] = [()] * len(requests)
 
     def on_prompt(self, number: int, event: PromptDone) -> None:

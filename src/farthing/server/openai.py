@@ -7,8 +7,10 @@ meant, and what is done with what it says.
 import time
 from collections.abc import Awaitable, Sequence
 from functools import partial
+from typing import NamedTuple
 
 from farthing.protocols.openai import (
+    Calling,
     ChatBody,
     ChatChunks,
     Choice,
@@ -31,6 +33,7 @@ from farthing.protocols.openai import (
     tokenize_json,
 )
 from farthing.protocols.openai.tokens import DetokenizeBody, TokenizeBody
+from farthing.runtime.constrain import call_mark_ids, call_reader, grammar_of, template_tools
 from farthing.runtime.generate import check_characters, generate_request, prompt_tokens
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.runtime import Runtime
@@ -42,6 +45,7 @@ from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import InvalidField, ModelNotFound, NotFound, Unavailable
 from farthing.types.generation import GenerateRequest, PromptDone, Usage
+from farthing.types.tools import ToolUse
 
 
 class OpenAi:
@@ -106,6 +110,7 @@ class OpenAi:
             exchange,
             parse=parse_chat,
             find=lambda asked: self._find(asked.model),
+            is_slow=lambda asked: asked.needs_grammar,
             encode=partial(_chat_request, exchange),
             begin=partial(_begin_chat, exchange),
         )
@@ -116,6 +121,7 @@ class OpenAi:
             exchange,
             parse=parse_completion,
             find=lambda asked: self._find(asked.body.model),
+            is_slow=lambda asked: asked.body.needs_grammar,
             encode=partial(_completion_requests, exchange),
             begin=partial(_begin_completions, exchange),
         )
@@ -143,40 +149,59 @@ class OpenAi:
         )
 
 
-def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> GenerateRequest:
+class _Chat(NamedTuple):
+    """A request, and what its model may call."""
+
+    request: GenerateRequest
+    use: ToolUse | None
+
+
+def _chat_request(exchange: Exchange, asked: ChatBody, model: LanguageModel) -> _Chat:
     messages = template_messages(asked.messages)
     check_characters(model, sum(len(message["content"]) for message in messages), "messages")
+    use = asked.tool_use
     ids = model.encode_chat(
         messages,
+        tools=template_tools(use),
         adds_generation_prompt=asked.add_generation_prompt is not False,
         continues_final=bool(asked.continue_final_message),
         variables=asked.chat_template_kwargs or {},
     )
-    return generate_request(
+    request = generate_request(
         model,
         ids,
         asked,
         id=f"chatcmpl-{exchange.request_id}",
         tokens_max=asked.tokens_max,
         logprobs=asked.logprobs_top,
+        grammar=grammar_of(model, asked.form, use),
+        shown_special_ids=call_mark_ids(model) if use is not None else frozenset(),
         tenant=exchange.tenant,
         arrival_ns=exchange.received_ns,
         deadline_ns=deadline_ns(exchange),
     )
+    return _Chat(request, use)
 
 
-def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, request: GenerateRequest) -> None:
+def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, chat: _Chat) -> None:
+    request, use = chat
     heading = _heading(request.id, asked.model, model)
     has_logprobs = request.sampling.logprobs is not None
+    calls: Calling | None = None
+    if use is not None:
+        new_reader = partial(call_reader, model, use)
+        calls = Calling(new_reader=new_reader, is_named=use.is_named, is_old=asked.functions is not None)
     if not asked.stream:
 
         def answer(choices: Sequence[Choice], usages: Sequence[Usage], _: Sequence[Logprobs]) -> bytes:
-            return chat_completion(heading, choices, usages[0], has_logprobs=has_logprobs)
+            return chat_completion(heading, choices, usages[0], has_logprobs=has_logprobs, calls=calls)
 
-        WholeAnswer(exchange, [request], answer).start(model)
+        WholeAnswer(exchange, [request], answer, new_reader=None if calls is None else calls.new_reader).start(model)
         return
     has_usage, counts_always = _usage_wanted(asked)
-    chunks = ChatChunks(heading, has_usage=has_usage, counts_always=counts_always, has_logprobs=has_logprobs)
+    chunks = ChatChunks(
+        heading, has_usage=has_usage, counts_always=counts_always, has_logprobs=has_logprobs, calls=calls
+    )
 
     def roles(number: int, event: PromptDone) -> bytes:
         return b"".join(chunks.begin(index) for index in range(request.n))
@@ -187,6 +212,7 @@ def _begin_chat(exchange: Exchange, asked: ChatBody, model: LanguageModel, reque
 def _completion_requests(exchange: Exchange, asked: CompletionRequest, model: LanguageModel) -> list[GenerateRequest]:
     body = asked.body
     requests: list[GenerateRequest] = []
+    grammar = grammar_of(model, body.form)
     for number, prompt in enumerate(asked.prompts):
         field = "prompt" if len(asked.prompts) == 1 else f"prompt.{number}"
         request = generate_request(
@@ -197,6 +223,7 @@ def _completion_requests(exchange: Exchange, asked: CompletionRequest, model: La
             tokens_max=body.tokens_max,
             logprobs=body.logprobs,
             prompt_logprobs=body.logprobs if body.echo else None,
+            grammar=grammar,
             tenant=exchange.tenant,
             arrival_ns=exchange.received_ns,
             deadline_ns=deadline_ns(exchange),
@@ -238,7 +265,11 @@ def _tokenized(asked: TokenizeBody, model: LanguageModel) -> bytes:
         ids = model.encode(asked.prompt, adds_special=asked.add_special_tokens is not False)
     else:
         messages = template_messages(asked.messages or ())
-        ids = model.encode_chat(messages, adds_generation_prompt=asked.add_generation_prompt is not False)
+        ids = model.encode_chat(
+            messages,
+            tools=template_tools(asked.tool_use),
+            adds_generation_prompt=asked.add_generation_prompt is not False,
+        )
     texts = [model.decode([token]) for token in ids] if asked.return_token_strs else None
     return tokenize_json(ids, model.context_tokens, texts)
 

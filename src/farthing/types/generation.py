@@ -9,6 +9,8 @@ from typing import Final
 
 import msgspec
 
+from farthing.types.grammar import Grammar
+
 TOP_LOGPROBS_MAX: Final = 20
 """Alternatives a token that a client may ask for (OpenAI's bound)."""
 
@@ -57,9 +59,13 @@ class GenerateRequest(msgspec.Struct, frozen=True, kw_only=True):
     n: int = 1
     sampling: SamplingParameters
     ends: StopConditions
+    grammar: Grammar | None = None
+    """What each choice must look like."""
     prompt_logprobs: int | None = None
     """As `SamplingParameters.logprobs`, for the prompt (`echo` with `logprobs`)."""
     skips_special_tokens: bool = True
+    shown_special_ids: frozenset[int] = frozenset()
+    """Special tokens that are text all the same: a model's mark of a tool call."""
     tenant: str = ""
     cache_salt: str = ""
     """Prefixes are shared only within equal (tenant, salt)."""

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from farthing.protocols import sse
 from farthing.protocols.openai import (
+    Calling,
     ChatChunks,
     Choice,
     CompletionChunks,
@@ -20,6 +21,7 @@ from farthing.protocols.openai import (
 from farthing.protocols.openai.logprobs import completion_logprobs
 from farthing.types import errors
 from farthing.types.generation import Delta, FinishReason, TokenLogprob, Usage
+from farthing.types.tools import Said, ToolCall
 
 HEADING = Heading(id="chatcmpl-1", created=7, model="org/name", fingerprint="fp_1")
 USAGE = Usage(prompt_tokens=5, completion_tokens=3, cached_tokens=4)
@@ -133,3 +135,59 @@ def test_e_01_an_error_is_an_object_of_four_keys() -> None:
         assert (said["type"], said["param"], said["code"]) == (kind, param, code)
         assert said["message"]
         assert "secret" not in said["message"]
+
+
+class Shouting:
+    """A reader to whom capital letters are calls, and which holds back every `?`."""
+
+    def __init__(self) -> None:
+        self.held = ""
+
+    def add(self, text: str) -> Said:
+        shown = "".join(one for one in text if not one.isupper() and one != "?")
+        self.held += "?" * text.count("?")
+        calls = [ToolCall(id=f"id-{one}", name=one, arguments='{"a":"é"}') for one in text if one.isupper()]
+        return Said(shown, calls)
+
+    def end(self) -> Said:
+        held, self.held = self.held, ""
+        return Said(held, ())
+
+
+@given(DELTAS, st.booleans(), st.booleans())
+def test_calls_in_parts_are_the_calls_as_a_whole(deltas: list[Delta], is_named: bool, is_old: bool) -> None:
+    form = Calling(new_reader=Shouting, is_named=is_named, is_old=is_old)
+    chunks = ChatChunks(HEADING, calls=form)
+    choices = [Choice(Shouting()), Choice(Shouting())]
+    stream = chunks.begin(0) + chunks.begin(1)
+    for delta in ended(deltas):
+        stream += chunks.delta(delta)
+        choices[delta.index].add(delta)
+    events = read(stream + chunks.finish([USAGE]))
+    whole = json.loads(chat_completion(HEADING, choices, USAGE, has_logprobs=False, calls=form))
+    for choice in whole["choices"]:
+        own = [event["choices"][0] for event in events if event["choices"][0]["index"] == choice["index"]]
+        message = choice["message"]
+        assert "".join(one["delta"].get("content") or "" for one in own) == (message["content"] or "")
+        assert own[-1]["delta"] == {}
+        assert own[-1]["finish_reason"] == choice["finish_reason"]
+        if is_old:
+            named = [one["delta"]["function_call"] for one in own if "function_call" in one["delta"]]
+            assert named[:1] == ([{**message["function_call"], "arguments": ""}] if named else [])
+            assert "tool_calls" not in message
+            continue
+        told: dict[int, Any] = {}
+        for one in own:
+            for part in one["delta"].get("tool_calls", ()):
+                if part["index"] not in told:
+                    assert part["index"] == len(told), "dense, in order"
+                    told[part["index"]] = part
+                else:
+                    told[part["index"]]["function"]["arguments"] += part["function"]["arguments"]
+        whole_calls = [{"index": at, **call} for at, call in enumerate(message.get("tool_calls", ()))]
+        assert list(told.values()) == whole_calls
+        if choice["index"] == 1:
+            assert choice["finish_reason"] == ("tool_calls" if told and not is_named else "stop")
+        else:
+            assert choice["finish_reason"] == "length"
+        assert (message["content"] is None) == (bool(told) and not choices[choice["index"]].text)

@@ -19,9 +19,31 @@ from farthing.protocols.openai import (
     template_messages,
 )
 from farthing.types.errors import InvalidField, InvalidInput
+from farthing.types.forms import ChoiceForm, JsonForm, LarkForm, RegexForm
 
 HELLO = [{"role": "user", "content": "hello"}]
 DEFAULTS = SamplingDefaults()
+F: Any = {"type": "function", "function": {"name": "f"}}
+ENDLESS = {"type": "object", "properties": {"next": {"$ref": "#"}}, "required": ["next"]}
+
+
+def named(name: str) -> Any:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *names: str) -> Any:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named(name) for name in names]}}
+
+
+def json_schema(schema: Any) -> Any:
+    return {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+
+
+def deep(levels: int) -> Any:
+    schema: Any = {"type": "integer"}
+    for _ in range(levels):
+        schema = {"type": "array", "items": schema}
+    return schema
 
 
 def chat(**fields: Any) -> Any:
@@ -64,7 +86,7 @@ def test_null_is_missing(parse: Any) -> None:
 # E-07, C-20: unknown and ignorable fields are accepted
 def test_unknown_fields_are_ignored() -> None:
     ignorable = {"verbosity": "low", "service_tier": "auto", "metadata": {"a": "b"}, "store": True, "user": "me"}
-    ignorable |= {"prompt_cache_key": "k", "prediction": {"type": "content"}, "parallel_tool_calls": True}
+    ignorable |= {"prompt_cache_key": "k", "prediction": {"type": "content"}}
     assert chat(**ignorable, nonsense=[1, {"deep": None}]) == chat()
     assert completion(user="me", nonsense=1) == completion()
 
@@ -83,7 +105,7 @@ def test_unknown_fields_are_ignored() -> None:
         ({"messages": [{"role": "user", "content": [{"type": "poem"}]}]}, "messages.0.content.0.type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages.0.content.0.text"),
         ({"messages": [{"role": "user", "content": [{"type": "refusal", "refusal": "no"}]}]}, "messages.0.content.0"),
-        ({"messages": [{"role": "tool", "content": "4"}]}, "messages.0"),  # C-04
+        ({"messages": [{"role": "tool", "content": "4"}]}, "messages.0.tool_call_id"),  # C-04
         ({"messages": [{"role": "user", "content": "x", "tool_calls": []}]}, "messages.0.tool_calls"),
         ({"max_tokens": 0}, "max_tokens"),  # C-06
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
@@ -114,8 +136,44 @@ def test_unknown_fields_are_ignored() -> None:
         ({"stream_options": {"include_usage": True}}, "stream_options"),  # C-14
         ({"stream": "yes"}, "stream"),
         ({"tools": []}, "tools"),  # C-15
+        ({"tools": [F, {"type": "function", "function": {"name": "a b"}}]}, "tools.1.function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "a\n"}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "x" * 65}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools.0.function.name"),
+        ({"tools": [{"type": "function"}]}, "tools.0.function"),
+        ({"tools": [{"type": "web_search"}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools.0.function.parameters"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "strict": 1}}]}, "tools.0.function.strict"),
+        ({"tools": [F, F]}, "tools.1.function.name"),
+        ({"tools": [F], "functions": [{"name": "g"}]}, "functions"),
         ({"tool_choice": "auto"}, "tool_choice"),  # C-16
+        ({"tool_choice": "always", "tools": [F]}, "tool_choice"),
+        ({"tool_choice": named("g"), "tools": [F]}, "tool_choice.function.name"),
+        ({"tool_choice": {"type": "function"}, "tools": [F]}, "tool_choice.function"),
+        ({"tool_choice": allowed("auto"), "tools": [F]}, "tool_choice.allowed_tools.tools"),
+        ({"tool_choice": allowed("none", "f"), "tools": [F]}, "tool_choice.allowed_tools.mode"),
+        ({"tool_choice": allowed("auto", "f", "g"), "tools": [F]}, "tool_choice.allowed_tools.tools.1.function.name"),
+        ({"parallel_tool_calls": "no"}, "parallel_tool_calls"),  # C-17
+        ({"functions": []}, "functions"),  # C-21
+        ({"function_call": "auto"}, "function_call"),
+        ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "function_call.name"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages.0.name"),
+        ({"messages": [{"role": "user", "content": "x", "function_call": {"name": "f"}}]}, "messages.0.function_call"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),  # C-18
+        ({"response_format": json_schema(None)}, "response_format.json_schema.schema"),
+        ({"response_format": json_schema(deep(200))}, "response_format.json_schema.schema"),  # 10.3
+        ({"response_format": json_schema({"x": "y" * 200_000})}, "response_format.json_schema.schema"),
+        ({"response_format": json_schema(ENDLESS)}, "response_format.json_schema.schema"),
+        ({"structured_outputs": {"json": "{"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"json": "[1]"}}, "structured_outputs.json"),
+        ({"structured_outputs": {"regex": ""}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"choice": []}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"choice": [1]}}, "structured_outputs.choice.0"),
+        ({"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs"),
+        (
+            {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
+            "structured_outputs",
+        ),
         ({"response_format": {"type": "poem"}}, "response_format.type"),
         ({"response_format": {}}, "response_format.type"),
         ({"reasoning_effort": "heroic"}, "reasoning_effort"),  # C-19
@@ -140,24 +198,21 @@ def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format"),
-        ({"functions": [{"name": "f"}]}, "functions"),
-        ({"function_call": "auto"}, "function_call"),
         ({"modalities": ["text", "audio"]}, "modalities"),
         ({"audio": {"voice": "x"}}, "audio"),
         ({"web_search_options": {"a": 1}}, "web_search_options"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages.0.content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages.0.content.0"),
         ({"messages": [{"role": "user", "content": [{"type": "file"}]}]}, "messages.0.content.0"),
-        ({"messages": [{"role": "function", "name": "f", "content": "x"}]}, "messages.0.role"),
         ({"bad_words": ["x"]}, "bad_words"),
         ({"allowed_token_ids": [1]}, "allowed_token_ids"),
-        ({"structured_outputs": {"json": {}}}, "structured_outputs"),
         ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"chat_template": "{{ x }}"}, "chat_template"),  # 10.17
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"),
+        ({"guided_json": {"type": "object"}}, "guided_json"),
+        ({"structured_outputs": {"structural_tag": {}}}, "structured_outputs.structural_tag"),
+        ({"structured_outputs": {"grammar": "root ::= [a-z]"}}, "structured_outputs.grammar"),
+        ({"tools": [{"type": "custom", "custom": {"name": "x"}}]}, "tools.0"),
     ],
 )
 def test_what_is_not_honoured_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
@@ -168,7 +223,136 @@ def test_what_is_not_honoured_is_refused_by_name(fields: dict[str, Any], param: 
 def test_what_asks_for_nothing_is_not_refused() -> None:
     nothing = {"bad_words": [], "structured_outputs": None, "use_beam_search": False, "prompt_logprobs": None}
     chat(**nothing, response_format={"type": "text"}, modalities=["text"], top_p=1, n=1)
-    chat(tools=[{"type": "function", "function": {"name": "f"}}], tool_choice="none")
+    assert chat(tools=[F], tool_choice="none").tool_use is None
+    assert chat(tool_choice="none", parallel_tool_calls=False).tool_use is None
+    assert chat(structured_outputs={"json": None}).form is None
+
+
+# C-15, C-16, C-17
+def test_what_may_be_called() -> None:
+    strict = {"type": "function", "function": {"name": "g", "strict": True, "parameters": {"type": "object"}}}
+    auto = chat(tools=[F, strict]).tool_use
+    assert [(tool.name, tool.is_strict, tool.field) for tool in auto.tools] == [
+        ("f", False, "tools.0.function"),
+        ("g", True, "tools.1.function"),
+    ]
+    assert (auto.callable_names, auto.is_required, auto.is_named, auto.takes_several) == (
+        {"f", "g"},
+        False,
+        False,
+        True,
+    )
+    assert auto.is_constrained
+    assert not chat(tools=[F], tool_choice="auto").tool_use.is_constrained
+    assert chat(tools=[F], parallel_tool_calls=False).tool_use.is_constrained
+    assert chat(tools=[F, strict], tool_choice="required").tool_use.is_required
+    one = chat(tools=[F, strict], tool_choice=named("g")).tool_use
+    assert (one.callable_names, one.is_required, one.is_named, len(one.tools)) == ({"g"}, True, True, 2)
+    few = chat(tools=[F, strict], tool_choice=allowed("required", "f")).tool_use
+    assert (few.callable_names, few.is_required, few.is_named) == ({"f"}, True, False)
+    for asked in (chat(tools=[F], parallel_tool_calls=False), chat(tools=[F], tool_choice="required")):
+        assert asked.needs_grammar
+    assert not chat(tools=[F]).needs_grammar
+
+
+# C-21
+def test_functions_are_tools_in_older_words() -> None:
+    old = chat(functions=[{"name": "f"}, {"name": "g"}], function_call={"name": "g"}).tool_use
+    assert (old.callable_names, old.is_named, old.takes_several) == ({"g"}, True, False)
+    assert chat(functions=[{"name": "f"}], function_call="none").tool_use is None
+    assert not chat(functions=[{"name": "f"}]).tool_use.is_required
+    told = template_messages(
+        chat(
+            messages=[
+                *HELLO,
+                {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"a": 1}'}},
+                {"role": "function", "name": "f", "content": "2"},
+            ]
+        ).messages
+    )
+    (call,) = told[1]["tool_calls"]
+    assert call["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert told[2] == {"role": "tool", "content": "2", "name": "f", "tool_call_id": call["id"]}
+
+
+# C-18, C-22
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, JsonForm(schema={"type": "object"}, field="response_format")),
+        (
+            {"response_format": json_schema({"type": "array"})},
+            JsonForm(schema={"type": "array"}, field="response_format.json_schema.schema"),
+        ),
+        (
+            {"structured_outputs": {"json": '{"type": "array"}'}},
+            JsonForm(schema={"type": "array"}, field="structured_outputs.json"),
+        ),
+        ({"structured_outputs": {"regex": "a+"}}, RegexForm(pattern="a+", field="structured_outputs.regex")),
+        (
+            {"structured_outputs": {"choice": ["a", "b"]}},
+            ChoiceForm(choices=("a", "b"), field="structured_outputs.choice"),
+        ),
+        (
+            {"structured_outputs": {"grammar": "start: X"}},
+            LarkForm(source="start: X", field="structured_outputs.grammar"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("parse", [chat, lambda **fields: completion(**fields).body])
+def test_the_form_of_an_answer(parse: Any, fields: dict[str, Any], expected: Any) -> None:
+    assert parse(**fields).form == expected
+
+
+REFERENCES = {
+    "a tree": {
+        "type": "object",
+        "properties": {"kids": {"type": "array", "items": {"$ref": "#"}}},
+        "required": ["kids"],
+    },
+    "a list": {
+        "$ref": "#/$defs/n",
+        "$defs": {
+            "n": {
+                "type": "object",
+                "properties": {"next": {"anyOf": [{"$ref": "#/$defs/n"}, {"type": "null"}]}},
+                "required": ["next"],
+            }
+        },
+    },
+    "not required": {"type": "object", "properties": {"next": {"$ref": "#"}}},
+    "a long chain": {
+        "$ref": "#/$defs/a0",
+        "$defs": {**{f"a{n}": {"$ref": f"#/$defs/a{n + 1}"} for n in range(500)}, "a500": {"type": "integer"}},
+    },
+    "any type": {"properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+    "a strange pointer": {"$ref": "#/$defs/a~1b", "$defs": {"a/b": {"const": 3}}},
+}
+NO_END = {
+    "an object in itself": ENDLESS,
+    "two in each other": {
+        "$ref": "#/$defs/a",
+        "$defs": {
+            "a": {"type": "object", "properties": {"b": {"$ref": "#/$defs/b"}}, "required": ["b"]},
+            "b": {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1},
+        },
+    },
+    "whatever one takes": {"anyOf": [{"$ref": "#"}, {"allOf": [{"type": "string"}, {"$ref": "#"}]}]},
+    "what is not described": {"type": "object", "additionalProperties": {"$ref": "#"}, "required": ["x"]},
+}
+
+
+@pytest.mark.parametrize("schema", REFERENCES.values(), ids=REFERENCES.keys())
+def test_a_schema_that_refers_to_itself_may_have_an_end(schema: Any) -> None:
+    assert chat(response_format=json_schema(schema)).form.schema == schema
+
+
+@pytest.mark.parametrize("schema", NO_END.values(), ids=NO_END.keys())
+def test_a_schema_without_an_end_is_refused(schema: Any) -> None:
+    error = refused(chat, response_format=json_schema(schema))
+    assert error.field == "response_format.json_schema.schema"
+    assert "finite" in error.message
 
 
 # C-06

@@ -8,8 +8,10 @@ from typing import Any
 
 import msgspec
 
+from farthing.protocols.openai.calls import Calling
 from farthing.protocols.openai.logprobs import chat_logprobs, completion_logprobs
 from farthing.types.generation import Delta, FinishReason, TokenLogprob, Usage
+from farthing.types.tools import CallReader, Said, ToolCall
 
 Json = dict[str, Any]
 
@@ -30,23 +32,34 @@ class Heading(msgspec.Struct, frozen=True, kw_only=True):
 class Choice:
     """One choice as it grows."""
 
-    __slots__ = ("finish", "logprobs", "stop_reason", "texts")
+    __slots__ = ("calls", "finish", "logprobs", "reader", "stop_reason", "texts")
 
-    def __init__(self) -> None:
+    def __init__(self, reader: CallReader | None = None) -> None:
+        """`reader` tells calls from text, where tools may be called."""
+        self.reader = reader
         self.texts: list[str] = []
+        self.calls: list[ToolCall] = []
         self.logprobs: list[TokenLogprob] = []
         self.finish: FinishReason | None = None
         self.stop_reason: str | int | None = None
 
     def add(self, delta: Delta) -> None:
         """Appends what the choice gained."""
-        if delta.text:
+        if self.reader is not None:
+            self._hear(self.reader.add(delta.text))
+            if delta.finish is not None:
+                self._hear(self.reader.end())
+        elif delta.text:
             self.texts.append(delta.text)
         if delta.logprobs:
             self.logprobs += delta.logprobs
         if delta.finish is not None:
             self.finish = delta.finish
             self.stop_reason = delta.stop_reason
+
+    def _hear(self, said: Said) -> None:
+        self.texts.append(said.text)
+        self.calls += said.calls
 
     @property
     def text(self) -> str:
@@ -73,7 +86,9 @@ def sum_usage(usages: Sequence[Usage]) -> Usage:
     )
 
 
-def chat_completion(heading: Heading, choices: Sequence[Choice], usage: Usage, *, has_logprobs: bool) -> bytes:
+def chat_completion(
+    heading: Heading, choices: Sequence[Choice], usage: Usage, *, has_logprobs: bool, calls: Calling | None = None
+) -> bytes:
     """The body of `POST /v1/chat/completions`."""
     return _answer(
         heading,
@@ -81,9 +96,11 @@ def chat_completion(heading: Heading, choices: Sequence[Choice], usage: Usage, *
         [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": calls.message(choice.text, choice.calls)
+                if calls is not None
+                else {"role": "assistant", "content": choice.text, "refusal": None},
                 "logprobs": chat_logprobs(choice.logprobs) if has_logprobs else None,
-                "finish_reason": choice.finish,
+                "finish_reason": choice.finish if calls is None else calls.finish(choice.finish, len(choice.calls)),
                 "stop_reason": choice.stop_reason,
             }
             for index, choice in enumerate(choices)

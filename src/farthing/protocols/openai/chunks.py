@@ -11,10 +11,12 @@ import msgspec
 
 from farthing.protocols import sse
 from farthing.protocols.openai.answers import Heading, sum_usage, usage_object
+from farthing.protocols.openai.calls import Calling
 from farthing.protocols.openai.errors import error_object
 from farthing.protocols.openai.logprobs import chat_logprobs, completion_logprobs
 from farthing.types.errors import FarthingError
 from farthing.types.generation import Delta, TokenLogprob, Usage
+from farthing.types.tools import CallReader, Said
 
 _encode = msgspec.json.Encoder().encode
 
@@ -77,6 +79,20 @@ class ChatChunks(Chunks):
 
     kind = "chat.completion.chunk"
 
+    def __init__(
+        self,
+        heading: Heading,
+        *,
+        has_usage: bool = False,
+        counts_always: bool = False,
+        has_logprobs: bool = False,
+        calls: Calling | None = None,
+    ) -> None:
+        """`calls`: where tools may be called, how that is told."""
+        super().__init__(heading, has_usage=has_usage, counts_always=counts_always, has_logprobs=has_logprobs)
+        self._calls = calls
+        self._readers: dict[int, _Listener] = {}
+
     def begin(self, index: int) -> bytes:
         """The first chunk of a choice: whose turn it is."""
         return self._chunk(
@@ -87,19 +103,52 @@ class ChatChunks(Chunks):
         """What a choice gained: a chunk of text if there is any, and the last chunk if it ended."""
         self._completion_tokens += len(delta.token_ids)
         index = offset + delta.index
+        text, called = delta.text, b""
+        finish: str | None = delta.finish
+        if self._calls is not None:
+            text, finish, called = self._listen(self._calls, index, delta)
         written = b""
-        if delta.text or delta.logprobs:
+        if text or delta.logprobs:
             logprobs = _encode(chat_logprobs(delta.logprobs)) if self._has_logprobs else b"null"
             written = self._chunk(
                 b'{"index":%d,"delta":{"content":%b},"logprobs":%b,"finish_reason":null}'
-                % (index, _encode(delta.text), logprobs)
+                % (index, _encode(text), logprobs)
             )
-        if delta.finish is not None:
+        written += called
+        if finish is not None:
             written += self._chunk(
                 b'{"index":%d,"delta":{},"logprobs":null,"finish_reason":%b,"stop_reason":%b}'
-                % (index, _encode(delta.finish), _encode(delta.stop_reason))
+                % (index, _encode(finish), _encode(delta.stop_reason))
             )
         return written
+
+    def _listen(self, form: Calling, index: int, delta: Delta) -> tuple[str, str | None, bytes]:
+        """Text that is none of a call's, the finish reason, and chunks with calls."""
+        heard = self._readers.get(index)
+        if heard is None:
+            heard = self._readers[index] = _Listener(form.new_reader())
+        text, called = "", b""
+        for said in heard.hear(delta):
+            text += said.text
+            for call in said.calls:
+                for part in form.deltas(call, heard.calls):
+                    called += self._chunk(
+                        b'{"index":%d,"delta":%b,"logprobs":null,"finish_reason":null}' % (index, _encode(part))
+                    )
+                heard.calls += 1
+        return text, form.finish(delta.finish, heard.calls), called
+
+
+class _Listener:
+    """One choice's reader, and the calls it has told."""
+
+    def __init__(self, reader: CallReader) -> None:
+        self.calls = 0
+        self._reader = reader
+
+    def hear(self, delta: Delta) -> list[Said]:
+        said = [self._reader.add(delta.text)]
+        return said if delta.finish is None else [*said, self._reader.end()]
 
 
 class CompletionChunks(Chunks):

@@ -23,7 +23,7 @@ PROMPTS_MAX: Final = 256
 TOTAL_CHOICES_MAX: Final = 1024
 """Prompts times `n`."""
 
-_UNSUPPORTED: Final = ("suffix", "response_format")
+_UNSUPPORTED: Final = ("suffix",)
 
 Prompt = str | tuple[int, ...]
 
@@ -37,7 +37,6 @@ class CompletionBody(Fields, frozen=True, kw_only=True):
     best_of: Annotated[int, Meta(ge=1)] | None = None
     add_special_tokens: bool | None = None  # X
     suffix: Any = None
-    response_format: Any = None
 
     @property
     def tokens_max(self) -> int:

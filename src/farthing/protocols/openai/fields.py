@@ -11,7 +11,9 @@ import msgspec
 from msgspec import Meta
 
 from farthing.protocols.openai.errors import unsupported
+from farthing.protocols.openai.forms import ResponseFormat, StructuredOutputs, form_of
 from farthing.types.errors import InvalidField
+from farthing.types.forms import Form
 from farthing.types.generation import SamplingParameters
 
 CHOICES_MAX: Final = 128
@@ -65,7 +67,9 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: _Penalty | None = None
     logit_bias: Annotated[dict[str, _Bias], Meta(max_length=BIASES_MAX)] | None = None
     seed: int | None = None
+    response_format: ResponseFormat | None = None
 
+    structured_outputs: StructuredOutputs | None = None  # X
     top_k: Annotated[int, Meta(ge=-1, le=TOKENS_MAX)] | None = None  # X
     min_p: _Share | None = None  # X
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None  # X
@@ -81,7 +85,6 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     bad_words: Any = None
     allowed_token_ids: Any = None
     prompt_logprobs: Any = None
-    structured_outputs: Any = None
     guided_json: Any = None
     guided_regex: Any = None
     guided_choice: Any = None
@@ -92,12 +95,21 @@ class Fields(msgspec.Struct, frozen=True, kw_only=True):
     return_token_ids: Any = None
     thinking_token_budget: Any = None
 
+    @property
+    def needs_grammar(self) -> bool:
+        """Whether a grammar must be compiled; to be asked before anything else is."""
+        return self.response_format is not None or self.structured_outputs is not None
+
+    @property
+    def form(self) -> Form | None:
+        """The form the answer is to have; None: text as it comes."""
+        return form_of(self.response_format, self.structured_outputs)
+
 
 _UNSUPPORTED: Final = (
     "bad_words",
     "allowed_token_ids",
     "prompt_logprobs",
-    "structured_outputs",
     "guided_json",
     "guided_regex",
     "guided_choice",
@@ -113,6 +125,7 @@ _UNSUPPORTED: Final = (
 def check_fields(fields: Fields) -> None:
     """Raises `InvalidField` for what is not honoured here, and for fields that contradict each other."""
     refuse(fields, _UNSUPPORTED)
+    _ = fields.form  # raises that it is wrong
     if fields.stream_options is not None and not fields.stream:
         raise InvalidField("stream_options is only allowed when stream is true", field="stream_options")
     if fields.seed is not None and not -(1 << 63) <= fields.seed < 1 << 63:

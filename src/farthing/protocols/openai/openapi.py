@@ -116,6 +116,9 @@ _STRING: Final = {"type": "string"}
 _COUNT: Final = {"type": "integer", "minimum": 0}
 _TEXT_OR_NULL: Final = {"type": ["string", "null"]}
 
+_FINISH: Final = {"enum": ["stop", "length", "tool_calls", "function_call"]}
+_CALLED: Final = _object(name=_STRING, arguments={"type": "string", "description": "A JSON object, as text."})
+
 _SCHEMAS: Final = {
     "OpenAiError": _object(
         error=_object(message=_STRING, type=_STRING, param=_TEXT_OR_NULL, code=_TEXT_OR_NULL),
@@ -131,9 +134,30 @@ _SCHEMAS: Final = {
         object={"enum": ["chat.completion", "text_completion"]},
         created=_COUNT,
         model=_STRING,
-        choices={"type": "array", "items": _object(index=_COUNT, finish_reason=_TEXT_OR_NULL)},
+        choices={"type": "array", "items": {"$ref": _REF.format(name="OpenAiChoice")}},
         usage=_object(prompt_tokens=_COUNT, completion_tokens=_COUNT, total_tokens=_COUNT),
     ),
+    "OpenAiChoice": {
+        **_object(index=_COUNT, finish_reason=_FINISH),
+        "properties": {
+            "index": _COUNT,
+            "finish_reason": _FINISH,
+            "text": _STRING,
+            "message": {
+                **_object(role={"const": "assistant"}, content=_TEXT_OR_NULL),
+                "properties": {
+                    "role": {"const": "assistant"},
+                    "content": _TEXT_OR_NULL,
+                    "refusal": {"type": "null"},
+                    "tool_calls": {
+                        "type": "array",
+                        "items": _object(id=_STRING, type={"const": "function"}, function=_CALLED),
+                    },
+                    "function_call": _CALLED,
+                },
+            },
+        },
+    },
     "OpenAiTokens": _object(count=_COUNT, max_model_len=_COUNT, tokens={"type": "array", "items": _COUNT}),
     "OpenAiText": _object(prompt=_STRING),
     "Generated": _object(model_name=_STRING, model_version=_STRING, text_output=_STRING),

@@ -6,10 +6,12 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from farthing.protocols.openai.chat import MESSAGES_MAX, Message
 from farthing.protocols.openai.fields import TOKENS_MAX
+from farthing.protocols.openai.messages import MESSAGES_MAX, Message, check_message
 from farthing.protocols.openai.parse import parse
+from farthing.protocols.openai.tools import AnyTool, tool_use
 from farthing.types.errors import InvalidField
+from farthing.types.tools import ToolUse
 
 _encode = msgspec.json.Encoder().encode
 
@@ -22,9 +24,15 @@ class TokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
     model: str | None = None
     prompt: str | None = None
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MESSAGES_MAX)] | None = None
+    tools: list[AnyTool] | None = None
+    """That the conversation would be told of."""
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
     return_token_strs: bool | None = None
+
+    @property
+    def tool_use(self) -> ToolUse | None:
+        return tool_use(self.tools, None, None)
 
 
 class DetokenizeBody(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,6 +51,11 @@ def parse_tokenize(body: bytes | memoryview) -> TokenizeBody:
     asked = parse(body, _tokenize)
     if (asked.prompt is None) == (asked.messages is None):
         raise InvalidField("give either prompt or messages", field="prompt")
+    if asked.tools is not None and asked.messages is None:
+        raise InvalidField("tools are only told of in messages", field="tools")
+    _ = asked.tool_use  # raises that it is wrong
+    for index, message in enumerate(asked.messages or ()):
+        check_message(message, f"messages.{index}")
     return asked
 
 
