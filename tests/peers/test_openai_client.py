@@ -234,7 +234,7 @@ def test_smollm2_parses_into_a_model_of_ones_own(smollm2: Live) -> None:
 
     class Step(pydantic.BaseModel):  # type: ignore[name-defined,misc]
         explanation: Annotated[str, pydantic.Field(max_length=40)]
-        output: int
+        output: Annotated[int, pydantic.Field(ge=0, le=999)]
 
     class Solution(pydantic.BaseModel):  # type: ignore[name-defined,misc]
         steps: Annotated[list[Step], pydantic.Field(min_length=1, max_length=2)]

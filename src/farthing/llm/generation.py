@@ -119,6 +119,7 @@ class Generation(Progress):
         """Of the next step it wants the likeliest token as it stands, and nothing else."""
         return (
             self.sampling.is_plain
+            and self.grammar is None
             and self.sampling.logprobs is None
             and not self.wants_prompt_logits
             and not self.state.request.ends.tokens_min
