@@ -163,9 +163,12 @@ class Server:
     async def load(self) -> None:
         """Loads the models; requests for those that are ready are answered meanwhile."""
         await self.runtime.start()
-        # What lives from here on dies young: the collector need not look at the models again and again.
-        gc.collect()
+        # What lives from here on dies young: the collector need not look at the models again and again. Where it was
+        # off while they were loaded there is next to no garbage among them: 700 objects, and 25 ms to find them.
+        if gc.isenabled():
+            gc.collect()
         gc.freeze()
+        gc.enable()
 
     async def drain(self) -> bool:
         """Ready turns red, then everything accepted is answered. Answers whether all were, in time.
