@@ -3,7 +3,6 @@
 import json
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +22,9 @@ from farthing.protocols.kserve_grpc import health_message_class, message_class
 from farthing.repository import Repository
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Role, new_key
-from farthing.server.grpc_service import NOT_OFFERED, Call, GrpcService
+from farthing.server.grpc_service import NOT_OFFERED, GrpcService
 from farthing.server.server import Server
-from farthing.types.errors import CannotListen, InvalidSetting, Unavailable
+from farthing.types.errors import CannotListen
 
 WAIT_S = 20.0
 Code = grpc.StatusCode
@@ -223,7 +222,9 @@ def test_whoever_gave_up_waiting_is_not_run(tmp_path: Path, way: str) -> None:
 
 
 class Noting:
-    """A runtime that only notes what it is asked."""
+    """A runtime with one model that only notes what it is asked."""
+
+    spec: Any = None
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -231,19 +232,33 @@ class Noting:
     def resolve(self, name: str, version: str) -> "Noting":
         return self
 
-    async def infer(self, request: Any) -> None:
+    def check(self, request: Any) -> tuple[int, str]:
+        return 1, ""
+
+    def submit(self, request: Any, *_: object) -> None:
         self.asked.append(request)
-        raise Unavailable("noted")
+
+
+class Caller:
+    """A call whose message is here."""
+
+    tenant = "shop"
+    received_ns = 0
+    is_done = False
+    on_gone = None
+
+    def __init__(self, timeout_us: int) -> None:
+        self.timeout_us = timeout_us
 
 
 @pytest.mark.parametrize(("parameter", "deadline", "found"), [(0, 0, 0), (0, 7, 7), (5, 0, 5), (5, 7, 5), (9, 7, 7)])
-async def test_the_shorter_of_parameter_and_deadline_is_the_timeout(parameter: int, deadline: int, found: int) -> None:
+def test_the_shorter_of_parameter_and_deadline_is_the_timeout(parameter: int, deadline: int, found: int) -> None:
     runtime: Any = Noting()
+    caller: Any = Caller(deadline)
     message = infer_message([[1, 2]])
     if parameter:
         message.parameters["timeout"].int64_param = parameter
-    with pytest.raises(Unavailable, match="noted"):
-        await GrpcService(runtime, 1 << 20).infer(message, Call(tenant="shop", timeout_us=deadline))
+    GrpcService(runtime, 1 << 20).infer(message, caller)
     assert runtime.asked[0].timeout_us == found
     assert runtime.asked[0].tenant == "shop"
 
@@ -356,14 +371,6 @@ def test_a_port_that_is_taken_is_named_with_the_reason(both: tuple[Live, Client]
     other = Server(ServerConfig(grpc=live.server.grpc), Repository([]))
     with pytest.raises(CannotListen, match=f"cannot listen on {live.server.grpc}: Address already in use"):
         live.run(other.listen_grpc())
-
-
-def test_without_grpcio_it_says_what_to_install(both: tuple[Live, Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "farthing.server.grpc")
-    monkeypatch.setitem(sys.modules, "grpc", None)
-    with pytest.raises(InvalidSetting, match="gRPC needs grpcio") as missing:
-        both[0].run(Server(ServerConfig(grpc=ANY_PORT), Repository([])).listen_grpc())
-    assert missing.value.hint == "pip install 'farthing[grpc]'"
 
 
 # -- the end -------------------------------------------------------------------------------------------------------------

@@ -1,15 +1,21 @@
 """The KServe v2 RPCs: message to runtime and back, through `protocols.kserve_grpc`.
 
-What `server.kserve` is to HTTP. Connections, keys, deadlines and statuses belong to `server.grpc`.
+What `server.kserve` is to HTTP. Keys, deadlines and statuses belong to `server.grpc_calls` and `server.grpc_call`.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
-import msgspec
-
 from farthing import __version__
-from farthing.protocols.kserve import WireLimits, index_json, model_metadata, server_metadata, statistics_json
+from farthing.protocols.kserve import (
+    WireLimits,
+    check_outputs,
+    index_json,
+    model_metadata,
+    server_metadata,
+    statistics_json,
+)
 from farthing.protocols.kserve_grpc import (
     HEALTH_SERVICE,
     SERVICE,
@@ -25,9 +31,12 @@ from farthing.protocols.kserve_grpc import (
 )
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
+from farthing.server.grpc_call import Call, Rpc
 from farthing.server.kserve import EXTENSIONS, load_as_asked
 from farthing.telemetry.counters import RouteClass
-from farthing.types.errors import NotFound, Unavailable
+from farthing.types.errors import FarthingError, NotFound, Unavailable, Unsupported
+from farthing.types.models import ModelSpec
+from farthing.types.requests import InferRequest, InferResponse
 
 NOT_OFFERED: Final = (
     "ModelStreamInfer",
@@ -42,28 +51,6 @@ NOT_OFFERED: Final = (
 )
 """RPCs of the service that are answered UNIMPLEMENTED."""
 
-NAMES_BYTES_MAX: Final = 1 << 20
-"""What a message may hold beside its tensors: names, shapes, parameters."""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """What is known of an RPC beside its message."""
-
-    tenant: str = ""
-    timeout_us: int = 0
-    """What is left of its deadline; 0 for none."""
-
-
-class Rpc(msgspec.Struct, frozen=True):
-    """One RPC: where it is, the message it takes, who may call it, and who answers."""
-
-    path: str
-    request: Callable[[], Any]
-    """The class of its message; asked for on the first call, because protobuf is imported with it."""
-    handler: Callable[[Any, Call], Any | Awaitable[Any]]
-    door: Door
-    kind: RouteClass
-
 
 class GrpcService:
     """The handlers of one server."""
@@ -76,7 +63,8 @@ class GrpcService:
         """Every RPC that is answered."""
 
         def rpc(name: str, handler: Callable[[Any, Call], Any], kind: RouteClass, door: Door = Door.INFERENCE) -> Rpc:
-            return Rpc(f"/{SERVICE}/{name}", lambda: message_class(f"{name}Request"), handler, door, kind)
+            request = message_class if name not in NOT_OFFERED else _empty_class
+            return Rpc(f"/{SERVICE}/{name}", lambda: request(f"{name}Request"), handler, door, kind)
 
         health = RouteClass.HEALTH
         return [
@@ -98,16 +86,24 @@ class GrpcService:
                 Door.OPEN,
                 health,
             ),
+            *(rpc(name, _not_offered, RouteClass.OTHER, Door.OPEN) for name in NOT_OFFERED),
         ]
 
-    async def infer(self, message: Any, call: Call) -> Any:
-        """`ModelInfer`. Cancelling it withdraws the request from its queue."""
+    def infer(self, message: Any, call: Call) -> None:
+        """`ModelInfer`. A caller that leaves takes the request out of its queue."""
         served = self._runtime.resolve(message.model_name, message.model_version)
         request = decode_infer(message, self._limits)
         request.tenant = call.tenant
         if call.timeout_us and (not request.timeout_us or call.timeout_us < request.timeout_us):
             request.timeout_us = call.timeout_us
-        return encode_infer(await self._runtime.infer(request), request, served.spec)
+        rows, signature = served.check(request)
+        if request.outputs:
+            check_outputs(request, served.spec)
+        withdraw = served.submit(
+            request, rows, signature, call.received_ns, partial(_answer, call, request, served.spec)
+        )
+        if not call.is_done:
+            call.on_gone = withdraw
 
     # -- health --------------------------------------------------------------------------------------------------
 
@@ -176,3 +172,26 @@ class GrpcService:
         asked_unload(message)
         await self._runtime.unload(message.model_name)
         return message_class("RepositoryModelUnloadResponse")()
+
+
+def _answer(call: Call, request: InferRequest, spec: ModelSpec, answer: InferResponse | FarthingError) -> None:
+    if isinstance(answer, FarthingError):
+        call.fail(answer)
+        return
+    try:
+        message = encode_infer(answer, request, spec)
+    except FarthingError as error:
+        call.fail(error)
+        return
+    call.reply(message)
+
+
+def _empty_class(name: str) -> Any:
+    return message_class("ServerLiveRequest")
+
+
+def _not_offered(message: Any, call: Call) -> None:
+    raise Unsupported(
+        "this server does not offer this RPC yet: streams, shared memory, trace and log settings are not served",
+        hint="ModelInfer answers inference requests one by one",
+    )

@@ -4,7 +4,7 @@ What repeats from answer to answer (the model's name, each output's name, dataty
 so that writing an answer is joining three or four pieces.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -125,7 +125,7 @@ def _model_head(model_name: str, model_version: str) -> bytes:
 
 
 def _json_head(name: str, tensor: Tensor) -> bytes:
-    datatype = datatype_named(name, tensor)
+    datatype = datatype_named(name, tensor.dtype)
     if datatype in BINARY_ONLY:
         raise _not_in_json(name, datatype)
     return _json({"name": name, "datatype": datatype, "shape": tensor.shape})[:-1] + b',"data":'
@@ -134,20 +134,20 @@ def _json_head(name: str, tensor: Tensor) -> bytes:
 def _binary_head(name: str, tensor: Tensor, size: int) -> bytes:
     output = {
         "name": name,
-        "datatype": datatype_named(name, tensor),
+        "datatype": datatype_named(name, tensor.dtype),
         "shape": tensor.shape,
         "parameters": {"binary_data_size": size},
     }
     return _json(output)
 
 
-def datatype_named(name: str, tensor: Tensor) -> str:
+def datatype_named(name: str, dtype: np.dtype[Any]) -> str:
     """The protocol's datatype of what a model made. `name` is the output's, for the error."""
     try:
-        return DATATYPES[tensor.dtype]
+        return DATATYPES[dtype]
     except KeyError:
         raise EngineFailed(
-            f"output `{name}` is an array of {tensor.dtype}, which the protocol has no name for",
+            f"output `{name}` is an array of {dtype}, which the protocol has no name for",
             hint=f"have the model return one of {', '.join(DATATYPES.values())}",
         ) from None
 

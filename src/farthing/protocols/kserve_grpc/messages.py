@@ -8,7 +8,7 @@ from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
-from farthing.protocols.kserve_grpc.fields import check_fields
+from farthing.protocols.kserve_grpc.fields import FIELDS_MAX, check_fields
 from farthing.repository import wire
 from farthing.types.errors import InvalidInput
 
@@ -57,7 +57,8 @@ def parse_message(kind: Any, data: bytes) -> Message:
     """A message of this class. Raises `InvalidInput` for bytes that are none, and for too many fields."""
     from google.protobuf.message import DecodeError
 
-    check_fields(data)
+    if len(data) > FIELDS_MAX:  # each field takes a byte or more
+        check_fields(data)
     try:
         return kind.FromString(data)
     except DecodeError as error:

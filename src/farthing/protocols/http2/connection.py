@@ -1,0 +1,597 @@
+"""A server's side of one HTTP/2 connection (RFC 9113): bytes in, calls out, and what to send collected in `out`.
+
+No socket and no clock: whoever has them passes both in. It keeps the peer to the rules, its cost within limits, and
+both windows right; requests and answers belong to the `Handler`. The common case (HEADERS and DATA in one piece, an
+answer that fits the windows) goes straight through; everything else takes the long way.
+
+    in:  bytes -> frames -> header blocks (`header_blocks`), windows, allowance -> Handler.request, data, closed
+    out: respond, or begin, write, end -> windows -> `out`, or `Stream.unsent` until there is window and room
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from farthing.protocols.http2.allowance import Allowance
+from farthing.protocols.http2.frames import (
+    FRAME_BYTES_DEFAULT,
+    FRAME_HEAD,
+    HEAD_BYTES,
+    PREFACE,
+    STREAM_ID_MAX,
+    UINT32,
+    WINDOW_DEFAULT,
+    WINDOW_MAX,
+    BrokenConnection,
+    ErrorCode,
+    Flag,
+    FrameType,
+    Setting,
+    frame,
+    goaway,
+    ping,
+    rst_stream,
+    settings,
+    window_update,
+)
+from farthing.protocols.http2.header_blocks import Field, Fields, Head, HeaderReader, HeaderWriter
+from farthing.protocols.http2.limits import (
+    CONNECTION_WINDOW_BYTES,
+    EARNED_BY_FRAME,
+    EARNED_BY_STREAM,
+    FRAME_BYTES,
+    STREAM_WINDOW_BYTES,
+    Http2Limits,
+)
+from farthing.protocols.http2.settings import read_settings
+from farthing.protocols.http2.stream import Stream
+
+OUT_BYTES_MAX: Final = 256 * 1024
+"""What is collected for one write to the socket; the rest of an answer waits in its stream."""
+
+_DATA, _HEADERS, _CONTINUATION = int(FrameType.DATA), int(FrameType.HEADERS), int(FrameType.CONTINUATION)
+_WINDOW_UPDATE, _RST_STREAM = int(FrameType.WINDOW_UPDATE), int(FrameType.RST_STREAM)
+_END_STREAM, _END_HEADERS = int(Flag.END_STREAM), int(Flag.END_HEADERS)
+_PADDED, _PRIORITY, _ACK = int(Flag.PADDED), int(Flag.PRIORITY), int(Flag.ACK)
+_HEAD_FLAGS: Final = bytes((_HEADERS, _END_HEADERS))
+_LAST_FLAGS: Final = bytes((_HEADERS, _END_HEADERS | _END_STREAM))
+_DATA_FLAGS: Final = b"\0\0"
+
+
+class Handler(Protocol):
+    """Who serves the requests of a connection. Nothing here may raise."""
+
+    def request(self, stream: Stream, head: Head) -> None:
+        """A request began. `head` is shared by all that send the same; it may be answered at once."""
+
+    def data(self, stream: Stream, data: bytes, is_last: bool) -> None:
+        """More of its body came; not called once the stream is closed. `Connection.take` gives the client window."""
+
+    def closed(self, stream: Stream) -> None:
+        """The stream is over: its answer is sent, or (`not stream.has_ended_out`) nobody wants one any more."""
+
+
+class Connection:
+    """One client."""
+
+    def __init__(self, handler: Handler, limits: Http2Limits, now_s: float, wake: Callable[[], None]) -> None:
+        self._handler = handler
+        self._limits = limits
+        self._wake = wake
+        self._allowance = Allowance(now_s)
+        self._now_s = now_s
+        self._reader = HeaderReader(limits)
+        self._writer = HeaderWriter()
+        self.streams: dict[int, Stream] = {}
+        self.out: list[bytes | memoryview] = [
+            settings(
+                {
+                    Setting.MAX_CONCURRENT_STREAMS: limits.streams_max,
+                    Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW_BYTES,
+                    Setting.MAX_FRAME_SIZE: FRAME_BYTES,
+                    Setting.MAX_HEADER_LIST_SIZE: limits.header_list_bytes_max,
+                }
+            )
+            + window_update(0, CONNECTION_WINDOW_BYTES - WINDOW_DEFAULT)
+        ]
+        """To be written in order; whoever writes it empties it (`take_out`)."""
+        self._out_bytes = 0
+        self._is_awake = True
+        self.is_held = False
+        """The socket takes no more: answers wait in their streams. Set by whoever writes."""
+        self.has_preface = False
+        self.is_closing = False
+        """Nothing more is read; what is in `out` is the last."""
+        self.reason = ""
+        """Why the connection was ended for breaking a rule."""
+        self.last_id = 0
+        """The newest stream the client opened."""
+        self._ids_max = STREAM_ID_MAX
+        """Newer streams are not served: GOAWAY said so."""
+        self.frames_read = 0
+        """Moves whenever frames came whole: a client that sends is not stuck in the middle of one."""
+        self.unsent_bytes = 0
+        # reading
+        self._rest = b""
+        self._block: bytearray | None = None
+        """A header block whose CONTINUATION is still to come (6.10)."""
+        self._block_id = 0
+        self._block_ends_stream = False
+        self._receive_window = CONNECTION_WINDOW_BYTES
+        # writing
+        self._send_window = WINDOW_DEFAULT
+        self.stream_window = WINDOW_DEFAULT
+        """The client's SETTINGS_INITIAL_WINDOW_SIZE."""
+        self._frame_bytes = FRAME_BYTES_DEFAULT
+        self._ready: dict[int, Stream] = {}
+        """Streams with something unsent and window of their own, in turn."""
+
+    # -- in ------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_mid_frame(self) -> bool:
+        """A frame or a header block has begun and not ended."""
+        return bool(self._rest) or self._block is not None
+
+    @property
+    def first_bytes(self) -> bytes:
+        """What a client said instead of the preface."""
+        return self._rest
+
+    def receive(self, data: bytes, now_s: float) -> None:
+        """The client's next bytes."""
+        if self.is_closing:
+            return
+        self._now_s = now_s
+        was_awake, self._is_awake = self._is_awake, True  # the caller writes what this brings about
+        try:
+            self._receive(self._rest + data if self._rest else data)
+        except BrokenConnection as broken:
+            self.reason = broken.reason
+            self._close(broken.code, broken.reason.encode("ascii", "replace"))
+        self._is_awake = was_awake or bool(self.out)
+
+    def _receive(self, data: bytes) -> None:
+        at, size = 0, len(data)
+        if not self.has_preface:
+            if not data.startswith(PREFACE[:size]):
+                self._rest = data[: len(PREFACE)]
+                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2: no connection preface")
+            if size < len(PREFACE):
+                self._rest = data
+                return
+            at = len(PREFACE)
+            if size - at >= HEAD_BYTES and data[at + 3] != FrameType.SETTINGS:
+                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "the preface ends with a SETTINGS frame")
+            if size - at >= HEAD_BYTES:
+                self.has_preface = True
+        read_head = FRAME_HEAD.unpack_from
+        while size - at >= HEAD_BYTES:
+            word, flags, stream_id = read_head(data, at)
+            start = at + HEAD_BYTES
+            end = start + (word >> 8)
+            if end - start > FRAME_BYTES:
+                raise BrokenConnection(ErrorCode.FRAME_SIZE_ERROR, "a frame is larger than SETTINGS_MAX_FRAME_SIZE")
+            if end > size:
+                break
+            kind = word & 0xFF
+            stream_id &= STREAM_ID_MAX
+            if self._block is not None and kind != _CONTINUATION:
+                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
+            if kind == _DATA:
+                self._data(flags, stream_id, data[start:end])
+            elif kind == _HEADERS:
+                self._headers(flags, stream_id, data[start:end])
+            elif kind == _WINDOW_UPDATE:
+                self._window_update(stream_id, data[start:end])
+            else:
+                self._other(kind, flags, stream_id, data[start:end])
+            at = end
+            if self.is_closing:
+                return
+        self._rest = data[at:] if self.has_preface else data  # until the first frame's head is whole
+        self.frames_read += at
+
+    def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id & 1:
+            raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, f"HEADERS on stream {stream_id}: clients' are odd")
+        if flags & (_PADDED | _PRIORITY):
+            if flags & _PADDED:
+                payload = _without_padding(payload)
+            if flags & _PRIORITY:
+                if len(payload) < 5:
+                    raise BrokenConnection(ErrorCode.FRAME_SIZE_ERROR, "HEADERS with half a priority")
+                payload = payload[5:]
+        if flags & _END_HEADERS:
+            self._header_block(stream_id, payload, bool(flags & _END_STREAM))
+        else:
+            self._block, self._block_id = bytearray(payload), stream_id
+            self._block_ends_stream = bool(flags & _END_STREAM)
+
+    def _continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
+        block = self._block
+        if block is None or stream_id != self._block_id:
+            raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "CONTINUATION of nothing")
+        self._allowance.spend(self._now_s, "CONTINUATION")
+        block += payload
+        if len(block) > 2 * self._limits.header_list_bytes_max:
+            raise BrokenConnection(ErrorCode.ENHANCE_YOUR_CALM, "a header block without end")
+        if flags & _END_HEADERS:
+            self._block = None
+            self._header_block(stream_id, bytes(block), self._block_ends_stream)
+
+    def _header_block(self, stream_id: int, block: bytes, ends_stream: bool) -> None:
+        head = self._reader.read(block)  # whatever becomes of the request: the table must follow (RFC 9113, 4.3)
+        if stream_id <= self.last_id:
+            self._trailers(stream_id, ends_stream)
+            return
+        self.last_id = stream_id
+        if stream_id > self._ids_max:
+            return
+        if head.wrong:
+            self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "a malformed request")
+            return
+        streams = self.streams
+        if len(streams) >= self._limits.streams_max:
+            self._refuse(stream_id, ErrorCode.REFUSED_STREAM, "a stream too many")
+            return
+        streams[stream_id] = stream = Stream(self, stream_id)
+        stream.has_ended_in = ends_stream
+        self._handler.request(stream, head)
+        if ends_stream and not stream.is_closed:
+            self._handler.data(stream, b"", True)
+
+    def _trailers(self, stream_id: int, ends_stream: bool) -> None:
+        """Trailers of a request: gRPC has none, so they only end it. On a stream that is over, they are late."""
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            self._allowance.spend(self._now_s, "HEADERS on a closed stream")
+        elif stream.has_ended_in or not ends_stream:
+            self._reset(stream, ErrorCode.STREAM_CLOSED if stream.has_ended_in else ErrorCode.PROTOCOL_ERROR)
+        else:
+            stream.has_ended_in = True
+            self._handler.data(stream, b"", True)
+
+    def _refuse(self, stream_id: int, code: ErrorCode, what: str) -> None:
+        self._allowance.spend(self._now_s, what)
+        self._send(rst_stream(stream_id, code))
+
+    def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
+        size = len(payload)
+        if size:
+            self._receive_window -= size
+            if self._receive_window < CONNECTION_WINDOW_BYTES // 2:
+                if self._receive_window < 0:
+                    raise BrokenConnection(ErrorCode.FLOW_CONTROL_ERROR, "more DATA than the connection's window")
+                # What is kept of it counts against admission, not against the other requests of this connection.
+                self._send(window_update(0, CONNECTION_WINDOW_BYTES - self._receive_window))
+                self._receive_window = CONNECTION_WINDOW_BYTES
+        is_last = flags & _END_STREAM != 0
+        if not size and not is_last:
+            self._allowance.spend(self._now_s, "empty DATA")
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            if stream_id > self.last_id or not stream_id & 1:
+                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
+            if size:  # of a request that was answered or reset before the client knew
+                self._allowance.spend(self._now_s, "DATA on a closed stream")
+            return
+        if stream.has_ended_in:
+            self._reset(stream, ErrorCode.STREAM_CLOSED)
+            return
+        stream.receive_window -= size
+        if stream.receive_window < 0:
+            raise BrokenConnection(ErrorCode.FLOW_CONTROL_ERROR, f"more DATA than the window of stream {stream_id}")
+        if flags & _PADDED:
+            payload = _without_padding(payload)
+            if not is_last:
+                self.take(stream, size - len(payload))
+        stream.has_ended_in = is_last
+        self._handler.data(stream, payload, is_last)
+
+    def take(self, stream: Stream, size: int) -> None:
+        """So much of a body was taken in (6.9.1): the client may send as much again."""
+        stream.taken_bytes += size
+        if stream.taken_bytes >= STREAM_WINDOW_BYTES // 2 and not stream.has_ended_in:
+            stream.receive_window += stream.taken_bytes
+            self._send(window_update(stream.id, stream.taken_bytes))
+            stream.taken_bytes = 0
+
+    def _window_update(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise BrokenConnection(ErrorCode.FRAME_SIZE_ERROR, "WINDOW_UPDATE has four bytes")
+        self._allowance.spend(self._now_s, "WINDOW_UPDATE")
+        increment = UINT32.unpack(payload)[0] & WINDOW_MAX
+        if not stream_id:
+            if not increment:
+                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE by nothing")
+            self._send_window += increment
+            if self._send_window > WINDOW_MAX:
+                raise BrokenConnection(ErrorCode.FLOW_CONTROL_ERROR, "the connection's window is over 2^31-1")
+        else:
+            stream = self.streams.get(stream_id)
+            if stream is None:
+                if stream_id > self.last_id or not stream_id & 1:
+                    raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "WINDOW_UPDATE on a stream that is idle")
+                return
+            stream.send_delta += increment
+            if not increment or stream.send_delta + self.stream_window > WINDOW_MAX:
+                code = ErrorCode.FLOW_CONTROL_ERROR if increment else ErrorCode.PROTOCOL_ERROR
+                self._reset(stream, code)
+                return
+            if stream.unsent_bytes:
+                self._ready[stream_id] = stream
+        if self._ready:
+            self.pump()
+
+    def _other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        if kind == _CONTINUATION:
+            self._continuation(flags, stream_id, payload)
+        elif kind == _RST_STREAM:
+            self._rst_stream(stream_id, payload)
+        elif kind == FrameType.SETTINGS:
+            self._settings(flags, stream_id, payload)
+        elif kind == FrameType.PING:
+            self._ping(flags, stream_id, payload)
+        elif kind == FrameType.PUSH_PROMISE:
+            raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "clients do not push")
+        elif kind == FrameType.GOAWAY:
+            if stream_id or len(payload) < 8:
+                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "GOAWAY of a stream, or too short")
+            self._allowance.spend(self._now_s, "GOAWAY")
+        else:
+            if kind == FrameType.PRIORITY and (not stream_id or len(payload) != 5):
+                code = ErrorCode.FRAME_SIZE_ERROR if stream_id else ErrorCode.PROTOCOL_ERROR
+                raise BrokenConnection(code, "PRIORITY of the connection, or not of five bytes")
+            self._allowance.spend(self._now_s, "a frame without meaning")  # 5.5: unknown ones are passed over
+
+    def _rst_stream(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:
+            raise BrokenConnection(ErrorCode.FRAME_SIZE_ERROR, "RST_STREAM has four bytes")
+        if not stream_id & 1 or stream_id > self.last_id:
+            raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "RST_STREAM of a stream that is idle")
+        self._allowance.spend(self._now_s, "RST_STREAM")
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            stream.has_ended_out = stream.has_ended_out and not stream.unsent_bytes
+            self._forget(stream)
+
+    def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id:
+            raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "SETTINGS of a stream")
+        if flags & _ACK:
+            if payload:
+                raise BrokenConnection(ErrorCode.FRAME_SIZE_ERROR, "SETTINGS acknowledged with something")
+            return
+        self._allowance.spend(self._now_s, "SETTINGS")
+        values = read_settings(payload)
+        if Setting.HEADER_TABLE_SIZE in values:
+            self._writer.allow(values[Setting.HEADER_TABLE_SIZE])
+        self._frame_bytes = min(values.get(Setting.MAX_FRAME_SIZE, self._frame_bytes), FRAME_BYTES)
+        if Setting.INITIAL_WINDOW_SIZE in values:
+            self.stream_window = window = values[Setting.INITIAL_WINDOW_SIZE]
+            for stream in self.streams.values():
+                if stream.send_delta + window > WINDOW_MAX:
+                    raise BrokenConnection(ErrorCode.FLOW_CONTROL_ERROR, "a stream's window is over 2^31-1")
+                if stream.unsent_bytes and stream.send_delta + window > 0:
+                    self._ready[stream.id] = stream
+        self._send(frame(FrameType.SETTINGS, _ACK, 0))
+        self.pump()
+
+    def _ping(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if stream_id or len(payload) != 8:
+            code = ErrorCode.PROTOCOL_ERROR if stream_id else ErrorCode.FRAME_SIZE_ERROR
+            raise BrokenConnection(code, "PING of a stream, or not of eight bytes")
+        if flags & _ACK:
+            return  # anything a client says tells that it is there
+        self._allowance.spend(self._now_s, "PING")
+        self._send(ping(payload, is_ack=True))
+
+    # -- out -----------------------------------------------------------------------------------------------------
+
+    def take_out(self) -> list[bytes | memoryview]:
+        """What is to be written now."""
+        out, self.out, self._out_bytes, self._is_awake = self.out, [], 0, False
+        return out
+
+    def fits(self, stream: Stream, size: int) -> bool:
+        """Whether so much can be sent at once, without waiting for windows or the socket."""
+        return (
+            size <= self._send_window
+            and size <= self.stream_window + stream.send_delta
+            and not self.is_held
+            and not stream.unsent_bytes
+            and self._out_bytes + size <= OUT_BYTES_MAX
+        )
+
+    def respond(self, stream: Stream, first: Fields, body: bytes, last: Fields) -> None:
+        """A whole answer: header fields, body, trailers."""
+        size = len(body)
+        if size > self._frame_bytes or stream.has_sent_head or not self.fits(stream, size):
+            self.begin(stream, first)
+            self.write(stream, body)
+            self.end(stream, last)
+            return
+        writer = self._writer
+        head, tail = writer.block(first), writer.block(last)
+        stream_id = stream.id_bytes
+        self._send_window -= size
+        stream.has_ended_out = True
+        self._send(
+            b"".join(
+                (
+                    len(head).to_bytes(3, "big"),
+                    _HEAD_FLAGS,
+                    stream_id,
+                    head,
+                    size.to_bytes(3, "big"),
+                    _DATA_FLAGS,
+                    stream_id,
+                    body,
+                    len(tail).to_bytes(3, "big"),
+                    _LAST_FLAGS,
+                    stream_id,
+                    tail,
+                )
+            )
+        )
+        self._ended(stream)
+
+    def begin(self, stream: Stream, first: Fields) -> None:
+        """The header fields of an answer whose body follows."""
+        if not stream.has_sent_head:
+            stream.has_sent_head = True
+            self._send_block(stream, self._writer.block(first), 0)
+
+    def write(self, stream: Stream, data: bytes) -> None:
+        """More of the body. What cannot be sent yet waits in the stream."""
+        if stream.is_closed or not data:
+            return
+        if stream.unsent is None:
+            stream.unsent = deque()
+        stream.unsent.append(memoryview(data))
+        stream.unsent_bytes += len(data)
+        self.unsent_bytes += len(data)
+        if stream.send_delta + self.stream_window > 0:
+            self._ready[stream.id] = stream
+            self.pump()
+
+    def end(self, stream: Stream, last: Fields, *others: Field) -> None:
+        """The trailers, or, if nothing was said before, an answer that is nothing but header fields."""
+        if stream.is_closed or stream.has_ended_out:
+            return
+        stream.has_ended_out = True
+        stream.last_fields = (last, others)
+        if not stream.unsent_bytes:
+            self._send_last(stream)
+
+    def cancel(self, stream: Stream, code: ErrorCode) -> None:
+        """Ends a stream without an answer, or in the middle of one."""
+        if not stream.is_closed:
+            self._send(rst_stream(stream.id, code))
+            stream.has_ended_out = False
+            self._forget(stream)
+
+    def pump(self) -> None:
+        """Sends what waits, a frame of each stream in turn, as far as windows, the socket and one write allow."""
+        ready = self._ready
+        while ready and self._send_window > 0 and not self.is_held and self._out_bytes < OUT_BYTES_MAX:
+            stream_id, stream = next(iter(ready.items()))
+            del ready[stream_id]
+            self._send_part(stream)
+            if not stream.unsent_bytes:
+                if stream.last_fields is not None:
+                    self._send_last(stream)
+            elif stream.send_delta + self.stream_window > 0:
+                ready[stream_id] = stream  # behind the others
+
+    @property
+    def can_pump(self) -> bool:
+        """Whether `pump` would send something."""
+        return bool(self._ready) and self._send_window > 0 and not self.is_held
+
+    def _send_part(self, stream: Stream) -> None:
+        assert stream.unsent
+        part = stream.unsent[0]
+        size = min(len(part), self._frame_bytes, self._send_window, self.stream_window + stream.send_delta)
+        if size == len(part):
+            stream.unsent.popleft()
+        else:
+            stream.unsent[0] = part[size:]
+            part = part[:size]
+        stream.unsent_bytes -= size
+        self.unsent_bytes -= size
+        stream.send_delta -= size
+        self._send_window -= size
+        self._allowance.earn(EARNED_BY_FRAME)
+        self._send(FRAME_HEAD.pack(size << 8 | _DATA, 0, stream.id))
+        self.out.append(part)
+        self._out_bytes += size
+
+    def _send_last(self, stream: Stream) -> None:
+        assert stream.last_fields is not None
+        fields, others = stream.last_fields
+        block = self._writer.block_once(fields, *others) if others else self._writer.block(fields)
+        stream.last_fields = None
+        self._send_block(stream, block, _END_STREAM)
+        self._ended(stream)
+
+    def _send_block(self, stream: Stream, block: bytes, flags: int) -> None:
+        """A header block, in CONTINUATION frames where it is longer than one frame (6.10)."""
+        kind, limit = _HEADERS, self._frame_bytes
+        while len(block) > limit:
+            self._send(frame(kind, flags, stream.id, block[:limit]))
+            block, kind, flags = block[limit:], _CONTINUATION, 0
+        self._send(frame(kind, flags | _END_HEADERS, stream.id, block))
+
+    def _send(self, data: bytes) -> None:
+        self.out.append(data)
+        self._out_bytes += len(data)
+        if not self._is_awake:
+            self._is_awake = True
+            self._wake()
+
+    # -- ends ----------------------------------------------------------------------------------------------------
+
+    def _ended(self, stream: Stream) -> None:
+        """Our side is done. A client that still sends is told to stop (8.1)."""
+        if not stream.has_ended_in:
+            self._send(rst_stream(stream.id, ErrorCode.NO_ERROR))
+        self._allowance.earn(EARNED_BY_STREAM)
+        self._forget(stream)
+
+    def _reset(self, stream: Stream, code: ErrorCode) -> None:
+        """The client broke a rule of one stream (5.4.2)."""
+        self._allowance.spend(self._now_s, "an error of a stream")
+        self.cancel(stream, code)
+
+    def _forget(self, stream: Stream) -> None:
+        stream.is_closed = True
+        self.streams.pop(stream.id, None)
+        self._ready.pop(stream.id, None)
+        self.unsent_bytes -= stream.unsent_bytes
+        stream.unsent_bytes = 0
+        stream.unsent = stream.last_fields = None
+        self._handler.closed(stream)
+
+    def announce_end(self) -> None:
+        """First word of a graceful end (6.8): streams are served still, and the client should open no more."""
+        if not self.is_closing and self._ids_max == STREAM_ID_MAX:
+            self._send(goaway(STREAM_ID_MAX, ErrorCode.NO_ERROR))
+
+    def end_when_idle(self) -> None:
+        """Last word of a graceful end: newer streams are not served, and may be tried again elsewhere."""
+        if not self.is_closing and self._ids_max == STREAM_ID_MAX:
+            self._ids_max = self.last_id
+            self._send(goaway(self.last_id, ErrorCode.NO_ERROR))
+
+    def send_ping(self, payload: bytes) -> None:
+        """Asks whether anybody is there."""
+        if not self.is_closing:
+            self._send(ping(payload))
+
+    def close(self) -> None:
+        """Ends it now; streams under way are told they were not."""
+        if not self.is_closing:
+            self._close(ErrorCode.NO_ERROR, b"")
+
+    def lost(self) -> None:
+        """The socket is gone, and with it whoever waited for answers."""
+        self.is_closing = True
+        self._drop_streams()
+
+    def _close(self, code: ErrorCode, debug: bytes) -> None:
+        self.is_closing = True
+        self._drop_streams()
+        self._send(goaway(self.last_id, code, debug[:200]))
+
+    def _drop_streams(self) -> None:
+        for stream in list(self.streams.values()):
+            stream.has_ended_out = False
+            self._forget(stream)
+
+
+def _without_padding(payload: bytes) -> bytes:
+    if not payload or payload[0] >= len(payload):
+        raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "more padding than payload (6.1)")
+    return payload[1 : len(payload) - payload[0]]
