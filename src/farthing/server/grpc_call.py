@@ -122,6 +122,7 @@ class Call:
         "_calls",
         "_held_since_s",
         "_reader",
+        "_sent_before",
         "_tenant_entered",
         "bytes",
         "code",
@@ -154,6 +155,8 @@ class Call:
         self._reader: MessageReader | None = None
         self._tenant_entered = False
         self._held_since_s = 0.0
+        """Since when its caller reads too little of the answer; 0 while nothing waits."""
+        self._sent_before = 0
 
     # -- the request ---------------------------------------------------------------------------------------------
 
@@ -327,10 +330,13 @@ class Call:
         self._check_reading(now_s)
 
     def _check_reading(self, now_s: float) -> None:
-        stream = self.stream
-        if not stream.is_closed and stream.unsent_bytes and stream.send_delta + stream.connection.stream_window <= 0:
-            self._held_since_s = self._held_since_s or now_s
-            if now_s - self._held_since_s >= self._calls.limits.write_timeout_s:
-                stream.connection.cancel(stream, ErrorCode.CANCEL)
-        else:
+        """Resets a stream whose own window the client keeps shut; one that it opens at a bearable pace has time."""
+        stream, limits = self.stream, self._calls.limits
+        if stream.is_closed or not stream.unsent_bytes:
             self._held_since_s = 0.0
+            return
+        wanted = limits.body_bytes_per_s_min * limits.write_timeout_s
+        if not self._held_since_s or stream.sent_bytes - self._sent_before >= wanted:
+            self._held_since_s, self._sent_before = now_s, stream.sent_bytes
+        if now_s - self._held_since_s >= limits.write_timeout_s:
+            stream.connection.cancel(stream, ErrorCode.CANCEL)

@@ -206,7 +206,7 @@ class Http2Socket(asyncio.Protocol):
         """Whether answers wait that the client has not read at a bearable pace for `write_timeout_s`."""
         transport, limits = self._transport, self._listener.limits
         buffered = transport.get_write_buffer_size() if transport is not None else 0
-        if not buffered and not self.http2.unsent_bytes:
+        if not buffered and not self.http2.is_window_shut:
             self._stuck_since_s = 0.0
             return False
         delivered = self._written_bytes - buffered

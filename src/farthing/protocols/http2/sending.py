@@ -174,6 +174,11 @@ class SendingHalf:
                 ready[stream_id] = stream  # behind the others
 
     @property
+    def is_window_shut(self) -> bool:
+        """Whether answers wait for the client to widen the connection's window."""
+        return self.unsent_bytes > 0 and self._send_window <= 0
+
+    @property
     def can_pump(self) -> bool:
         """Whether `pump` would send something."""
         return bool(self._ready) and self._send_window > 0 and not self.is_held
@@ -188,6 +193,7 @@ class SendingHalf:
             stream.unsent[0] = part[size:]
             part = part[:size]
         stream.unsent_bytes -= size
+        stream.sent_bytes += size
         self.unsent_bytes -= size
         stream.send_delta -= size
         self._send_window -= size

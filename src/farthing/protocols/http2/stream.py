@@ -30,6 +30,7 @@ class Stream:
         "last_fields",
         "receive_window",
         "send_delta",
+        "sent_bytes",
         "taken_bytes",
         "unsent",
         "unsent_bytes",
@@ -52,6 +53,8 @@ class Stream:
         self.send_delta = 0
         """The send window, less the client's SETTINGS_INITIAL_WINDOW_SIZE: a change of that moves all streams' windows
         (RFC 9113, 6.9.2) without touching any."""
+        self.sent_bytes = 0
+        """Sent of what had to wait."""
         self.unsent: deque[memoryview] | None = None
         """What windows or the socket hold back."""
         self.unsent_bytes = 0
