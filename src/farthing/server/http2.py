@@ -65,8 +65,7 @@ class Http2Socket(asyncio.Protocol):
             # Without a word: after our SETTINGS, a client's library would take this for a working server that
             # ended, and try again at once and without end.
             self._transport.abort()
-            return
-        self.flush()
+        # Our SETTINGS go out with the first answer to what the client says: to HTTP/1.1 they would be noise.
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -120,6 +119,8 @@ class Http2Socket(asyncio.Protocol):
             out = http2.take_out()
             if transport is None or self._goodbye_s:
                 return
+            if http2.is_closing and not http2.has_preface and http2.first_bytes.startswith(HTTP1_METHODS):
+                out = [HTTP1_ANSWER]
             if len(out) == 1:
                 transport.write(out[0])
                 self._written_bytes += len(out[0])
@@ -131,8 +132,6 @@ class Http2Socket(asyncio.Protocol):
                 else:
                     transport.writelines(out)
             if http2.is_closing:
-                if not http2.has_preface and http2.first_bytes.startswith(HTTP1_METHODS):
-                    transport.write(HTTP1_ANSWER)
                 self._say_goodbye()
                 return
             if not http2.can_pump:
