@@ -17,6 +17,7 @@ from farthing.protocols.grpc_wire import (
     CODES,
     PREFIX_BYTES,
     Coding,
+    Message,
     MessageReader,
     coding_of,
     framed,
@@ -25,7 +26,7 @@ from farthing.protocols.grpc_wire import (
     timeout_us,
     trailers,
 )
-from farthing.protocols.http2 import ErrorCode, Field, Fields, Head, Stream
+from farthing.protocols.http2 import Data, ErrorCode, Field, Fields, Head, Stream
 from farthing.protocols.kserve_grpc import parse_message, status_detail
 from farthing.server.auth import Door
 from farthing.telemetry.counters import RouteClass
@@ -163,7 +164,7 @@ class Call:
     def start(self) -> None:
         """It may begin. One with a single message waits for that."""
 
-    def data(self, data: bytes, is_last: bool) -> None:
+    def data(self, data: Data, is_last: bool) -> None:
         """More of the request's body. Raises what is wrong with it."""
         size = len(data) - PREFIX_BYTES
         if is_last and self._reader is None and size >= 0 and not data[0] and int.from_bytes(data[1:5], "big") == size:
@@ -191,7 +192,7 @@ class Call:
         else:
             self.begin(message)
 
-    def _inflate(self, message: bytes) -> None:
+    def _inflate(self, message: Message) -> None:
         args = (message, self.plan.coding, self._calls.message_bytes_max)
         if len(message) <= INLINE_CODING_BYTES_MAX:
             self._begin_inflated(inflate_message(*args))
@@ -204,11 +205,11 @@ class Call:
 
         future.add_done_callback(inflated)
 
-    def _begin_inflated(self, message: bytes) -> None:
+    def _begin_inflated(self, message: Message) -> None:
         self.hold(len(message))
         self.begin(message)
 
-    def begin(self, data: bytes) -> None:
+    def begin(self, data: Message) -> None:
         """The whole message is here: its handler answers it."""
         rpc = self.rpc
         answer = rpc.handler(parse_message(rpc.request(), data), self)

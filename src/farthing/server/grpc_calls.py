@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from farthing.config.server import HttpLimits
-from farthing.protocols.http2 import Connection, Head, Stream
+from farthing.protocols.http2 import Connection, Data, Head, Stream
 from farthing.server.admission import Admission
 from farthing.server.auth import Door, Keys
 from farthing.server.grpc_call import Call, Plan, Rpc
@@ -93,7 +93,7 @@ class GrpcCalls:
             if key is not None:
                 call.enter(key.name, key.inflight_max)
 
-    def data(self, stream: Stream, data: bytes, is_last: bool) -> None:
+    def data(self, stream: Stream, data: Data, is_last: bool) -> None:
         """More of a call's body came."""
         call = stream.call
         if call is None or call.is_done:

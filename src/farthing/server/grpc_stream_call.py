@@ -7,7 +7,8 @@ coroutine waits when the client does not read its answers. So neither side can m
 import asyncio
 from typing import Any
 
-from farthing.protocols.grpc_wire import PREFIX_BYTES, MessageReader, framed, inflate_message
+from farthing.protocols.grpc_wire import PREFIX_BYTES, Message, MessageReader, framed, inflate_message
+from farthing.protocols.http2 import Data
 from farthing.protocols.kserve_grpc import parse_message
 from farthing.server.grpc_call import FIRST, FIRST_CODED, INLINE_CODING_BYTES_MAX, LAST, Call
 from farthing.types.errors import Cancelled, InvalidInput, Unavailable
@@ -41,7 +42,7 @@ class StreamCall(Call):
 
     # -- in ------------------------------------------------------------------------------------------------------
 
-    def data(self, data: bytes, is_last: bool) -> None:
+    def data(self, data: Data, is_last: bool) -> None:
         self.hold(len(data))
         assert self._reader is not None
         self._reader.feed(data)
@@ -54,7 +55,7 @@ class StreamCall(Call):
         data = await self.next_bytes()
         return None if data is None else parse_message(self.rpc.request(), data)
 
-    async def next_bytes(self) -> bytes | None:
+    async def next_bytes(self) -> Message | None:
         reader = self._reader
         assert reader is not None
         while True:

@@ -17,6 +17,7 @@ CODED_BYTES_MIN: Final = 1024
 """Answers smaller than this go out as they are, also to a client that asked in a coding."""
 
 Coding = Literal["identity", "gzip", "deflate"]
+Message = bytes | memoryview
 
 
 def coding_of(said: bytes) -> Coding:
@@ -44,7 +45,7 @@ def framed(message: bytes, coding: Coding) -> bytes:
     return b"\1" + len(coded).to_bytes(4, "big") + coded
 
 
-def inflate_message(message: bytes, coding: Coding, bytes_max: int) -> bytes:
+def inflate_message(message: Message, coding: Coding, bytes_max: int) -> bytes:
     """A coded message as it was. Raises `MessageTooLarge` past the limit, `InvalidInput` for what is not coded so."""
     if coding == "identity":
         raise InvalidInput(
@@ -66,7 +67,7 @@ class MessageReader:
         self._bytes_max = bytes_max
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes | memoryview) -> None:
         """More of the body."""
         self._buffer += data
 
@@ -91,15 +92,15 @@ class MessageReader:
             )
         return size + PREFIX_BYTES
 
-    def next(self) -> tuple[bytes, bool] | None:
+    def next(self) -> tuple[Message, bool] | None:
         """The next message and whether it is coded; None until all of it is here. Raises as `check` does."""
         end, buffer = self.check(), self._buffer
         if not end or len(buffer) < end:
             return None
-        with memoryview(buffer) as view:
-            message = bytes(view[PREFIX_BYTES:end]), bool(buffer[0])
-        if len(buffer) == end:
-            self._buffer = bytearray()  # an emptied one would keep its memory
-        else:
-            del buffer[:end]
-        return message
+        is_coded = bool(buffer[0])
+        if len(buffer) == end:  # the usual case, and not copied
+            self._buffer = bytearray()
+            return memoryview(buffer)[PREFIX_BYTES:], is_coded
+        message = bytes(buffer[PREFIX_BYTES:end])
+        del buffer[:end]
+        return message, is_coded

@@ -8,7 +8,7 @@ from farthing.protocols.http2.connection import Connection
 from farthing.protocols.http2.frames import PREFACE, ErrorCode
 from farthing.protocols.http2.header_blocks import Field, Fields, Head
 from farthing.protocols.http2.limits import Http2Limits
-from farthing.protocols.http2.sending import Handler
+from farthing.protocols.http2.sending import Data, Handler
 from farthing.protocols.http2.stream import Stream
 
-__all__ = ["PREFACE", "Connection", "ErrorCode", "Field", "Fields", "Handler", "Head", "Http2Limits", "Stream"]
+__all__ = ["PREFACE", "Connection", "Data", "ErrorCode", "Field", "Fields", "Handler", "Head", "Http2Limits", "Stream"]

@@ -7,6 +7,7 @@ both windows right; requests and answers belong to the `Handler`.
 """
 
 from collections.abc import Callable
+from typing import Final, TypeVar
 
 from farthing.protocols.http2.frames import (
     FRAME_HEAD,
@@ -35,7 +36,7 @@ from farthing.protocols.http2.limits import (
     STREAM_WINDOW_BYTES,
     Http2Limits,
 )
-from farthing.protocols.http2.sending import Handler, SendingHalf
+from farthing.protocols.http2.sending import Data, Handler, SendingHalf
 from farthing.protocols.http2.settings import read_settings
 from farthing.protocols.http2.stream import Stream
 
@@ -43,6 +44,11 @@ _DATA, _HEADERS, _CONTINUATION = int(FrameType.DATA), int(FrameType.HEADERS), in
 _WINDOW_UPDATE, _RST_STREAM = int(FrameType.WINDOW_UPDATE), int(FrameType.RST_STREAM)
 _END_STREAM, _END_HEADERS = int(Flag.END_STREAM), int(Flag.END_HEADERS)
 _PADDED, _PRIORITY, _ACK = int(Flag.PADDED), int(Flag.PRIORITY), int(Flag.ACK)
+
+Payload = TypeVar("Payload", bytes, Data)
+
+COPIED_BYTES_MAX: Final = 2048
+"""Longer DATA is handed on as a view of what was received: whoever keeps it copies it once."""
 
 
 class Connection(SendingHalf):
@@ -99,26 +105,45 @@ class Connection(SendingHalf):
         self._now_s = now_s
         was_awake, self._is_awake = self._is_awake, True  # the caller writes what this brings about
         try:
-            self._receive(self._rest + data if self._rest else data)
+            self._receive(data)
         except BrokenConnection as broken:
             self.reason = broken.reason
             self._close(broken.code, broken.reason.encode("ascii", "replace"))
         self._is_awake = was_awake or bool(self.out)
 
     def _receive(self, data: bytes) -> None:
-        at, size = 0, len(data)
+        rest, at = self._rest, 0
         if not self.has_preface:
-            if not data.startswith(PREFACE[:size]):
-                self._rest = data[: len(PREFACE)]
-                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2: no connection preface")
-            if size < len(PREFACE):
-                self._rest = data
+            data = rest + data
+            at = self._preface(data)
+            if not at:
                 return
-            at = len(PREFACE)
-            if size - at >= HEAD_BYTES and data[at + 3] != FrameType.SETTINGS:
-                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "the preface ends with a SETTINGS frame")
-            if size - at >= HEAD_BYTES:
-                self.has_preface = True
+        elif rest:
+            # The frame that had begun is read by itself, so that no more than that is copied to put it together.
+            head = (rest + data[:HEAD_BYTES])[:HEAD_BYTES]
+            at = len(data)
+            if len(head) == HEAD_BYTES:
+                at = min(at, HEAD_BYTES + int.from_bytes(head[:3], "big") - len(rest))
+            self._read_frames(rest + data[:at], 0)
+            if at == len(data) or self.is_closing:
+                return
+        self._read_frames(data, at)
+
+    def _preface(self, data: bytes) -> int:
+        """How long the preface is (3.4), once the head of the frame that belongs to it is here; until then 0."""
+        self._rest = data
+        if not data.startswith(PREFACE[: len(data)]):
+            raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "this is not HTTP/2: no connection preface")
+        if len(data) < len(PREFACE) + HEAD_BYTES:
+            return 0
+        if data[len(PREFACE) + 3] != FrameType.SETTINGS:
+            raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "the preface ends with a SETTINGS frame")
+        self.has_preface = True
+        return len(PREFACE)
+
+    def _read_frames(self, data: bytes, at: int) -> None:
+        """Reads all whole frames from there on, and keeps the rest."""
+        size = len(data)
         read_head = FRAME_HEAD.unpack_from
         while size - at >= HEAD_BYTES:
             word, flags, stream_id = read_head(data, at)
@@ -133,7 +158,8 @@ class Connection(SendingHalf):
             if self._block is not None and kind != _CONTINUATION:
                 raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "a header block was interrupted")
             if kind == _DATA:
-                self._data(flags, stream_id, data[start:end])
+                payload = data[start:end] if end - start <= COPIED_BYTES_MAX else memoryview(data)[start:end]
+                self._data(flags, stream_id, payload)
             elif kind == _HEADERS:
                 self._headers(flags, stream_id, data[start:end])
             elif kind == _WINDOW_UPDATE:
@@ -143,7 +169,7 @@ class Connection(SendingHalf):
             at = end
             if self.is_closing:
                 return
-        self._rest = data[at:] if self.has_preface else data  # until the first frame's head is whole
+        self._rest = data[at:]
         self.frames_read += at
 
     def _headers(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -210,7 +236,7 @@ class Connection(SendingHalf):
         self._allowance.spend(self._now_s, what)
         self._send(rst_stream(stream_id, code))
 
-    def _data(self, flags: int, stream_id: int, payload: bytes) -> None:
+    def _data(self, flags: int, stream_id: int, payload: Data) -> None:
         size = len(payload)
         if size:
             self._receive_window -= size
@@ -227,9 +253,7 @@ class Connection(SendingHalf):
         if stream is None:
             if stream_id > self.last_id or not stream_id & 1:
                 raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, f"DATA on stream {stream_id}, which is idle")
-            if size:  # of a request that was answered or reset before the client knew
-                self._allowance.spend(self._now_s, "DATA on a closed stream")
-            return
+            return  # of a request that was answered or reset before the client knew
         if stream.has_ended_in:
             self._reset(stream, ErrorCode.STREAM_CLOSED)
             return
@@ -385,7 +409,7 @@ class Connection(SendingHalf):
             self._forget(stream)
 
 
-def _without_padding(payload: bytes) -> bytes:
+def _without_padding(payload: Payload) -> Payload:
     if not payload or payload[0] >= len(payload):
         raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, "more padding than payload (6.1)")
     return payload[1 : len(payload) - payload[0]]

@@ -35,13 +35,17 @@ _LAST_FLAGS: Final = bytes((_HEADERS, _END_HEADERS | _END_STREAM))
 _DATA_FLAGS: Final = b"\0\0"
 
 
+Data = bytes | memoryview
+"""Part of a body; a view is good until the call it came with returns."""
+
+
 class Handler(Protocol):
     """Who serves the requests of a connection. Nothing here may raise."""
 
     def request(self, stream: Stream, head: Head) -> None:
         """A request began. `head` is shared by all that send the same; it may be answered at once."""
 
-    def data(self, stream: Stream, data: bytes, is_last: bool) -> None:
+    def data(self, stream: Stream, data: Data, is_last: bool) -> None:
         """More of its body came; not called once the stream is closed. `Connection.take` gives the client window."""
 
     def closed(self, stream: Stream) -> None:

@@ -53,7 +53,7 @@ def _class(full_name: str) -> Any:
     return GetMessageClass(pool().FindMessageTypeByName(full_name))
 
 
-def parse_message(kind: Any, data: bytes) -> Message:
+def parse_message(kind: Any, data: bytes | memoryview) -> Message:
     """A message of this class. Raises `InvalidInput` for bytes that are none, and for too many fields."""
     from google.protobuf.message import DecodeError
 
