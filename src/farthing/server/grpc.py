@@ -7,14 +7,15 @@ The frames are `protocols.http2`'s, a connection's socket `server.http2`'s, call
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from farthing.config.server import HttpLimits
 from farthing.protocols.http2 import Http2Limits
 from farthing.server.admission import Admission
 from farthing.server.auth import Keys
+from farthing.server.grpc_call import Rpc
 from farthing.server.grpc_calls import GrpcCalls
-from farthing.server.grpc_service import GrpcService
 from farthing.server.http2 import LINGER_S, Http2Socket
 from farthing.server.last_call import refuse_newcomers
 from farthing.telemetry.counters import GrpcCounters
@@ -31,7 +32,7 @@ class GrpcListener:
 
     def __init__(
         self,
-        service: GrpcService,
+        rpcs: Sequence[Rpc],
         *,
         keys: Keys | None,
         admission: Admission,
@@ -41,7 +42,7 @@ class GrpcListener:
         self.limits = limits
         self.http2_limits = Http2Limits(header_list_bytes_max=limits.head_bytes_max, headers_max=limits.headers_max)
         self.counters = counters
-        self.calls = GrpcCalls(service.rpcs(), keys=keys, admission=admission, counters=counters, limits=limits)
+        self.calls = GrpcCalls(rpcs, keys=keys, admission=admission, counters=counters, limits=limits)
         self.now_s = time.monotonic()
         """Coarse time, moved by `sweep`."""
         self._sockets: set[Http2Socket] = set()

@@ -66,12 +66,13 @@ class Rpc(msgspec.Struct, frozen=True):
     path: str
     request: Callable[[], Any]
     """The class of its message; asked for on the first call, because protobuf is imported with it."""
-    handler: Callable[[Any, "Call"], Any | Awaitable[Any]]
-    """Answers a message, now or awaited; or None, and calls `Call.reply` or `Call.fail` when it likes."""
+    handler: Callable[[Any, Any], Any]
+    """Answers a message of a `Call`, now or awaited; or None, and calls `Call.reply` or `Call.fail` when it likes."""
     door: Door
     kind: RouteClass
     is_stream: bool = False
-    """Whether the handler is a coroutine that takes a `StreamCall` and reads and writes messages itself."""
+    """Whether the handler is a coroutine that takes the class of its messages and a `StreamCall`, and reads and writes
+    messages itself."""
     is_watch: bool = False
     """Whether its calls stay open while nothing happens; the server's end does not wait for them."""
 
@@ -79,7 +80,7 @@ class Rpc(msgspec.Struct, frozen=True):
 class Plan:
     """What a call's head asks for; worked out once for all calls with the same head."""
 
-    __slots__ = ("accepts", "coding", "not_grpc", "refusal", "rpc", "timeout_us")
+    __slots__ = ("accepts", "coding", "ends_on_error", "not_grpc", "refusal", "rpc", "timeout_us")
 
     def __init__(self, head: Head, rpcs: dict[bytes, Rpc]) -> None:
         self.rpc = rpcs.get(head.path)
@@ -88,6 +89,8 @@ class Plan:
         self.coding: Coding = "identity"
         self.accepts: Coding = "identity"
         """What its messages are coded in, and what its answers may be."""
+        self.ends_on_error = head.fields.get(b"triton_grpc_error") == b"true"
+        """Whether an error within a stream is to end it (Triton's metadata of that name)."""
         self.refusal: FarthingError | None = None
         self.not_grpc: Fields | None = None
         fields = head.fields
@@ -122,6 +125,7 @@ class Call:
     __slots__ = (
         "_calls",
         "_held_since_s",
+        "_is_over",
         "_reader",
         "_sent_before",
         "_tenant_entered",
@@ -155,6 +159,7 @@ class Call:
         """Called once if the caller leaves, or runs out of time, before it was answered."""
         self._reader: MessageReader | None = None
         self._tenant_entered = False
+        self._is_over = False
         self._held_since_s = 0.0
         """Since when its caller reads too little of the answer; 0 while nothing waits."""
         self._sent_before = 0
@@ -239,8 +244,17 @@ class Call:
 
     # -- room ----------------------------------------------------------------------------------------------------
 
+    def let_go(self, size: int) -> None:
+        """So much of what it held is kept no longer. (Once it is over, all of it has been let go.)"""
+        if self._is_over:
+            return
+        self._calls.admission.give_bytes(size)
+        self.bytes -= size
+
     def hold(self, size: int) -> None:
         """Counts bytes that are kept until the call is over. Raises `Overloaded` when that is more than fits."""
+        if self._is_over:
+            return
         self._calls.admission.take_bytes(size)
         self.bytes += size
 
@@ -311,6 +325,7 @@ class Call:
             if self.on_gone is not None:
                 self.on_gone()
                 self.on_gone = None
+        self._is_over = True
         calls.admission.give_bytes(self.bytes)
         if self._tenant_entered:
             calls.admission.leave(self.tenant)

@@ -118,6 +118,11 @@ class GrpcCalls:
         log.exception("answering %s failed", call.rpc.path)
         call.fail(FarthingError("the server failed to answer this request", hint="its log says why"))
 
+    def drained(self, stream: Stream) -> None:
+        """The client has read what a streaming call has sent so far."""
+        if isinstance(stream.call, StreamCall):
+            stream.call.drained()
+
     def closed(self, stream: Stream) -> None:
         """A call is over."""
         call = stream.call

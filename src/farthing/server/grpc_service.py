@@ -17,7 +17,6 @@ from farthing.protocols.kserve import (
     statistics_json,
 )
 from farthing.protocols.kserve_grpc import (
-    HEALTH_SERVICE,
     SERVICE,
     asked_load,
     asked_unload,
@@ -25,13 +24,14 @@ from farthing.protocols.kserve_grpc import (
     config_message,
     decode_infer,
     encode_infer,
-    health_message_class,
     message_class,
     message_of,
 )
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
 from farthing.server.grpc_call import Call, Rpc
+from farthing.server.grpc_stream_call import StreamCall
+from farthing.server.grpc_streams import InferStream
 from farthing.server.kserve import EXTENSIONS, load_as_asked
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import FarthingError, NotFound, Unavailable, Unsupported
@@ -39,7 +39,6 @@ from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
 
 NOT_OFFERED: Final = (
-    "ModelStreamInfer",
     "SystemSharedMemoryStatus",
     "SystemSharedMemoryRegister",
     "SystemSharedMemoryUnregister",
@@ -62,9 +61,16 @@ class GrpcService:
     def rpcs(self) -> list[Rpc]:
         """Every RPC that is answered."""
 
-        def rpc(name: str, handler: Callable[[Any, Call], Any], kind: RouteClass, door: Door = Door.INFERENCE) -> Rpc:
-            request = message_class if name not in NOT_OFFERED else _empty_class
-            return Rpc(f"/{SERVICE}/{name}", lambda: request(f"{name}Request"), handler, door, kind)
+        def rpc(
+            name: str,
+            handler: Callable[[Any, Any], Any],
+            kind: RouteClass,
+            door: Door = Door.INFERENCE,
+            *,
+            is_stream: bool = False,
+        ) -> Rpc:
+            message = "ModelInferRequest" if is_stream else f"{name}Request"
+            return Rpc(f"/{SERVICE}/{name}", lambda: message_class(message), handler, door, kind, is_stream)
 
         health = RouteClass.HEALTH
         return [
@@ -79,13 +85,7 @@ class GrpcService:
             rpc("RepositoryIndex", self.index, RouteClass.REPOSITORY),
             rpc("RepositoryModelLoad", self.load, RouteClass.REPOSITORY, Door.CONTROL),
             rpc("RepositoryModelUnload", self.unload, RouteClass.REPOSITORY, Door.CONTROL),
-            Rpc(
-                f"/{HEALTH_SERVICE}/Check",
-                lambda: health_message_class("HealthCheckRequest"),
-                self.check,
-                Door.OPEN,
-                health,
-            ),
+            rpc("ModelStreamInfer", self.stream_infer, RouteClass.INFER, is_stream=True),
             *(rpc(name, _not_offered, RouteClass.OTHER, Door.OPEN) for name in NOT_OFFERED),
         ]
 
@@ -105,6 +105,10 @@ class GrpcService:
         if not call.is_done:
             call.on_gone = withdraw
 
+    async def stream_infer(self, kind: Any, call: StreamCall) -> None:
+        """`ModelStreamInfer`."""
+        await InferStream(self._runtime, self._limits, kind, call).serve()
+
     # -- health --------------------------------------------------------------------------------------------------
 
     def live(self, message: Any, call: Call) -> Any:
@@ -122,13 +126,6 @@ class GrpcService:
         except (NotFound, Unavailable):
             return message_class("ModelReadyResponse")(ready=False)
         return message_class("ModelReadyResponse")(ready=not served.health())
-
-    def check(self, message: Any, call: Call) -> Any:
-        """`grpc.health.v1.Health/Check`: ready, as the standard probes ask it."""
-        if message.service not in ("", SERVICE):
-            raise NotFound(f"no service `{message.service[:80]}` here", hint=f"ask about `{SERVICE}`, or about nothing")
-        kind = health_message_class("HealthCheckResponse")
-        return kind(status="NOT_SERVING" if self._runtime.not_ready() else "SERVING")
 
     # -- metadata ------------------------------------------------------------------------------------------------
 
@@ -186,12 +183,8 @@ def _answer(call: Call, request: InferRequest, spec: ModelSpec, answer: InferRes
     call.reply(message)
 
 
-def _empty_class(name: str) -> Any:
-    return message_class("ServerLiveRequest")
-
-
 def _not_offered(message: Any, call: Call) -> None:
     raise Unsupported(
-        "this server does not offer this RPC yet: streams, shared memory, trace and log settings are not served",
+        "this server does not offer this RPC yet: shared memory, trace and log settings are not served",
         hint="ModelInfer answers inference requests one by one",
     )

@@ -144,10 +144,13 @@ class Server:
         # Importing protobuf takes a twentieth of a second, in which the event loop has better things to do.
         await asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "farthing.server.grpc")
         from farthing.server.grpc import GrpcListener
+        from farthing.server.grpc_health import GrpcHealth
+        from farthing.server.grpc_reflection import reflection_rpcs
         from farthing.server.grpc_service import GrpcService
 
+        service = GrpcService(self.runtime, self._config.limits.body_bytes_max)
         listener = GrpcListener(
-            GrpcService(self.runtime, self._config.limits.body_bytes_max),
+            [*service.rpcs(), *GrpcHealth(self.runtime).rpcs(), *reflection_rpcs()],
             keys=self._keys,
             admission=self._admission,
             counters=self._grpc_counters,

@@ -48,6 +48,9 @@ class Handler(Protocol):
     def data(self, stream: Stream, data: Data, is_last: bool) -> None:
         """More of its body came; not called once the stream is closed. `Connection.take` gives the client window."""
 
+    def drained(self, stream: Stream) -> None:
+        """All that was written of an answer that goes on is sent."""
+
     def closed(self, stream: Stream) -> None:
         """The stream is over: its answer is sent, or (`not stream.has_ended_out`) nobody wants one any more."""
 
@@ -174,6 +177,8 @@ class SendingHalf:
             if not stream.unsent_bytes:
                 if stream.last_fields is not None:
                     self._send_last(stream)
+                else:
+                    self._handler.drained(stream)
             else:
                 ready[stream_id] = stream  # behind the others
 

@@ -8,18 +8,31 @@ from farthing.protocols.kserve_grpc.decode import decode_infer
 from farthing.protocols.kserve_grpc.encode import config_message, encode_infer, message_of
 from farthing.protocols.kserve_grpc.messages import (
     HEALTH_SERVICE,
+    REFLECTION_SERVICES,
     SERVICE,
     health_message_class,
     message_class,
     parse_message,
+    pool,
+    reflection_message_class,
 )
 from farthing.protocols.kserve_grpc.repository_requests import asked_load, asked_unload, check_repository_name
 from farthing.protocols.kserve_grpc.status import STATUS_DETAIL_BYTES_MAX, status_detail
+from farthing.protocols.kserve_grpc.stream import (
+    GenerateStream,
+    asked_generation,
+    stream_answer,
+    stream_error,
+    wants_empty_final,
+)
 
 __all__ = [
     "HEALTH_SERVICE",
+    "REFLECTION_SERVICES",
     "SERVICE",
     "STATUS_DETAIL_BYTES_MAX",
+    "GenerateStream",
+    "asked_generation",
     "asked_load",
     "asked_unload",
     "check_repository_name",
@@ -30,5 +43,10 @@ __all__ = [
     "message_class",
     "message_of",
     "parse_message",
+    "pool",
+    "reflection_message_class",
     "status_detail",
+    "stream_answer",
+    "stream_error",
+    "wants_empty_final",
 ]

@@ -15,8 +15,8 @@ from farthing.repository import wire
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
 
-RAW_OUTPUT_TAG: Final = 6 << 3 | 2
-"""`raw_output_contents`, field 6, of type LEN."""
+RAW_OUTPUT_CONTENTS: Final = 6
+"""The number of that field."""
 
 _heads: Final[Memo[tuple[str, str], bytes]] = Memo(1024)
 """A response with a model's name and version."""
@@ -45,7 +45,11 @@ def encode_infer(response: InferResponse, request: InferRequest, spec: ModelSpec
             shown = classify(tensor, classes_by_name[name], output_spec(name, spec), is_batched=is_batched)
         raw = pack_bytes(shown, name) if shown.dtype.kind == "O" else shown.tobytes()
         key = (name, shown.dtype, shown.shape)
-        parts += (_outputs.get(key) or _outputs.remember(key, _output(*key)), _raw_prefix(len(raw)), raw)
+        parts += (
+            _outputs.get(key) or _outputs.remember(key, _output(*key)),
+            length_prefix(RAW_OUTPUT_CONTENTS, len(raw)),
+            raw,
+        )
     return b"".join(parts)
 
 
@@ -65,9 +69,9 @@ def _output(name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return serialized
 
 
-def _raw_prefix(size: int) -> bytes:
-    """The tag of `raw_output_contents` and a length, base 128 (protobuf's encoding, "length-delimited records")."""
-    encoded = bytearray((RAW_OUTPUT_TAG,))
+def length_prefix(number: int, size: int) -> bytes:
+    """What stands before `size` bytes that are field `number` (protobuf's encoding, "length-delimited records")."""
+    encoded = bytearray((number << 3 | 2,))
     while size > 0x7F:
         encoded.append(size & 0x7F | 0x80)
         size >>= 7

@@ -18,18 +18,24 @@ if TYPE_CHECKING:
 SERVICE: Final = "inference.GRPCInferenceService"
 HEALTH_SERVICE: Final = "grpc.health.v1.Health"
 
+REFLECTION_SERVICES: Final = (
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
+COMPILED: Final = ("grpc_service.binpb", "health.binpb", "reflection.binpb", "reflection_v1alpha.binpb")
+
 Message = Any
 """A protobuf message: its fields are made at run time, so no type checker knows them."""
 
 
 @cache
 def pool() -> "DescriptorPool":
-    """The service's messages, the model configuration they contain, and the standard health check."""
+    """The service's messages, the model configuration they contain, and the standard health check and reflection."""
     from google.protobuf.descriptor_pb2 import FileDescriptorSet
 
     private = wire.pool()
     folder = resources.files("farthing.protocols.kserve_grpc")
-    for compiled in ("grpc_service.binpb", "health.binpb"):
+    for compiled in COMPILED:
         for file in FileDescriptorSet.FromString(folder.joinpath(compiled).read_bytes()).file:
             private.Add(file)
     return private
@@ -45,6 +51,12 @@ def message_class(name: str) -> Any:
 def health_message_class(name: str) -> Any:
     """The class of one of the health check's messages."""
     return _class(f"grpc.health.v1.{name}")
+
+
+@cache
+def reflection_message_class(service: str, name: str) -> Any:
+    """The class of one of the messages of a reflection service, each of which has its own."""
+    return _class(f"{service.rpartition('.')[0]}.{name}")
 
 
 def _class(full_name: str) -> Any:
