@@ -1,6 +1,7 @@
 """gRPC over real sockets: health, statuses, deadlines, keys, limits, TLS, and the end."""
 
 import json
+import logging
 import signal
 import socket
 import threading
@@ -297,6 +298,33 @@ def test_a_tenant_over_its_share_is_told_when_to_come_back(tmp_path: Path) -> No
         gate.open()
         assert first.result(WAIT_S)
         assert client.begin([[3]], metadata=metadata).result(WAIT_S)
+
+
+def test_settings_are_told_and_changed_only_where_control_is_open(tmp_path: Path) -> None:
+    level = logging.getLogger("farthing").level
+    try:
+        with grpc_serving(small_repository(tmp_path)) as (_, client):
+            assert client.ask("LogSettings").settings["log_error"].bool_param
+            assert client.ask("TraceSetting", model_name="echo").settings["trace_level"].value == ["OFF"]
+            change = message_class("LogSettingsRequest")()
+            change.settings["log_verbose_level"].uint32_param = 2
+            assert client.fails("LogSettings", change.SerializeToString())[0] is Code.PERMISSION_DENIED
+            assert client.fails("TraceSetting", b"\x12\x01x")[0] is Code.NOT_FOUND
+        control = {"model_control": ModelControl.EXPLICIT, "load_models": ("echo",)}
+        with grpc_serving(tmp_path, **control) as (_, client):
+            answer = client.raw("LogSettings")(change.SerializeToString(), timeout=WAIT_S)
+            assert (
+                message_class("LogSettingsResponse").FromString(answer).settings["log_verbose_level"].uint32_param == 2
+            )
+            assert logging.getLogger("farthing").level == logging.DEBUG
+            trace = message_class("TraceSettingRequest")()
+            trace.settings["trace_rate"].value.append("5")
+            answer = client.raw("TraceSetting")(trace.SerializeToString(), timeout=WAIT_S)
+            assert message_class("TraceSettingResponse").FromString(answer).settings["trace_rate"].value == ["5"]
+            trace.model_name = "echo"
+            assert client.fails("TraceSetting", trace.SerializeToString())[0] is Code.UNIMPLEMENTED
+    finally:
+        logging.getLogger("farthing").setLevel(level)
 
 
 # -- limits --------------------------------------------------------------------------------------------------------------

@@ -236,7 +236,6 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
     from farthing.repository import Repository
     from farthing.server.server import Server
     from farthing.telemetry.otel import open_span_sink, ratio_of
-    from farthing.telemetry.traces import samples
 
     config = options.config()
     spans = open_span_sink(setting=str(options["otlp_endpoint"]), environ=os.environ, version=__version__)
@@ -245,7 +244,7 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
         config,
         Repository(paths, default_filenames=default_filenames()),
         spans=spans,
-        begins_trace=samples(ratio_of(os.environ)),
+        trace_ratio=ratio_of(os.environ),
         log_records_dropped=lambda: output.dropped,
     )
     await server.listen()

@@ -45,8 +45,6 @@ NOT_OFFERED: Final = (
     "CudaSharedMemoryStatus",
     "CudaSharedMemoryRegister",
     "CudaSharedMemoryUnregister",
-    "TraceSetting",
-    "LogSettings",
 )
 """RPCs of the service that are answered UNIMPLEMENTED."""
 

@@ -34,8 +34,10 @@ from farthing.server.restricted import Restrictions
 from farthing.server.routes import Route, Routes
 from farthing.server.tls import tls_context
 from farthing.telemetry.counters import GrpcCounters, HttpCounters
+from farthing.telemetry.log_settings import LogSettings
 from farthing.telemetry.looplag import LoopLag
 from farthing.telemetry.metrics import Metrics
+from farthing.telemetry.trace_settings import TraceSettings
 from farthing.telemetry.traces import SpanSink
 from farthing.types.errors import CannotListen
 
@@ -63,7 +65,7 @@ class Server:
         repository: Repository,
         *,
         spans: SpanSink | None = None,
-        begins_trace: Callable[[], bool] = lambda: False,
+        trace_ratio: float = 0.0,
         log_records_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._config = config
@@ -80,6 +82,7 @@ class Server:
             log_records_dropped=log_records_dropped,
             spans_dropped=lambda: spans.dropped if spans is not None else 0,
         )
+        self._trace_settings = TraceSettings(has_sink=spans is not None, ratio=trace_ratio)
         self._admission = admission = Admission(config.admission)
         operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
         pattern = config.header_forward_pattern
@@ -100,7 +103,7 @@ class Server:
                 admission=admission,
                 counters=self._counters,
                 spans=spans,
-                begins_trace=begins_trace,
+                begins_trace=self._trace_settings.begins,
                 restrictions=restrictions,
                 has_access_log=config.access_log,
             )
@@ -147,10 +150,12 @@ class Server:
         from farthing.server.grpc_health import GrpcHealth
         from farthing.server.grpc_reflection import reflection_rpcs
         from farthing.server.grpc_service import GrpcService
+        from farthing.server.grpc_settings import GrpcSettings
 
         service = GrpcService(self.runtime, self._config.limits.body_bytes_max)
+        settings = GrpcSettings(self.runtime, self._config.model_control, LogSettings(), self._trace_settings)
         listener = GrpcListener(
-            [*service.rpcs(), *GrpcHealth(self.runtime).rpcs(), *reflection_rpcs()],
+            [*service.rpcs(), *settings.rpcs(), *GrpcHealth(self.runtime).rpcs(), *reflection_rpcs()],
             keys=self._keys,
             admission=self._admission,
             counters=self._grpc_counters,

@@ -17,6 +17,12 @@ from farthing.protocols.kserve_grpc.messages import (
     reflection_message_class,
 )
 from farthing.protocols.kserve_grpc.repository_requests import asked_load, asked_unload, check_repository_name
+from farthing.protocols.kserve_grpc.settings import (
+    asked_log_settings,
+    asked_trace_settings,
+    log_settings_message,
+    trace_settings_message,
+)
 from farthing.protocols.kserve_grpc.status import STATUS_DETAIL_BYTES_MAX, status_detail
 from farthing.protocols.kserve_grpc.stream import (
     GenerateStream,
@@ -34,12 +40,15 @@ __all__ = [
     "GenerateStream",
     "asked_generation",
     "asked_load",
+    "asked_log_settings",
+    "asked_trace_settings",
     "asked_unload",
     "check_repository_name",
     "config_message",
     "decode_infer",
     "encode_infer",
     "health_message_class",
+    "log_settings_message",
     "message_class",
     "message_of",
     "parse_message",
@@ -48,5 +57,6 @@ __all__ = [
     "status_detail",
     "stream_answer",
     "stream_error",
+    "trace_settings_message",
     "wants_empty_final",
 ]
