@@ -23,7 +23,7 @@ from farthing.protocols.kserve_grpc import health_message_class, message_class
 from farthing.repository import Repository
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Role, new_key
-from farthing.server.grpc_service import NOT_OFFERED, GrpcService
+from farthing.server.grpc_service import GrpcService
 from farthing.server.server import Server
 from farthing.types.errors import CannotListen
 
@@ -133,10 +133,10 @@ def test_a_server_that_still_loads_is_live_and_not_ready(tmp_path: Path) -> None
 
 
 def test_rpcs_that_are_not_offered_say_so(client: Client) -> None:
-    for method in NOT_OFFERED:
-        code, details, _ = client.fails(method)
+    for verb in ("Status", "Register", "Unregister"):
+        code, details, _ = client.fails(f"CudaSharedMemory{verb}")
         assert code is Code.UNIMPLEMENTED
-        assert "does not offer this RPC" in details
+        assert "CUDA shared memory is not offered" in details
     assert client.fails("NoSuchMethod")[0] is Code.UNIMPLEMENTED
 
 

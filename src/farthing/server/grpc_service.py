@@ -5,7 +5,7 @@ What `server.kserve` is to HTTP. Keys, deadlines and statuses belong to `server.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from farthing import __version__
 from farthing.protocols.kserve import (
@@ -32,21 +32,11 @@ from farthing.server.auth import Door
 from farthing.server.grpc_call import Call, Rpc
 from farthing.server.grpc_stream_call import StreamCall
 from farthing.server.grpc_streams import InferStream
-from farthing.server.kserve import EXTENSIONS, load_as_asked
+from farthing.server.kserve import extensions, load_as_asked
 from farthing.telemetry.counters import RouteClass
-from farthing.types.errors import FarthingError, NotFound, Unavailable, Unsupported
+from farthing.types.errors import FarthingError, NotFound, Unavailable
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
-
-NOT_OFFERED: Final = (
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
-    "CudaSharedMemoryStatus",
-    "CudaSharedMemoryRegister",
-    "CudaSharedMemoryUnregister",
-)
-"""RPCs of the service that are answered UNIMPLEMENTED."""
 
 
 class GrpcService:
@@ -84,13 +74,14 @@ class GrpcService:
             rpc("RepositoryModelLoad", self.load, RouteClass.REPOSITORY, Door.CONTROL),
             rpc("RepositoryModelUnload", self.unload, RouteClass.REPOSITORY, Door.CONTROL),
             rpc("ModelStreamInfer", self.stream_infer, RouteClass.INFER, is_stream=True),
-            *(rpc(name, _not_offered, RouteClass.OTHER, Door.OPEN) for name in NOT_OFFERED),
         ]
 
     def infer(self, message: Any, call: Call) -> None:
         """`ModelInfer`. A caller that leaves takes the request out of its queue."""
         served = self._runtime.resolve(message.model_name, message.model_version)
-        request = decode_infer(message, self._limits)
+        request = decode_infer(message, self._limits, self._runtime.regions)
+        if request.shared_bytes:
+            call.hold(request.shared_bytes)
         request.tenant = call.tenant
         if call.timeout_us and (not request.timeout_us or call.timeout_us < request.timeout_us):
             request.timeout_us = call.timeout_us
@@ -98,10 +89,23 @@ class GrpcService:
         if request.outputs:
             check_outputs(request, served.spec)
         withdraw = served.submit(
-            request, rows, signature, call.received_ns, partial(_answer, call, request, served.spec)
+            request, rows, signature, call.received_ns, partial(self._answer, call, request, served.spec)
         )
         if not call.is_done:
             call.on_gone = withdraw
+
+    def _answer(
+        self, call: Call, request: InferRequest, spec: ModelSpec, answer: InferResponse | FarthingError
+    ) -> None:
+        if isinstance(answer, FarthingError):
+            call.fail(answer)
+            return
+        try:
+            message = encode_infer(answer, request, spec, self._runtime.regions)
+        except FarthingError as error:
+            call.fail(error)
+            return
+        call.reply(message)
 
     async def stream_infer(self, kind: Any, call: StreamCall) -> None:
         """`ModelStreamInfer`."""
@@ -129,7 +133,7 @@ class GrpcService:
 
     def metadata(self, message: Any, call: Call) -> Any:
         """`ServerMetadata`."""
-        return message_of("ServerMetadataResponse", server_metadata("farthing", __version__, EXTENSIONS))
+        return message_of("ServerMetadataResponse", server_metadata("farthing", __version__, extensions(self._runtime)))
 
     def model_metadata(self, message: Any, call: Call) -> Any:
         """`ModelMetadata`."""
@@ -167,22 +171,3 @@ class GrpcService:
         asked_unload(message)
         await self._runtime.unload(message.model_name)
         return message_class("RepositoryModelUnloadResponse")()
-
-
-def _answer(call: Call, request: InferRequest, spec: ModelSpec, answer: InferResponse | FarthingError) -> None:
-    if isinstance(answer, FarthingError):
-        call.fail(answer)
-        return
-    try:
-        message = encode_infer(answer, request, spec)
-    except FarthingError as error:
-        call.fail(error)
-        return
-    call.reply(message)
-
-
-def _not_offered(message: Any, call: Call) -> None:
-    raise Unsupported(
-        "this server does not offer this RPC yet: shared memory, trace and log settings are not served",
-        hint="ModelInfer answers inference requests one by one",
-    )

@@ -100,7 +100,10 @@ class InferStream:
             self._call.enter_request()
             request.is_entered = True
             served = self._runtime.resolve(message.model_name, message.model_version)
-            asked = decode_infer(message, self._limits)
+            asked = decode_infer(message, self._limits, self._runtime.regions)
+            if asked.shared_bytes:
+                self._call.hold(asked.shared_bytes)
+                request.bytes += asked.shared_bytes
             asked.tenant = self._call.tenant
             if isinstance(served, LanguageModel):
                 await self._generate(request, asked, served, wants_empty_final(message))
@@ -127,7 +130,7 @@ class InferStream:
             self._failed(request, answer)
             return
         try:
-            request.answer = stream_answer(encode_infer(answer, asked, spec), is_final=True)
+            request.answer = stream_answer(encode_infer(answer, asked, spec, self._runtime.regions), is_final=True)
         except FarthingError as error:
             self._failed(request, error)
             return

@@ -32,6 +32,7 @@ from farthing.server.openai import OpenAi
 from farthing.server.operations import Operations
 from farthing.server.restricted import Restrictions
 from farthing.server.routes import Route, Routes
+from farthing.server.shared_memory import SharedMemoryExtension
 from farthing.server.tls import tls_context
 from farthing.telemetry.counters import GrpcCounters, HttpCounters
 from farthing.telemetry.log_settings import LogSettings
@@ -114,6 +115,7 @@ class Server:
             operations.routes()
             + kserve.routes()
             + GenerateExtension(self.runtime).routes()
+            + SharedMemoryExtension(self.runtime.shared_memory).routes()
             + OpenAi(self.runtime).routes()
         )
         self._metrics_listener = listener(operations.metrics_routes())
@@ -151,11 +153,13 @@ class Server:
         from farthing.server.grpc_reflection import reflection_rpcs
         from farthing.server.grpc_service import GrpcService
         from farthing.server.grpc_settings import GrpcSettings
+        from farthing.server.grpc_shared_memory import GrpcSharedMemory
 
         service = GrpcService(self.runtime, self._config.limits.body_bytes_max)
+        memory = GrpcSharedMemory(self.runtime.shared_memory)
         settings = GrpcSettings(self.runtime, self._config.model_control, LogSettings(), self._trace_settings)
         listener = GrpcListener(
-            [*service.rpcs(), *settings.rpcs(), *GrpcHealth(self.runtime).rpcs(), *reflection_rpcs()],
+            [*service.rpcs(), *memory.rpcs(), *settings.rpcs(), *GrpcHealth(self.runtime).rpcs(), *reflection_rpcs()],
             keys=self._keys,
             admission=self._admission,
             counters=self._grpc_counters,

@@ -49,6 +49,10 @@ class Noting:
         if self.answers:
             stream.connection.respond(stream, FIRST, self.bodies[stream.id], LAST)
 
+    def drained(self, stream: Stream) -> None:
+        assert stream.id not in self.over
+        assert not stream.unsent_bytes
+
     def closed(self, stream: Stream) -> None:
         assert stream.id not in self.over
         self.over[stream.id] = stream.has_ended_out

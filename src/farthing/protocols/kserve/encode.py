@@ -15,7 +15,7 @@ from farthing.protocols.kserve.json_tensor import json_from_tensor
 from farthing.protocols.kserve.memo import Memo
 from farthing.types.errors import EngineFailed, InvalidInput
 from farthing.types.models import ModelSpec
-from farthing.types.requests import InferRequest, InferResponse, RequestedOutput
+from farthing.types.requests import InferRequest, InferResponse, Regions, RequestedOutput
 from farthing.types.tensors import DATATYPES, Tensor, TensorSpec
 
 JOIN_BYTES_MAX: Final = 64 << 10
@@ -48,14 +48,14 @@ def check_outputs(request: InferRequest, spec: ModelSpec) -> None:
     for asked in request.outputs:
         if asked.classes:
             check_classification(output_spec(asked.name, spec))
-        elif not _is_binary(asked, request):
+        elif asked.part is None and not _is_binary(asked, request):
             output = output_spec(asked.name, spec)
             if output.datatype in BINARY_ONLY:
                 raise _not_in_json(output.name, output.datatype)
 
 
 def encode_infer(
-    response: InferResponse, request: InferRequest, spec: ModelSpec
+    response: InferResponse, request: InferRequest, spec: ModelSpec, regions: Regions | None = None
 ) -> tuple[bytes | list[bytes | memoryview], int | None]:
     """The body, and how many of its bytes are JSON when tensors follow them (None: all of it is JSON).
 
@@ -72,6 +72,10 @@ def encode_infer(
         if asked_by_name:
             asked = asked_by_name.get(name)
             if asked:
+                if asked.part is not None and regions is not None:
+                    regions.write(asked.part, tensor_bytes(name, tensor), f"output '{name}'")
+                    parts += (_shared_head(name, tensor), b",")
+                    continue
                 is_binary = _is_binary(asked, request)
                 if asked.classes:
                     shown = classify(tensor, asked.classes, output_spec(name, spec), is_batched=spec.batch_rows_max > 0)
@@ -108,6 +112,16 @@ def _binary_output(name: str, tensor: Tensor, buffers: list[bytes | memoryview])
         buffers.append(tensor.tobytes())
     key = (name, tensor.dtype, tensor.shape, True)
     return _output_heads.get(key) or _output_heads.remember(key, _binary_head(name, tensor, size))
+
+
+def tensor_bytes(name: str, tensor: Tensor) -> bytes:
+    """A tensor as it travels in binary."""
+    return pack_bytes(tensor, name) if tensor.dtype.kind == "O" else tensor.tobytes()
+
+
+def _shared_head(name: str, tensor: Tensor) -> bytes:
+    """An output whose values are in shared memory."""
+    return _json({"name": name, "datatype": datatype_named(name, tensor.dtype), "shape": tensor.shape})
 
 
 def _opening(response: InferResponse) -> bytes:

@@ -5,15 +5,14 @@ from typing import Any, Final
 import numpy as np
 
 from farthing.config.model import ModelConfig
-from farthing.protocols.kserve.bytes_tensor import pack_bytes
 from farthing.protocols.kserve.classification import classify
-from farthing.protocols.kserve.encode import datatype_named, output_spec
+from farthing.protocols.kserve.encode import datatype_named, output_spec, tensor_bytes
 from farthing.protocols.kserve.memo import Memo
 from farthing.protocols.kserve_grpc.messages import message_class
 from farthing.protocols.kserve_grpc.parameters import write_parameter
 from farthing.repository import wire
 from farthing.types.models import ModelSpec
-from farthing.types.requests import InferRequest, InferResponse
+from farthing.types.requests import InferRequest, InferResponse, Regions
 
 RAW_OUTPUT_CONTENTS: Final = 6
 """The number of that field."""
@@ -25,8 +24,11 @@ _outputs: Final[Memo[tuple[str, np.dtype[Any], tuple[int, ...]], bytes]] = Memo(
 """A response with one output's name, datatype and shape. Those clients really use are few."""
 
 
-def encode_infer(response: InferResponse, request: InferRequest, spec: ModelSpec) -> bytes:
-    """A `ModelInferResponse` on the wire. Tensors always travel in `raw_output_contents`, one entry for each output.
+def encode_infer(
+    response: InferResponse, request: InferRequest, spec: ModelSpec, regions: Regions | None = None
+) -> bytes:
+    """A `ModelInferResponse` on the wire. Tensors always travel in `raw_output_contents`, one entry for each output,
+    which is empty for those put into shared memory.
 
     Fields may stand in any order and a message may be put together from pieces (protobuf's encoding, "field order" and
     "last one wins"), so what repeats from answer to answer is serialized once, and the tensors' bytes are added.
@@ -38,12 +40,16 @@ def encode_infer(response: InferResponse, request: InferRequest, spec: ModelSpec
             write_parameter(own.parameters[name], value)
         parts.append(own.SerializeToString())
     classes_by_name = {asked.name: asked.classes for asked in request.outputs if asked.classes}
+    parts_by_name = {asked.name: asked.part for asked in request.outputs if asked.part is not None}
     for name, tensor in response.outputs.items():
         shown = tensor
         if name in classes_by_name:
             is_batched = spec.batch_rows_max > 0
             shown = classify(tensor, classes_by_name[name], output_spec(name, spec), is_batched=is_batched)
-        raw = pack_bytes(shown, name) if shown.dtype.kind == "O" else shown.tobytes()
+        raw = tensor_bytes(name, shown)
+        if name in parts_by_name and regions is not None:
+            regions.write(parts_by_name[name], raw, f"output '{name}'")
+            raw = b""
         key = (name, shown.dtype, shown.shape)
         parts += (
             _outputs.get(key) or _outputs.remember(key, _output(*key)),
