@@ -222,6 +222,7 @@ class Noting:
     """A runtime with one model that only notes what it is asked."""
 
     spec: Any = None
+    regions = None
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
