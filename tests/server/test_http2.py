@@ -31,6 +31,8 @@ from farthing.server import http2 as http2_room
 
 OK, CANCELLED, INVALID, DEADLINE, EXHAUSTED, UNIMPLEMENTED, UNAVAILABLE = 0, 1, 3, 4, 8, 12, 14
 DATA = FrameType.DATA
+STREAM = "/inference.GRPCInferenceService/ModelStreamInfer"
+WATCH = "/grpc.health.v1.Health/Watch"
 
 
 def open_grpc(live: Live) -> Address:
@@ -96,7 +98,12 @@ def test_http_1_clients_are_told_where_they_are(address: Address) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "status"), [({"method": "GET"}, "405"), ({"content_type": "application/json"}, "415")]
+    ("more", "status"),
+    [
+        ({"method": "GET"}, "405"),
+        ({"content_type": "application/json"}, "415"),
+        ({"content_type": "application/grpc-web"}, "415"),
+    ],
 )
 def test_http_2_clients_that_speak_no_grpc_are_told_in_http(
     address: Address, more: dict[str, str], status: str
@@ -341,7 +348,7 @@ def test_calls_in_any_order_and_broken_anywhere_leave_nothing_behind(
         for stream in range(1, 2 * data.draw(st.integers(1, 8)), 2):
             body = prefixed(data.draw(st.sampled_from([b"", echo(), echo(3), b"\xff" * 30])))
             cut = data.draw(st.integers(0, len(body)))
-            sent += wire.headers(stream, data.draw(st.sampled_from([INFER, LIVE, "/x", ""])) or "/")
+            sent += wire.headers(stream, data.draw(st.sampled_from([INFER, LIVE, STREAM, WATCH, "/x"])))
             sent += frame(DATA, 0, stream, body[:cut]) + frame(
                 DATA, data.draw(st.sampled_from([0, END])), stream, body[cut:]
             )

@@ -7,6 +7,7 @@ of many messages are `server.grpc_stream_call`, who may call at all is `server.g
 
 import asyncio
 import inspect
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -55,6 +56,8 @@ LAST: Final = [Fields((b"grpc-status", b"%d" % code)) for code in range(len(CODE
 """Trailers by status."""
 ONLY: Final = [Fields(*_OPENING, (b"grpc-status", b"%d" % code)) for code in range(len(CODES))]
 """Answers that are nothing but trailers, by status."""
+_GRPC: Final = re.compile(rb"application/grpc(?:[+;]|$)")
+"""Content types that are gRPC's; `application/grpc-web` is another protocol."""
 NOT_POST: Final = Fields((b":status", b"405"), (b"allow", b"POST"))
 NOT_GRPC: Final = Fields((b":status", b"415"), (b"accept", b"application/grpc"))
 """To clients that do not speak gRPC, in words of theirs."""
@@ -96,7 +99,7 @@ class Plan:
         fields = head.fields
         if head.method != b"POST":
             self.not_grpc = NOT_POST
-        elif not fields.get(b"content-type", b"").startswith(b"application/grpc"):
+        elif not _GRPC.match(fields.get(b"content-type", b"")):
             self.not_grpc = NOT_GRPC
         try:
             self._read(head)
