@@ -386,6 +386,21 @@ def test_clients_that_let_themselves_be_served_may_ping_and_cancel_for_ever() ->
     assert not peer.connection.is_closing
 
 
+def test_a_client_may_take_in_a_large_answer_frame_by_frame_after_all_of_it_came() -> None:
+    peer = Peer(answers=False)
+    peer.send(settings({Setting.INITIAL_WINDOW_SIZE: 1 << 30}), window_update(0, 1 << 30), peer.request(1))
+    stream = peer.handler.streams[1]
+    peer.connection.begin(stream, FIRST)
+    peer.connection.write(stream, bytes(32 << 20))
+    frames = sum(part.kind == DATA for part in peer.read())
+    assert frames > ALLOWANCE_FRAMES
+    for _ in range(frames):
+        peer.send(window_update(0, 16_384), window_update(1, 16_384))
+    assert not peer.connection.is_closing
+    peer.connection.end(stream, LAST)
+    assert peer.handler.over == {1: True}
+
+
 def test_time_alone_lets_a_quiet_client_ping() -> None:
     peer = Peer()
     for _ in range(3 * ALLOWANCE_FRAMES):

@@ -6,7 +6,7 @@ allowance, which time refills slowly and answered requests quickly. Honest clien
 """
 
 from farthing.protocols.http2.frames import BrokenConnection, ErrorCode
-from farthing.protocols.http2.limits import ALLOWANCE_FRAMES, ALLOWANCE_FRAMES_PER_S
+from farthing.protocols.http2.limits import ALLOWANCE_FRAMES, ALLOWANCE_FRAMES_PER_S, EARNED_FRAMES_MAX
 
 
 class Allowance:
@@ -23,11 +23,12 @@ class Allowance:
         self._frames -= 1
         if self._frames >= 0:
             return
-        self.earn((now_s - self._since_s) * ALLOWANCE_FRAMES_PER_S)
+        refilled = (now_s - self._since_s) * ALLOWANCE_FRAMES_PER_S
+        self._frames = min(self._frames + refilled, ALLOWANCE_FRAMES)
         self._since_s = now_s
         if self._frames < 0:
             raise BrokenConnection(ErrorCode.ENHANCE_YOUR_CALM, f"too many frames without work, the last one {what}")
 
     def earn(self, frames: float) -> None:
         """The client let itself be served."""
-        self._frames = min(self._frames + frames, ALLOWANCE_FRAMES)
+        self._frames = min(self._frames + frames, EARNED_FRAMES_MAX)

@@ -26,7 +26,10 @@ were seen to send is a PING and two WINDOW_UPDATEs for each frame of an answer."
 EARNED_BY_STREAM: Final = 4
 """Frames earned by a request that was answered."""
 EARNED_BY_FRAME: Final = 4
-"""Frames earned by reading one DATA frame of an answer."""
+"""Frames earned by a DATA frame of an answer. Go's client sends two WINDOW_UPDATEs for each, and may send them long
+after: all of an answer fits its windows."""
+EARNED_FRAMES_MAX: Final = 1 << 17
+"""Frames a client may have earned and not spent: those for 512 MiB of answers."""
 
 
 class Http2Limits(msgspec.Struct, frozen=True, kw_only=True):
