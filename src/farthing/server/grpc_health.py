@@ -54,7 +54,8 @@ class GrpcHealth:
             if call.is_stopping:
                 raise Unavailable("Server is stopping", retry_after_s=1)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(call.change(), WATCH_S)
+                async with asyncio.timeout(WATCH_S):
+                    await call.change()
 
     def _status(self, service: str) -> str:
         if service not in ("", SERVICE):
