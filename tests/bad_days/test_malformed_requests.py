@@ -178,7 +178,7 @@ def test_noise_on_the_wire_is_answered_or_ended(live: Live) -> None:
 
 def document() -> dict[str, Any]:
     """The published document, with models that are there, so that requests get further than the path."""
-    known = {"model_name": ["echo", "simple", "text", "nobody"], "model_version": ["1", "2"]}
+    known = {"model_name": ["echo", "simple", "text", "nobody"], "model_version": ["1", "2"], "region_name": ["r"]}
     made = openapi_document(__version__)
     for path in made["paths"].values():
         if "parameters" in path:

@@ -180,3 +180,16 @@ def test_targets_are_judged_by_the_same_runs_peers(load: Load) -> None:
         "- **missed**: effnet:binary, c=16: 90.0% of the engine, target 95%",
         "- met: 0 errors in all of Farthing's runs, target 0",
     ]
+
+
+def test_the_grpc_request_is_the_message_it_should_be(load: Load) -> None:
+    from farthing.protocols.kserve_grpc import message_class
+
+    models = load("models")
+    row = np.arange(32, dtype=np.float32).reshape(1, 32)
+    model = models.Model(name="mlp", file=Path("mlp.onnx"), row={"x": row}, answer={}, tolerance=0)
+    sent = load("grpc_rate").request(model)
+    message = message_class("ModelInferRequest").FromString(sent[5:])
+    assert int.from_bytes(sent[1:5], "big") == len(sent) - 5
+    assert (message.model_name, list(message.inputs[0].shape), message.inputs[0].datatype) == ("mlp", [1, 32], "FP32")
+    assert message.raw_input_contents[0] == row.tobytes()

@@ -112,6 +112,15 @@ def test_it_measures_a_model_with_the_servers_side_filled_in(
     assert after["fail"] == before["fail"]
 
 
+def test_it_streams_over_grpc(analyze: Analyze, addresses: dict[str, str]) -> None:
+    target = ("-u", addresses["grpc"], "-i", "grpc", "--streaming")
+    status, rows, output = analyze(["-m", "mlp", *target, "--concurrency-range", "4", *WINDOWS])
+    assert status == 0, output
+    assert "error" not in output.lower(), output
+    (row,) = rows
+    assert float(row["Inferences/Second"]) > 0
+
+
 def test_it_sends_batches_and_finds_the_models_limits(analyze: Analyze, address: str) -> None:
     status, rows, output = analyze(["-m", "mlp", "-u", address, "-b", "8", "--concurrency-range", "2", *WINDOWS])
     assert status == 0, output

@@ -353,8 +353,9 @@ def test_models_are_loaded_and_unloaded(client: Any) -> None:
 def test_what_is_not_served_says_so(client: Any) -> None:
     with pytest.raises(ClientError, match="Not Found"):
         client.get_trace_settings()
-    with pytest.raises(ClientError, match="Not Found"):
-        client.get_system_shared_memory_status()
+    with pytest.raises(ClientError, match="CUDA shared memory is not offered"):
+        client.get_cuda_shared_memory_status()
+    assert client.get_system_shared_memory_status() == []
     shared = http.InferInput("x", [1, 2], "FP32")
     shared.set_shared_memory("region", 8)
     with pytest.raises(ClientError, match="shared memory"):

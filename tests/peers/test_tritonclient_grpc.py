@@ -1,8 +1,9 @@
 """Triton's own gRPC client, sync and aio, unchanged, against a real server: everything it offers that we do."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
+from queue import Queue
 from typing import Any
 
 import ml_dtypes
@@ -132,8 +133,6 @@ def test_classification(client: Any) -> None:
 
 
 def test_asynchronous_inference_by_callback(client: Any) -> None:
-    from queue import Queue
-
     answers: Queue[Any] = Queue()
     call = client.async_infer(
         "echo_fp32",
@@ -196,25 +195,72 @@ def test_models_come_and_go(client: Any) -> None:
 
 
 def test_what_is_not_offered_is_said_clearly(client: Any) -> None:
-    for method, *args in (
-        ("get_system_shared_memory_status",),
-        ("register_system_shared_memory", "r", "/k", 8),
-        ("get_cuda_shared_memory_status",),
-        ("get_trace_settings",),
-        ("get_log_settings",),
-    ):
-        error = failed(client, method, *args)
-        assert error.status() == "StatusCode.UNIMPLEMENTED"
-        assert "does not offer this RPC" in error.message()
+    error = failed(client, "get_cuda_shared_memory_status")
+    assert error.status() == "StatusCode.UNIMPLEMENTED"
+    assert "CUDA shared memory is not offered" in error.message()
 
 
-def test_a_stream_ends_at_once_with_the_reason(client: Any) -> None:
-    from queue import Queue
+def test_settings_are_told_and_changed(client: Any) -> None:
+    assert client.get_trace_settings(as_json=True)["settings"]["trace_level"]["value"] == ["OFF"]
+    changed = client.update_trace_settings(settings={"trace_rate": "7", "trace_count": None}, as_json=True)["settings"]
+    assert (changed["trace_rate"]["value"], changed["trace_count"]["value"]) == (["7"], ["-1"])
+    client.update_log_settings({"log_info": False})
+    assert client.get_log_settings().settings["log_info"].bool_param is False
+    assert client.get_log_settings().settings["log_error"].bool_param is True
 
-    errors: Queue[Any] = Queue()
-    client.start_stream(callback=lambda result, error: errors.put(error))
-    assert errors.get(timeout=20).status() == "StatusCode.UNIMPLEMENTED"
+
+def test_a_stream_answers_in_order_and_survives_errors(client: Any) -> None:
+    answers: Queue[Any] = Queue()
+    client.start_stream(callback=lambda result, error: answers.put((result, error)))
+    for number in range(20):
+        name = "nobody" if number == 7 else "echo_fp32"
+        row = np.array([[number, 1]], np.float32)
+        client.async_stream_infer(name, [tensor_in("x", row)], request_id=str(number))
+    for number in range(20):
+        result, error = answers.get(timeout=20)
+        if number == 7:
+            assert "unknown model" in error.message()
+            continue
+        assert error is None
+        assert result.get_response().id == str(number)
+        assert result.as_numpy("y").tolist() == [[number, 1]]
+        assert result.get_response().parameters["triton_final_response"].bool_param
     client.stop_stream()
+
+
+def test_tensors_travel_in_shared_memory(client: Any) -> None:
+    shared = pytest.importorskip("tritonclient.utils.shared_memory")
+    rows = np.array([[1, 2], [3, 4]], np.float32)
+    handle = shared.create_shared_memory_region("both", "/test-tritonclient", 2 * rows.nbytes)
+    try:
+        shared.set_shared_memory_region(handle, [rows])
+        client.register_system_shared_memory("both", "/test-tritonclient", 2 * rows.nbytes)
+        assert set(client.get_system_shared_memory_status().regions) == {"both"}
+        item = tritongrpc.InferInput("x", [2, 2], "FP32")
+        item.set_shared_memory("both", rows.nbytes)
+        asked = tritongrpc.InferRequestedOutput("y")
+        asked.set_shared_memory("both", rows.nbytes, offset=rows.nbytes)
+        result = client.infer("echo_fp32", [item], outputs=[asked])
+        assert list(result.get_response().raw_output_contents) == [b""]
+        assert (shared.get_contents_as_numpy(handle, np.float32, [2, 2], offset=rows.nbytes) == rows).all()
+        client.unregister_system_shared_memory("both")
+        assert not client.get_system_shared_memory_status().regions
+    finally:
+        shared.destroy_shared_memory_region(handle)
+
+
+async def test_the_aio_client_streams_too(address: str) -> None:
+    async def requests() -> AsyncIterator[dict[str, Any]]:
+        for number in range(5):
+            row = np.array([[number, 1]], np.float32)
+            yield {"model_name": "echo_fp32", "inputs": [tensor_in("x", row)], "request_id": str(number)}
+
+    async with tritonaio.InferenceServerClient(address) as client:
+        found = []
+        async for result, error in client.stream_infer(requests()):
+            assert error is None
+            found.append(result.as_numpy("y")[0, 0])
+        assert found == [0, 1, 2, 3, 4]
 
 
 async def test_the_aio_client_does_all_of_this_too(address: str) -> None:

@@ -1,9 +1,9 @@
 """gRPC over real sockets: health, statuses, deadlines, keys, limits, TLS, and the end."""
 
 import json
+import logging
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,9 +23,9 @@ from farthing.protocols.kserve_grpc import health_message_class, message_class
 from farthing.repository import Repository
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Role, new_key
-from farthing.server.grpc_service import NOT_OFFERED, Call, GrpcService
+from farthing.server.grpc_service import GrpcService
 from farthing.server.server import Server
-from farthing.types.errors import CannotListen, InvalidSetting, Unavailable
+from farthing.types.errors import CannotListen
 
 WAIT_S = 20.0
 Code = grpc.StatusCode
@@ -133,14 +133,10 @@ def test_a_server_that_still_loads_is_live_and_not_ready(tmp_path: Path) -> None
 
 
 def test_rpcs_that_are_not_offered_say_so(client: Client) -> None:
-    for method in NOT_OFFERED:
-        code, details, _ = client.fails(method)
+    for verb in ("Status", "Register", "Unregister"):
+        code, details, _ = client.fails(f"CudaSharedMemory{verb}")
         assert code is Code.UNIMPLEMENTED
-        assert "does not offer this RPC" in details
-    stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
-    with pytest.raises(grpc.RpcError) as refused:
-        list(stream(iter([infer_message([[1, 2]]).SerializeToString()]), timeout=WAIT_S))
-    assert failure(refused.value)[0] is Code.UNIMPLEMENTED
+        assert "CUDA shared memory is not offered" in details
     assert client.fails("NoSuchMethod")[0] is Code.UNIMPLEMENTED
 
 
@@ -223,7 +219,10 @@ def test_whoever_gave_up_waiting_is_not_run(tmp_path: Path, way: str) -> None:
 
 
 class Noting:
-    """A runtime that only notes what it is asked."""
+    """A runtime with one model that only notes what it is asked."""
+
+    spec: Any = None
+    regions = None
 
     def __init__(self) -> None:
         self.asked: list[Any] = []
@@ -231,19 +230,33 @@ class Noting:
     def resolve(self, name: str, version: str) -> "Noting":
         return self
 
-    async def infer(self, request: Any) -> None:
+    def check(self, request: Any) -> tuple[int, str]:
+        return 1, ""
+
+    def submit(self, request: Any, *_: object) -> None:
         self.asked.append(request)
-        raise Unavailable("noted")
+
+
+class Caller:
+    """A call whose message is here."""
+
+    tenant = "shop"
+    received_ns = 0
+    is_done = False
+    on_gone = None
+
+    def __init__(self, timeout_us: int) -> None:
+        self.timeout_us = timeout_us
 
 
 @pytest.mark.parametrize(("parameter", "deadline", "found"), [(0, 0, 0), (0, 7, 7), (5, 0, 5), (5, 7, 5), (9, 7, 7)])
-async def test_the_shorter_of_parameter_and_deadline_is_the_timeout(parameter: int, deadline: int, found: int) -> None:
+def test_the_shorter_of_parameter_and_deadline_is_the_timeout(parameter: int, deadline: int, found: int) -> None:
     runtime: Any = Noting()
+    caller: Any = Caller(deadline)
     message = infer_message([[1, 2]])
     if parameter:
         message.parameters["timeout"].int64_param = parameter
-    with pytest.raises(Unavailable, match="noted"):
-        await GrpcService(runtime, 1 << 20).infer(message, Call(tenant="shop", timeout_us=deadline))
+    GrpcService(runtime, 1 << 20).infer(message, caller)
     assert runtime.asked[0].timeout_us == found
     assert runtime.asked[0].tenant == "shop"
 
@@ -286,6 +299,33 @@ def test_a_tenant_over_its_share_is_told_when_to_come_back(tmp_path: Path) -> No
         gate.open()
         assert first.result(WAIT_S)
         assert client.begin([[3]], metadata=metadata).result(WAIT_S)
+
+
+def test_settings_are_told_and_changed_only_where_control_is_open(tmp_path: Path) -> None:
+    level = logging.getLogger("farthing").level
+    try:
+        with grpc_serving(small_repository(tmp_path)) as (_, client):
+            assert client.ask("LogSettings").settings["log_error"].bool_param
+            assert client.ask("TraceSetting", model_name="echo").settings["trace_level"].value == ["OFF"]
+            change = message_class("LogSettingsRequest")()
+            change.settings["log_verbose_level"].uint32_param = 2
+            assert client.fails("LogSettings", change.SerializeToString())[0] is Code.PERMISSION_DENIED
+            assert client.fails("TraceSetting", b"\x12\x01x")[0] is Code.NOT_FOUND
+        control = {"model_control": ModelControl.EXPLICIT, "load_models": ("echo",)}
+        with grpc_serving(tmp_path, **control) as (_, client):
+            answer = client.raw("LogSettings")(change.SerializeToString(), timeout=WAIT_S)
+            assert (
+                message_class("LogSettingsResponse").FromString(answer).settings["log_verbose_level"].uint32_param == 2
+            )
+            assert logging.getLogger("farthing").level == logging.DEBUG
+            trace = message_class("TraceSettingRequest")()
+            trace.settings["trace_rate"].value.append("5")
+            answer = client.raw("TraceSetting")(trace.SerializeToString(), timeout=WAIT_S)
+            assert message_class("TraceSettingResponse").FromString(answer).settings["trace_rate"].value == ["5"]
+            trace.model_name = "echo"
+            assert client.fails("TraceSetting", trace.SerializeToString())[0] is Code.UNIMPLEMENTED
+    finally:
+        logging.getLogger("farthing").setLevel(level)
 
 
 # -- limits --------------------------------------------------------------------------------------------------------------
@@ -356,14 +396,6 @@ def test_a_port_that_is_taken_is_named_with_the_reason(both: tuple[Live, Client]
     other = Server(ServerConfig(grpc=live.server.grpc), Repository([]))
     with pytest.raises(CannotListen, match=f"cannot listen on {live.server.grpc}: Address already in use"):
         live.run(other.listen_grpc())
-
-
-def test_without_grpcio_it_says_what_to_install(both: tuple[Live, Client], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "farthing.server.grpc")
-    monkeypatch.setitem(sys.modules, "grpc", None)
-    with pytest.raises(InvalidSetting, match="gRPC needs grpcio") as missing:
-        both[0].run(Server(ServerConfig(grpc=ANY_PORT), Repository([])).listen_grpc())
-    assert missing.value.hint == "pip install 'farthing[grpc]'"
 
 
 # -- the end -------------------------------------------------------------------------------------------------------------

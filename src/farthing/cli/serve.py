@@ -29,7 +29,7 @@ from farthing.config.server import (
     Tls,
     WeightsPrecision,
 )
-from farthing.types.errors import CannotListen, InvalidSetting, LoadFailed
+from farthing.types.errors import CannotListen, LoadFailed
 
 if TYPE_CHECKING:
     from farthing.server.server import Server
@@ -77,9 +77,7 @@ class BytesType(click.ParamType[int]):
     "--repository", "repositories", multiple=True, type=click.Path(path_type=Path), help="A folder of models."
 )
 @click.option("--http", type=AddressType(), default=HTTP_DEFAULT, help="Where to listen; port 0 takes a free one.")
-@click.option(
-    "--grpc", type=AddressType(), show_default=str(GRPC_DEFAULT), help="Where gRPC listens (needs `farthing[grpc]`)."
-)
+@click.option("--grpc", type=AddressType(), show_default=str(GRPC_DEFAULT), help="Where gRPC listens.")
 @click.option("--no-grpc", is_flag=True, help="HTTP only.")
 @click.option("--metrics", type=AddressType(), help="A second port for /metrics (which is on the HTTP port too).")
 @click.option(
@@ -246,7 +244,6 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
     from farthing.repository import Repository
     from farthing.server.server import Server
     from farthing.telemetry.otel import open_span_sink, ratio_of
-    from farthing.telemetry.traces import samples
 
     config = options.config()
     spans = open_span_sink(setting=str(options["otlp_endpoint"]), environ=os.environ, version=__version__)
@@ -255,7 +252,7 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
         config,
         Repository(paths, default_filenames=default_filenames()),
         spans=spans,
-        begins_trace=samples(ratio_of(os.environ)),
+        trace_ratio=ratio_of(os.environ),
         log_records_dropped=lambda: output.dropped,
     )
     await server.listen()
@@ -303,7 +300,7 @@ async def _listen_grpc(server: "Server", *, is_asked_for: bool) -> None:
     """Opens gRPC. Where nobody asked for it and it cannot be had, HTTP alone is served, and a line says why."""
     try:
         await server.listen_grpc()
-    except (CannotListen, InvalidSetting) as error:
+    except CannotListen as error:
         if is_asked_for:
             await server.close()
             raise

@@ -20,6 +20,7 @@ from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load_any import load_any
 from farthing.runtime.memory import Promises
 from farthing.runtime.served import Served
+from farthing.runtime.shared_memory import SharedMemory
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import StatisticsSnapshot
@@ -48,6 +49,7 @@ class Runtime:
             drain_s=config.exit_timeout_s,
             load=partial(load_any, config.language, config.admission.queue_requests_max, Promises()),
         )
+        self.shared_memory = SharedMemory(is_open=config.model_control is ModelControl.EXPLICIT)
         self._seen = Snapshot(models={}, problems={})
         self._poller: asyncio.Task[None] | None = None
         self._is_started = False
@@ -117,6 +119,11 @@ class Runtime:
         except asyncio.CancelledError:
             withdraw()
             raise
+
+    @property
+    def regions(self) -> SharedMemory | None:
+        """Shared memory that requests may name; None where it is closed."""
+        return self.shared_memory if self.shared_memory.is_open else None
 
     # -- what there is -------------------------------------------------------------------------------------------
 

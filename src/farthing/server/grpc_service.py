@@ -1,17 +1,22 @@
 """The KServe v2 RPCs: message to runtime and back, through `protocols.kserve_grpc`.
 
-What `server.kserve` is to HTTP. Connections, keys, deadlines and statuses belong to `server.grpc`.
+What `server.kserve` is to HTTP. Keys, deadlines and statuses belong to `server.grpc_calls` and `server.grpc_call`.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
-
-import msgspec
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 from farthing import __version__
-from farthing.protocols.kserve import WireLimits, index_json, model_metadata, server_metadata, statistics_json
+from farthing.protocols.kserve import (
+    WireLimits,
+    check_outputs,
+    index_json,
+    model_metadata,
+    server_metadata,
+    statistics_json,
+)
 from farthing.protocols.kserve_grpc import (
-    HEALTH_SERVICE,
     SERVICE,
     asked_load,
     asked_unload,
@@ -19,50 +24,19 @@ from farthing.protocols.kserve_grpc import (
     config_message,
     decode_infer,
     encode_infer,
-    health_message_class,
     message_class,
     message_of,
 )
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
-from farthing.server.kserve import EXTENSIONS, load_as_asked
+from farthing.server.grpc_call import Call, Rpc
+from farthing.server.grpc_stream_call import StreamCall
+from farthing.server.grpc_streams import InferStream
+from farthing.server.kserve import extensions, load_as_asked
 from farthing.telemetry.counters import RouteClass
-from farthing.types.errors import NotFound, Unavailable
-
-NOT_OFFERED: Final = (
-    "ModelStreamInfer",
-    "SystemSharedMemoryStatus",
-    "SystemSharedMemoryRegister",
-    "SystemSharedMemoryUnregister",
-    "CudaSharedMemoryStatus",
-    "CudaSharedMemoryRegister",
-    "CudaSharedMemoryUnregister",
-    "TraceSetting",
-    "LogSettings",
-)
-"""RPCs of the service that are answered UNIMPLEMENTED."""
-
-NAMES_BYTES_MAX: Final = 1 << 20
-"""What a message may hold beside its tensors: names, shapes, parameters."""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """What is known of an RPC beside its message."""
-
-    tenant: str = ""
-    timeout_us: int = 0
-    """What is left of its deadline; 0 for none."""
-
-
-class Rpc(msgspec.Struct, frozen=True):
-    """One RPC: where it is, the message it takes, who may call it, and who answers."""
-
-    path: str
-    request: Callable[[], Any]
-    """The class of its message; asked for on the first call, because protobuf is imported with it."""
-    handler: Callable[[Any, Call], Any | Awaitable[Any]]
-    door: Door
-    kind: RouteClass
+from farthing.types.errors import FarthingError, NotFound, Unavailable
+from farthing.types.models import ModelSpec
+from farthing.types.requests import InferRequest, InferResponse
 
 
 class GrpcService:
@@ -75,8 +49,16 @@ class GrpcService:
     def rpcs(self) -> list[Rpc]:
         """Every RPC that is answered."""
 
-        def rpc(name: str, handler: Callable[[Any, Call], Any], kind: RouteClass, door: Door = Door.INFERENCE) -> Rpc:
-            return Rpc(f"/{SERVICE}/{name}", lambda: message_class(f"{name}Request"), handler, door, kind)
+        def rpc(
+            name: str,
+            handler: Callable[[Any, Any], Any],
+            kind: RouteClass,
+            door: Door = Door.INFERENCE,
+            *,
+            is_stream: bool = False,
+        ) -> Rpc:
+            message = "ModelInferRequest" if is_stream else f"{name}Request"
+            return Rpc(f"/{SERVICE}/{name}", lambda: message_class(message), handler, door, kind, is_stream)
 
         health = RouteClass.HEALTH
         return [
@@ -91,23 +73,43 @@ class GrpcService:
             rpc("RepositoryIndex", self.index, RouteClass.REPOSITORY),
             rpc("RepositoryModelLoad", self.load, RouteClass.REPOSITORY, Door.CONTROL),
             rpc("RepositoryModelUnload", self.unload, RouteClass.REPOSITORY, Door.CONTROL),
-            Rpc(
-                f"/{HEALTH_SERVICE}/Check",
-                lambda: health_message_class("HealthCheckRequest"),
-                self.check,
-                Door.OPEN,
-                health,
-            ),
+            rpc("ModelStreamInfer", self.stream_infer, RouteClass.INFER, is_stream=True),
         ]
 
-    async def infer(self, message: Any, call: Call) -> Any:
-        """`ModelInfer`. Cancelling it withdraws the request from its queue."""
+    def infer(self, message: Any, call: Call) -> None:
+        """`ModelInfer`. A caller that leaves takes the request out of its queue."""
         served = self._runtime.resolve(message.model_name, message.model_version)
-        request = decode_infer(message, self._limits)
+        request = decode_infer(message, self._limits, self._runtime.regions)
+        if request.shared_bytes:
+            call.hold(request.shared_bytes)
         request.tenant = call.tenant
         if call.timeout_us and (not request.timeout_us or call.timeout_us < request.timeout_us):
             request.timeout_us = call.timeout_us
-        return encode_infer(await self._runtime.infer(request), request, served.spec)
+        rows, signature = served.check(request)
+        if request.outputs:
+            check_outputs(request, served.spec)
+        withdraw = served.submit(
+            request, rows, signature, call.received_ns, partial(self._answer, call, request, served.spec)
+        )
+        if not call.is_done:
+            call.on_gone = withdraw
+
+    def _answer(
+        self, call: Call, request: InferRequest, spec: ModelSpec, answer: InferResponse | FarthingError
+    ) -> None:
+        if isinstance(answer, FarthingError):
+            call.fail(answer)
+            return
+        try:
+            message = encode_infer(answer, request, spec, self._runtime.regions)
+        except FarthingError as error:
+            call.fail(error)
+            return
+        call.reply(message)
+
+    async def stream_infer(self, kind: Any, call: StreamCall) -> None:
+        """`ModelStreamInfer`."""
+        await InferStream(self._runtime, self._limits, kind, call).serve()
 
     # -- health --------------------------------------------------------------------------------------------------
 
@@ -127,18 +129,11 @@ class GrpcService:
             return message_class("ModelReadyResponse")(ready=False)
         return message_class("ModelReadyResponse")(ready=not served.health())
 
-    def check(self, message: Any, call: Call) -> Any:
-        """`grpc.health.v1.Health/Check`: ready, as the standard probes ask it."""
-        if message.service not in ("", SERVICE):
-            raise NotFound(f"no service `{message.service[:80]}` here", hint=f"ask about `{SERVICE}`, or about nothing")
-        kind = health_message_class("HealthCheckResponse")
-        return kind(status="NOT_SERVING" if self._runtime.not_ready() else "SERVING")
-
     # -- metadata ------------------------------------------------------------------------------------------------
 
     def metadata(self, message: Any, call: Call) -> Any:
         """`ServerMetadata`."""
-        return message_of("ServerMetadataResponse", server_metadata("farthing", __version__, EXTENSIONS))
+        return message_of("ServerMetadataResponse", server_metadata("farthing", __version__, extensions(self._runtime)))
 
     def model_metadata(self, message: Any, call: Call) -> Any:
         """`ModelMetadata`."""

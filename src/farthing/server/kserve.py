@@ -83,7 +83,7 @@ class KServe:
         self._not_ready = not_ready_error(not_ready_status)
         self._forwarding = forwarding
         self._limits = WireLimits(body_bytes_max=body_bytes_max)
-        self._server_metadata = encode_json(server_metadata("farthing", __version__, EXTENSIONS))
+        self._server_metadata = encode_json(server_metadata("farthing", __version__, extensions(runtime)))
 
     def routes(self) -> list[Route]:
         """The lines of the table; both forms of a path, with and without a version."""
@@ -129,7 +129,10 @@ class KServe:
             header_length=None if length is None else parse_header_length(length, len(body)),
             spec=served.spec_now,
             limits=self._limits,
+            regions=self._runtime.regions,
         )
+        if request.shared_bytes:
+            exchange.connection.count_body(exchange, request.shared_bytes)
         if TIMEOUT_HEADER in headers:
             _shorten_timeout(request, headers[TIMEOUT_HEADER])
         if self._forwarding is not None:
@@ -148,7 +151,7 @@ class KServe:
             exchange.fail(answer)
             return
         try:
-            body, header_length = encode_infer(answer, request, served.spec)
+            body, header_length = encode_infer(answer, request, served.spec, self._runtime.regions)
         except FarthingError as error:
             exchange.fail(error)
             return
@@ -266,6 +269,11 @@ class KServe:
     def named_repository(self, exchange: Exchange, repository: str, model: str = "") -> None:
         """`/v2/repository/{r}/...`: there is one repository, and it has no name."""
         raise Unsupported("naming a repository is not supported", hint="leave the repository's name out of the path")
+
+
+def extensions(runtime: Runtime) -> tuple[str, ...]:
+    """What this server can do beside the protocol itself."""
+    return tuple(sorted((*EXTENSIONS, "system_shared_memory"))) if runtime.shared_memory.is_open else EXTENSIONS
 
 
 async def load_as_asked(runtime: Runtime, model: str, asked: LoadRequest) -> None:

@@ -20,7 +20,7 @@ CATEGORIES: Final[Mapping[str, tuple[RouteClass, ...]]] = {
     "model-config": (RouteClass.CONFIG,),
     "model-repository": (RouteClass.REPOSITORY,),
     "statistics": (RouteClass.STATISTICS,),
-    "shared-memory": (),
+    "shared-memory": (RouteClass.SHARED_MEMORY,),
     "trace": (),
     "logging": (),
 }

@@ -12,6 +12,7 @@ import importlib
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,12 +32,15 @@ from farthing.server.openai import OpenAi
 from farthing.server.operations import Operations
 from farthing.server.restricted import Restrictions
 from farthing.server.routes import Route, Routes
+from farthing.server.shared_memory import SharedMemoryExtension
 from farthing.server.tls import tls_context
 from farthing.telemetry.counters import GrpcCounters, HttpCounters
+from farthing.telemetry.log_settings import LogSettings
 from farthing.telemetry.looplag import LoopLag
 from farthing.telemetry.metrics import Metrics
+from farthing.telemetry.trace_settings import TraceSettings
 from farthing.telemetry.traces import SpanSink
-from farthing.types.errors import CannotListen, InvalidSetting
+from farthing.types.errors import CannotListen
 
 if TYPE_CHECKING:
     from farthing.server.grpc import GrpcListener
@@ -62,7 +66,7 @@ class Server:
         repository: Repository,
         *,
         spans: SpanSink | None = None,
-        begins_trace: Callable[[], bool] = lambda: False,
+        trace_ratio: float = 0.0,
         log_records_dropped: Callable[[], int] = lambda: 0,
     ) -> None:
         self._config = config
@@ -79,6 +83,7 @@ class Server:
             log_records_dropped=log_records_dropped,
             spans_dropped=lambda: spans.dropped if spans is not None else 0,
         )
+        self._trace_settings = TraceSettings(has_sink=spans is not None, ratio=trace_ratio)
         self._admission = admission = Admission(config.admission)
         operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
         pattern = config.header_forward_pattern
@@ -99,7 +104,7 @@ class Server:
                 admission=admission,
                 counters=self._counters,
                 spans=spans,
-                begins_trace=begins_trace,
+                begins_trace=self._trace_settings.begins,
                 restrictions=restrictions,
                 has_access_log=config.access_log,
             )
@@ -110,6 +115,7 @@ class Server:
             operations.routes()
             + kserve.routes()
             + GenerateExtension(self.runtime).routes()
+            + SharedMemoryExtension(self.runtime.shared_memory).routes()
             + OpenAi(self.runtime).routes()
         )
         self._metrics_listener = listener(operations.metrics_routes())
@@ -136,29 +142,33 @@ class Server:
     async def listen_grpc(self) -> None:
         """Opens the gRPC port of the configuration; `grpc` then says which. HTTP need not wait for the import.
 
-        Raises `InvalidSetting` if grpcio is not installed, `CannotListen` if the port cannot be had.
+        Raises `CannotListen` if the port cannot be had.
         """
         if self._config.grpc is None:
             return
-        # Python models are started as fresh programs, so grpcio need not prepare for (and warn of) forks.
-        os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-        try:
-            # Importing takes a tenth of a second, in which the event loop has better things to do.
-            await asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "farthing.server.grpc")
-            from farthing.server.grpc import GrpcListener
-            from farthing.server.grpc_service import GrpcService
-        except ImportError as error:
-            raise InvalidSetting(f"gRPC needs grpcio: {error}", hint="pip install 'farthing[grpc]'") from None
+        # Importing protobuf takes a twentieth of a second, in which the event loop has better things to do.
+        await asyncio.get_running_loop().run_in_executor(None, importlib.import_module, "farthing.server.grpc")
+        from farthing.server.grpc import GrpcListener
+        from farthing.server.grpc_health import GrpcHealth
+        from farthing.server.grpc_reflection import reflection_rpcs
+        from farthing.server.grpc_service import GrpcService
+        from farthing.server.grpc_settings import GrpcSettings
+        from farthing.server.grpc_shared_memory import GrpcSharedMemory
+
+        service = GrpcService(self.runtime, self._config.limits.body_bytes_max)
+        memory = GrpcSharedMemory(self.runtime.shared_memory)
+        settings = GrpcSettings(self.runtime, self._config.model_control, LogSettings(), self._trace_settings)
         listener = GrpcListener(
-            GrpcService(self.runtime, self._config.limits.body_bytes_max),
+            [*service.rpcs(), *memory.rpcs(), *settings.rpcs(), *GrpcHealth(self.runtime).rpcs(), *reflection_rpcs()],
             keys=self._keys,
             admission=self._admission,
             counters=self._grpc_counters,
             limits=self._config.limits,
-            tls=self._config.tls,
         )
-        self.grpc = await listener.open(self._config.grpc)
+        tls = tls_context(self._config.tls, "h2") if self._config.tls is not None else None
+        listener.server = await self._listen(self._config.grpc, listener, tls, "--grpc")
         self._grpc_listener = listener
+        self.grpc = Address(self._config.grpc.host, listener.server.sockets[0].getsockname()[1])
 
     async def load(self) -> None:
         """Loads the models; requests for those that are ready are answered meanwhile."""
@@ -207,7 +217,7 @@ class Server:
             server.close()
         self._abort()
         if self._grpc_listener is not None:
-            await self._grpc_listener.close()
+            self._grpc_listener.close()
         self._lag.stop()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -218,30 +228,42 @@ class Server:
         self._metrics_listener.abort()
 
     async def _open(self, address: Address, listener: Listener, *, is_tls: bool) -> Address:
+        server = await self._listen(address, listener, self._tls if is_tls else None, "--http")
+        self._sockets.append(server)
+        return Address(address.host, server.sockets[0].getsockname()[1])
+
+    async def _listen(
+        self,
+        address: Address,
+        protocol: Callable[[], asyncio.BaseProtocol],
+        context: ssl.SSLContext | None,
+        option: str,
+    ) -> asyncio.Server:
         loop = asyncio.get_running_loop()
         tls: dict[str, Any] = {}
-        if is_tls and self._tls is not None:
+        if context is not None:
             # A client that says nothing, or no goodbye, is held no longer than one that sends half a request.
             seconds = self._config.limits.head_timeout_s
-            tls = {"ssl": self._tls, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
+            tls = {"ssl": context, "ssl_handshake_timeout": seconds, "ssl_shutdown_timeout": seconds}
         try:
             server = await loop.create_server(
-                listener, address.host, address.port, backlog=BACKLOG, reuse_address=True, **tls
+                protocol, address.host, address.port, backlog=BACKLOG, reuse_address=True, **tls
             )
         except OSError as error:
             # asyncio wraps the system's words in its own, which say the address again; a name not found has no number.
             reason = os.strerror(error.errno) if error.errno and error.errno in errno.errorcode else error
             raise CannotListen(
                 f"cannot listen on {address}: {reason}",
-                hint="another program may have the port; --http HOST:0 takes a free one",
+                hint=f"another program may have the port; {option} HOST:0 takes a free one",
             ) from None
-        self._sockets.append(server)
         for sock in server.sockets:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Address(address.host, server.sockets[0].getsockname()[1])
+        return server
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._listener.sweep()
         self._metrics_listener.sweep()
+        if self._grpc_listener is not None:
+            self._grpc_listener.sweep()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)

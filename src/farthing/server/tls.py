@@ -6,11 +6,14 @@ from farthing.config.server import Tls
 from farthing.types.errors import LoadFailed
 
 
-def tls_context(tls: Tls) -> ssl.SSLContext:
-    """TLS 1.2 and up, with the certificate given. Raises `LoadFailed` naming the file that cannot be used."""
+def tls_context(tls: Tls, protocol: str = "http/1.1") -> ssl.SSLContext:
+    """TLS 1.2 and up, with the certificate given, for one protocol of ALPN.
+
+    Raises `LoadFailed` naming the file that cannot be used.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols([protocol])
     for path in (tls.certificate, tls.key, tls.client_ca):
         if path is not None and not path.is_file():
             raise LoadFailed(

@@ -20,6 +20,7 @@ class RouteClass(StrEnum):
     CONFIG = "config"
     STATISTICS = "statistics"
     REPOSITORY = "repository"
+    SHARED_MEMORY = "shared_memory"
     METRICS = "metrics"
     OTHER = "other"
 

@@ -46,6 +46,12 @@ class TooLarge(InvalidInput):
     """Something is over a stated limit (400 as Triton answers it, see docs/reference)."""
 
 
+class MessageTooLarge(TooLarge):
+    """A gRPC message is over the limit on messages, which gRPC's own libraries answer with this status."""
+
+    grpc_status = GRPC_RESOURCE_EXHAUSTED
+
+
 class InvalidField(InvalidInput):
     """One field of a request is wrong. `field` is its path (`messages.0.content`), `code` what programs look at."""
 

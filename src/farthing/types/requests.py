@@ -1,7 +1,7 @@
 """An inference request and its answer, as every room between the wire and the engine sees them."""
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -11,6 +11,24 @@ Parameter = str | bool | int | float
 """A request or response parameter's value (Open Inference Protocol, parameters extension)."""
 
 
+class RegionPart(msgspec.Struct, frozen=True, gc=False):
+    """Where in a registered shared-memory region a tensor lies."""
+
+    region: str
+    offset: int
+    byte_size: int
+
+
+class Regions(Protocol):
+    """The shared-memory regions clients have registered."""
+
+    def read(self, part: RegionPart, where: str) -> bytes:
+        """A copy of what lies there. Raises `NotFound` or `InvalidInput`, beginning with `where`."""
+
+    def write(self, part: RegionPart, data: bytes, where: str) -> None:
+        """Puts bytes there. Raises likewise, also when they do not fit."""
+
+
 class RequestedOutput(msgspec.Struct, frozen=True, gc=False):
     """One output the client asked for. `classes` > 0 asks for the top classes instead of the tensor."""
 
@@ -18,6 +36,8 @@ class RequestedOutput(msgspec.Struct, frozen=True, gc=False):
     classes: int = 0
     is_binary: bool | None = None
     """Raw bytes on the wire? None: as the request's `binary_data_output` says."""
+    part: RegionPart | None = None
+    """Where to put the tensor instead of into the answer."""
 
 
 class InferRequest(msgspec.Struct, kw_only=True):
@@ -37,6 +57,8 @@ class InferRequest(msgspec.Struct, kw_only=True):
     """How long it may wait in the queue, microseconds; 0 for as long as the model's policy allows."""
     binary_output: bool = False
     """What `binary_data_output` said."""
+    shared_bytes: int = 0
+    """Bytes of inputs that were read from shared memory."""
     tenant: str = ""
     trace_id: str = ""
 

@@ -141,7 +141,7 @@ def test_v23_an_output_in_shared_memory_can_be_neither_classes_nor_binary(wire) 
         refused(wire, {"inputs": [], "outputs": asked}, r"outputs\[0\]")
 
 
-def test_shared_memory_is_understood_and_not_offered(wire) -> None:
+def test_shared_memory_is_refused_where_it_is_closed(wire) -> None:
     parameters = {"shared_memory_region": "r", "shared_memory_byte_size": 4}
     refused(wire, wire.one("FP32", [1], parameters=parameters), "shared memory", kind=Unsupported, status=501)
     asked = [{"name": "y", "parameters": parameters}]

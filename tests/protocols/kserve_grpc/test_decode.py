@@ -130,13 +130,18 @@ def test_g4_shared_memory_and_contents_contradict(grpc_wire: GrpcWire) -> None:
         grpc_wire.decode(message)
 
 
-def test_shared_memory_is_not_offered(grpc_wire: GrpcWire) -> None:
+def test_shared_memory_is_refused_where_it_is_closed(grpc_wire: GrpcWire) -> None:
     message = grpc_wire.one("INT8", [1])
     message.inputs[0].parameters["shared_memory_region"].string_param = "r"
+    with pytest.raises(InvalidInput, match="`shared_memory_byte_size` is missing"):
+        grpc_wire.decode(message)
+    message.inputs[0].parameters["shared_memory_byte_size"].int64_param = 1
     with pytest.raises(Unsupported, match="shared memory"):
         grpc_wire.decode(message)
     message = grpc_wire.one("INT8", [1], b"\1")
-    message.outputs.add(name="y").parameters["shared_memory_region"].string_param = "r"
+    asked = message.outputs.add(name="y")
+    asked.parameters["shared_memory_region"].string_param = "r"
+    asked.parameters["shared_memory_byte_size"].int64_param = 1
     with pytest.raises(Unsupported, match="shared memory"):
         grpc_wire.decode(message)
 

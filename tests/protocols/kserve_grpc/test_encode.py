@@ -8,7 +8,7 @@ import pytest
 
 from farthing.config.model import parse_model_config
 from farthing.protocols.kserve import index_json, model_metadata, statistics_json
-from farthing.protocols.kserve_grpc import config_message, encode_infer, message_of, status_detail
+from farthing.protocols.kserve_grpc import config_message, encode_infer, message_class, message_of, status_detail
 from farthing.protocols.kserve_grpc.status import STATUS_DETAIL_BYTES_MAX
 from farthing.telemetry.statistics import ModelStatistics
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput
@@ -30,7 +30,8 @@ def answer(outputs: dict[str, Tensor], *asked: RequestedOutput, **more: Any) -> 
     response = InferResponse(
         model_name="m", model_version="1", outputs=outputs, timing=Timing(0, 0, 0, 0, 1, 1), **more
     )
-    return encode_infer(response, InferRequest(model_name="m", inputs={}, outputs=asked), SPEC)
+    data = encode_infer(response, InferRequest(model_name="m", inputs={}, outputs=asked), SPEC)
+    return message_class("ModelInferResponse").FromString(data)
 
 
 @pytest.mark.parametrize("datatype", [*NUMPY_DTYPES.keys() - {"BYTES"}])

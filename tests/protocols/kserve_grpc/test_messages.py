@@ -15,7 +15,7 @@ OURS_ONLY = {"inference.ModelMetadataResponse.properties"}
 """Of the Open Inference Protocol, and not of Triton."""
 
 
-@pytest.mark.parametrize("name", ["grpc_service", "health"])
+@pytest.mark.parametrize("name", ["grpc_service", "health", "reflection", "reflection_v1alpha"])
 def test_the_compiled_form_is_that_of_the_proto_file(tmp_path: Path, name: str) -> None:
     protoc = pytest.importorskip("grpc_tools.protoc")
     source = Path(str(resources.files("farthing.protocols.kserve_grpc"))) / f"{name}.proto"

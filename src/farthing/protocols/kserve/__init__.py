@@ -31,10 +31,12 @@ from farthing.protocols.kserve.repository_requests import (
     parse_unload_request,
     unload_request,
 )
+from farthing.protocols.kserve.shared_memory import RegisterRequest, parse_register, regions_json
 
 __all__ = [
     "IndexRequest",
     "LoadRequest",
+    "RegisterRequest",
     "UnloadRequest",
     "WireLimits",
     "check_outputs",
@@ -52,8 +54,10 @@ __all__ = [
     "parse_header_length",
     "parse_index_request",
     "parse_load_request",
+    "parse_register",
     "parse_unload_request",
     "ready_json",
+    "regions_json",
     "server_metadata",
     "statistics_json",
     "unload_request",

@@ -21,15 +21,18 @@ from farthing.protocols.kserve.parameters import (
     NO_OPTIONS,
     RequestOptions,
     binary_size,
+    check_shared_size,
+    check_shared_total,
     has_shared_memory,
     no_shared_memory,
+    region_part,
     request_options,
     requested_output,
 )
 from farthing.protocols.kserve.shapes import ITEM_BYTES, elements_of
 from farthing.types.errors import AlreadyExists, InvalidInput
 from farthing.types.models import ModelSpec
-from farthing.types.requests import InferRequest, RequestedOutput
+from farthing.types.requests import InferRequest, RegionPart, Regions, RequestedOutput
 from farthing.types.tensors import Tensor
 
 PLAN_JSON_BYTES_MAX: Final = 4096
@@ -44,6 +47,10 @@ _Place = tuple[str, int, int, str, tuple[int, ...], int, str]
 """A binary input: name, first byte after the JSON, bytes, datatype, shape, elements, place for errors."""
 
 
+_SharedPlace = tuple[str, RegionPart, str, tuple[int, ...], int, str]
+"""An input in shared memory: name, where it lies, datatype, shape, elements, place for errors."""
+
+
 class _Plan(msgspec.Struct, frozen=True, gc=False):
     """What the JSON of a request says."""
 
@@ -53,6 +60,9 @@ class _Plan(msgspec.Struct, frozen=True, gc=False):
     json_inputs: dict[str, Tensor]
     places: tuple[_Place, ...]
     binary_bytes: int
+    shared: tuple[_SharedPlace, ...] = ()
+    has_parts: bool = False
+    """Some output is wanted in shared memory."""
 
 
 _plans: Final[Memo[bytes, _Plan]] = Memo(PLANS_MAX)
@@ -69,22 +79,27 @@ def decode_infer(
     header_length: int | None,
     spec: Callable[[], ModelSpec],
     limits: WireLimits,
+    regions: Regions | None = None,
 ) -> InferRequest:
     """The request in a body whose first `header_length` bytes are JSON (None: all of it is; 0: raw binary).
 
     `spec` is called only for a raw binary request, whose shapes come from the model. Raises `InvalidInput` for
-    whatever can be known to be wrong without the model, `Unsupported` for shared memory. For one thread.
+    whatever can be known to be wrong without the model, `Unsupported` for shared memory without `regions`. For one
+    thread.
     """
     if header_length is None:
         plan = _read(body, limits)
         inputs, request_id = plan.json_inputs, plan.id
-        if plan.places:
+        if plan.places or plan.shared:
             inputs = _inputs(plan, body, len(body))
     elif header_length == 0:
         return raw_binary_request(body, model_name=model_name, model_version=model_version, spec=spec())
     else:
         plan, request_id = _plan_of(bytes(body[:header_length]), limits)
         inputs = _inputs(plan, body, header_length)
+    shared_bytes = 0
+    if plan.shared or plan.has_parts:
+        shared_bytes = _read_shared(plan, inputs, limits, regions)
     options = plan.options
     return InferRequest(
         model_name=model_name,
@@ -96,7 +111,21 @@ def decode_infer(
         priority=options.priority,
         timeout_us=options.timeout_us,
         binary_output=options.binary_output,
+        shared_bytes=shared_bytes,
     )
+
+
+def _read_shared(plan: _Plan, inputs: dict[str, Tensor], limits: WireLimits, regions: Regions | None) -> int:
+    """Adds the inputs that lie in shared memory; answers their bytes."""
+    if regions is None:
+        where = plan.shared[0][-1] if plan.shared else "outputs"
+        raise no_shared_memory(where)
+    total = sum([part.byte_size for _, part, *_ in plan.shared])
+    check_shared_total(total, limits.body_bytes_max)
+    for name, part, datatype, shape, elements, where in plan.shared:
+        data = regions.read(part, where)
+        inputs[name] = tensor_from_bytes(data, 0, len(data), datatype, shape, elements, where)
+    return total
 
 
 def _plan_of(header: bytes, limits: WireLimits) -> tuple[_Plan, str]:
@@ -125,14 +154,20 @@ def _read(text: bytes | memoryview, limits: WireLimits) -> _Plan:
     wire = parse_infer(text)
     json_inputs: dict[str, Tensor] = {}
     places: list[_Place] = []
+    shared: list[_SharedPlace] = []
     binary_bytes = 0
     items: Sequence[WireInput | ParsedInput] = wire.inputs
     for index, item in enumerate(items):
         elements = elements_of(item.shape, item.datatype, index, limits)
         if item.parameters:
-            size = _binary_size(item, elements, f"inputs[{index}]")
+            where = f"inputs[{index}]"
+            part = _shared_part(item, elements, where)
+            if part is not None:
+                shared.append((item.name, part, item.datatype, item.shape, elements, where))
+                continue
+            size = _binary_size(item, elements, where)
             if size is not None:
-                places.append((item.name, binary_bytes, size, item.datatype, item.shape, elements, f"inputs[{index}]"))
+                places.append((item.name, binary_bytes, size, item.datatype, item.shape, elements, where))
                 binary_bytes += size
                 continue
         if item.data is NO_DATA:
@@ -140,26 +175,38 @@ def _read(text: bytes | memoryview, limits: WireLimits) -> _Plan:
         json_inputs[item.name] = tensor_from_json(item.data, item.datatype, item.shape, elements, index)
     if len(items) > 1:
         check_names([item.name for item in items], "input")
+    outputs = _outputs(wire.outputs) if wire.outputs else ()
     return _Plan(
         wire.id or "",
         request_options(wire.parameters) if wire.parameters else NO_OPTIONS,
-        _outputs(wire.outputs) if wire.outputs else (),
+        outputs,
         json_inputs,
         tuple(places),
         binary_bytes,
+        tuple(shared),
+        any(output.part is not None for output in outputs),
     )
+
+
+def _shared_part(item: WireInput | ParsedInput, elements: int, where: str) -> RegionPart | None:
+    """Where this input lies in shared memory; None if it does not."""
+    parameters = item.parameters
+    if parameters is None or not has_shared_memory(parameters):
+        return None
+    if binary_size(parameters, where) is not None or _has_data(item.data):
+        raise _sources(item.name, where)
+    part = region_part(parameters, where)
+    check_shared_size(part, item.name, elements * ITEM_BYTES[item.datatype], item.datatype, where)
+    return part
 
 
 def _binary_size(item: WireInput | ParsedInput, elements: int, where: str) -> int | None:
     """Bytes this input has after the JSON; None if its values are in it."""
     size = binary_size(item.parameters, where)
-    is_shared = has_shared_memory(item.parameters)
-    if size is None and not is_shared:
-        return None
-    if (size is not None and is_shared) or _has_data(item.data):
-        raise _sources(item.name, where)
     if size is None:
-        raise no_shared_memory(where)
+        return None
+    if _has_data(item.data):
+        raise _sources(item.name, where)
     needed = elements * ITEM_BYTES[item.datatype]
     if size != needed and (item.datatype != "BYTES" or size < needed):
         raise InvalidInput(

@@ -4,7 +4,7 @@ What repeats from answer to answer (the model's name, each output's name, dataty
 so that writing an answer is joining three or four pieces.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -15,7 +15,7 @@ from farthing.protocols.kserve.json_tensor import json_from_tensor
 from farthing.protocols.kserve.memo import Memo
 from farthing.types.errors import EngineFailed, InvalidInput
 from farthing.types.models import ModelSpec
-from farthing.types.requests import InferRequest, InferResponse, RequestedOutput
+from farthing.types.requests import InferRequest, InferResponse, Regions, RequestedOutput
 from farthing.types.tensors import DATATYPES, Tensor, TensorSpec
 
 JOIN_BYTES_MAX: Final = 64 << 10
@@ -48,14 +48,14 @@ def check_outputs(request: InferRequest, spec: ModelSpec) -> None:
     for asked in request.outputs:
         if asked.classes:
             check_classification(output_spec(asked.name, spec))
-        elif not _is_binary(asked, request):
+        elif asked.part is None and not _is_binary(asked, request):
             output = output_spec(asked.name, spec)
             if output.datatype in BINARY_ONLY:
                 raise _not_in_json(output.name, output.datatype)
 
 
 def encode_infer(
-    response: InferResponse, request: InferRequest, spec: ModelSpec
+    response: InferResponse, request: InferRequest, spec: ModelSpec, regions: Regions | None = None
 ) -> tuple[bytes | list[bytes | memoryview], int | None]:
     """The body, and how many of its bytes are JSON when tensors follow them (None: all of it is JSON).
 
@@ -72,6 +72,10 @@ def encode_infer(
         if asked_by_name:
             asked = asked_by_name.get(name)
             if asked:
+                if asked.part is not None and regions is not None:
+                    regions.write(asked.part, tensor_bytes(name, tensor), f"output '{name}'")
+                    parts += (_shared_head(name, tensor), b",")
+                    continue
                 is_binary = _is_binary(asked, request)
                 if asked.classes:
                     shown = classify(tensor, asked.classes, output_spec(name, spec), is_batched=spec.batch_rows_max > 0)
@@ -110,6 +114,16 @@ def _binary_output(name: str, tensor: Tensor, buffers: list[bytes | memoryview])
     return _output_heads.get(key) or _output_heads.remember(key, _binary_head(name, tensor, size))
 
 
+def tensor_bytes(name: str, tensor: Tensor) -> bytes:
+    """A tensor as it travels in binary."""
+    return pack_bytes(tensor, name) if tensor.dtype.kind == "O" else tensor.tobytes()
+
+
+def _shared_head(name: str, tensor: Tensor) -> bytes:
+    """An output whose values are in shared memory."""
+    return _json({"name": name, "datatype": datatype_named(name, tensor.dtype), "shape": tensor.shape})
+
+
 def _opening(response: InferResponse) -> bytes:
     """What differs from answer to answer of one model."""
     opening = b"{"
@@ -125,7 +139,7 @@ def _model_head(model_name: str, model_version: str) -> bytes:
 
 
 def _json_head(name: str, tensor: Tensor) -> bytes:
-    datatype = datatype_named(name, tensor)
+    datatype = datatype_named(name, tensor.dtype)
     if datatype in BINARY_ONLY:
         raise _not_in_json(name, datatype)
     return _json({"name": name, "datatype": datatype, "shape": tensor.shape})[:-1] + b',"data":'
@@ -134,20 +148,20 @@ def _json_head(name: str, tensor: Tensor) -> bytes:
 def _binary_head(name: str, tensor: Tensor, size: int) -> bytes:
     output = {
         "name": name,
-        "datatype": datatype_named(name, tensor),
+        "datatype": datatype_named(name, tensor.dtype),
         "shape": tensor.shape,
         "parameters": {"binary_data_size": size},
     }
     return _json(output)
 
 
-def datatype_named(name: str, tensor: Tensor) -> str:
+def datatype_named(name: str, dtype: np.dtype[Any]) -> str:
     """The protocol's datatype of what a model made. `name` is the output's, for the error."""
     try:
-        return DATATYPES[tensor.dtype]
+        return DATATYPES[dtype]
     except KeyError:
         raise EngineFailed(
-            f"output `{name}` is an array of {tensor.dtype}, which the protocol has no name for",
+            f"output `{name}` is an array of {dtype}, which the protocol has no name for",
             hint=f"have the model return one of {', '.join(DATATYPES.values())}",
         ) from None
 

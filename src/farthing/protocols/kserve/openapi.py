@@ -55,6 +55,20 @@ def openapi_document(version: str) -> Json:
             "/v2/repository/index": {
                 "post": _post("repository_index", "Models and their states", _ref("IndexRequest"), _ref("Index"))
             },
+            "/v2/systemsharedmemory/status": {"get": _get("regions", "Shared memory registered", _ref("Regions"))},
+            "/v2/systemsharedmemory/unregister": {"post": _post("unregister_all", "Forget all regions", {}, None)},
+            "/v2/systemsharedmemory/region/{region_name}/status": {
+                "parameters": [_parameter("region_name", {"minLength": 1})],
+                "get": _get("region", "One region", _ref("Regions")),
+            },
+            "/v2/systemsharedmemory/region/{region_name}/register": {
+                "parameters": [_parameter("region_name", {"minLength": 1})],
+                "post": _post("register", "Make a region known", _ref("RegisterRequest"), None),
+            },
+            "/v2/systemsharedmemory/region/{region_name}/unregister": {
+                "parameters": [_parameter("region_name", {"minLength": 1})],
+                "post": _post("unregister", "Forget a region", {}, None),
+            },
             **{
                 f"/v2/repository/models/{{model_name}}/{verb}": {
                     "parameters": [_parameter("model_name", {"minLength": 1})],
@@ -296,6 +310,8 @@ def _schemas() -> Json:
         "UnloadRequest": _object(
             parameters=_or_null({**_object(unload_dependents=boolean), "additionalProperties": False})
         ),
+        "Regions": _list(_object("name key offset byte_size", name=string, key=string, offset=uint, byte_size=uint)),
+        "RegisterRequest": _object("key byte_size", key=string, offset=uint, byte_size=uint),
         "Statistics": _object("model_stats", model_stats=_list(_ref("ModelStatistics"))),
         "ModelStatistics": _object(
             "name version last_inference inference_count execution_count inference_stats batch_stats",

@@ -7,7 +7,7 @@ import msgspec
 
 from farthing.protocols.kserve.shapes import INT64_MAX
 from farthing.types.errors import InvalidInput, TooLarge, Unsupported
-from farthing.types.requests import Parameter, RequestedOutput
+from farthing.types.requests import Parameter, RegionPart, RequestedOutput
 
 UINT32_MAX: Final = (1 << 32) - 1
 UINT64_MAX: Final = (1 << 64) - 1
@@ -90,7 +90,7 @@ def requested_output(name: str, parameters: Mapping[str, Parameter] | None, wher
             raise InvalidInput(f"{where}: `classification` cannot be written to shared memory; give one of the two")
         if is_binary:
             raise InvalidInput(f"{where}: `binary_data` and `shared_memory_region` contradict; give one of the two")
-        raise no_shared_memory(where)
+        return RequestedOutput(name, part=region_part(parameters, where))
     return RequestedOutput(name, classes, is_binary)
 
 
@@ -105,10 +105,43 @@ def has_shared_memory(parameters: Mapping[str, Parameter] | None) -> bool:
     return parameters is not None and any(name in parameters for name in SHARED_MEMORY)
 
 
+def region_part(parameters: Mapping[str, Parameter], where: str) -> RegionPart:
+    """Where a tensor's parameters put it. Raises `InvalidInput`."""
+    region, offset, size = (parameters.get(name) for name in SHARED_MEMORY)
+    if not isinstance(region, str) or not region:
+        raise InvalidInput(f"{where}.parameters.shared_memory_region: expected the name of a registered region")
+    if size is None:
+        raise InvalidInput(f"{where}.parameters: `shared_memory_byte_size` is missing beside `shared_memory_region`")
+    return RegionPart(
+        region,
+        _uint(offset if offset is not None else 0, f"{where}.parameters.shared_memory_offset", INT64_MAX),
+        _uint(size, f"{where}.parameters.shared_memory_byte_size", INT64_MAX),
+    )
+
+
+def check_shared_size(part: RegionPart, name: str, needed: int, datatype: str, where: str) -> None:
+    """Raises `InvalidInput` unless an input's part has the bytes its shape needs."""
+    if part.byte_size != needed and (datatype != "BYTES" or part.byte_size < needed):
+        raise InvalidInput(
+            f"{where}: input byte size mismatch for input '{name}'. Expected {needed}"
+            f"{' or more' if datatype == 'BYTES' else ''}, got {part.byte_size}",
+            hint="`shared_memory_byte_size` is the number of elements in `shape` times the bytes of one",
+        )
+
+
+def check_shared_total(size: int, limit: int) -> None:
+    """Raises `TooLarge` when a request's inputs in shared memory are more than a body may be."""
+    if size > limit:
+        raise TooLarge(
+            f"the inputs in shared memory are {size} bytes, which exceeds the maximum allowed input size of {limit}",
+            hint="send fewer rows a request, or raise the server's limit on request bodies",
+        )
+
+
 def no_shared_memory(where: str) -> Unsupported:
     return Unsupported(
-        f"{where}: tensors in shared memory are not supported by this server",
-        hint="send them as binary tensors in the request",
+        f"{where}: tensors in shared memory are not supported by this server: client shared memory is disabled",
+        hint="send them as binary tensors, or start the server with --model-control-mode explicit",
     )
 
 

@@ -8,27 +8,55 @@ from farthing.protocols.kserve_grpc.decode import decode_infer
 from farthing.protocols.kserve_grpc.encode import config_message, encode_infer, message_of
 from farthing.protocols.kserve_grpc.messages import (
     HEALTH_SERVICE,
+    REFLECTION_SERVICES,
     SERVICE,
     health_message_class,
     message_class,
     parse_message,
+    pool,
+    reflection_message_class,
 )
 from farthing.protocols.kserve_grpc.repository_requests import asked_load, asked_unload, check_repository_name
+from farthing.protocols.kserve_grpc.settings import (
+    asked_log_settings,
+    asked_trace_settings,
+    log_settings_message,
+    trace_settings_message,
+)
 from farthing.protocols.kserve_grpc.status import STATUS_DETAIL_BYTES_MAX, status_detail
+from farthing.protocols.kserve_grpc.stream import (
+    GenerateStream,
+    asked_generation,
+    stream_answer,
+    stream_error,
+    wants_empty_final,
+)
 
 __all__ = [
     "HEALTH_SERVICE",
+    "REFLECTION_SERVICES",
     "SERVICE",
     "STATUS_DETAIL_BYTES_MAX",
+    "GenerateStream",
+    "asked_generation",
     "asked_load",
+    "asked_log_settings",
+    "asked_trace_settings",
     "asked_unload",
     "check_repository_name",
     "config_message",
     "decode_infer",
     "encode_infer",
     "health_message_class",
+    "log_settings_message",
     "message_class",
     "message_of",
     "parse_message",
+    "pool",
+    "reflection_message_class",
     "status_detail",
+    "stream_answer",
+    "stream_error",
+    "trace_settings_message",
+    "wants_empty_final",
 ]

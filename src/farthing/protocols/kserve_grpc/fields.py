@@ -19,7 +19,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _GROUPS: Final = (3, 4)
 
 
-def check_fields(data: bytes) -> None:
+def check_fields(data: bytes | memoryview) -> None:
     """Raises `TooLarge` for a message of too many fields. What is no message is left for the parser to say."""
     try:
         _count(data, 0, len(data), 0, is_nested=False)
@@ -27,7 +27,7 @@ def check_fields(data: bytes) -> None:
         return
 
 
-def _count(data: bytes, position: int, end: int, count: int, *, is_nested: bool) -> int:
+def _count(data: bytes | memoryview, position: int, end: int, count: int, *, is_nested: bool) -> int:
     while position < end:
         count += 1
         if count > FIELDS_MAX:
@@ -53,7 +53,7 @@ def _count(data: bytes, position: int, end: int, count: int, *, is_nested: bool)
     return count
 
 
-def _varint(data: bytes, position: int) -> tuple[int, int]:
+def _varint(data: bytes | memoryview, position: int) -> tuple[int, int]:
     byte = data[position]
     if byte < 0x80:
         return byte, position + 1

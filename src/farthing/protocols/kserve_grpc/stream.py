@@ -1,0 +1,132 @@
+"""The answers of `ModelStreamInfer`: tensors, text as it is made, and errors that leave the stream open.
+
+Every answer says whether it is its request's last (`triton_final_response`). A client that wants to hear so of text
+apart from the last piece asks for an empty answer at the end (`triton_enable_empty_final_response`).
+"""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import msgspec
+
+from farthing.protocols.kserve.generate import GenerateFields, parse_generate
+from farthing.protocols.kserve_grpc.decode import EMPTY_FINAL_RESPONSE
+from farthing.protocols.kserve_grpc.encode import length_prefix
+from farthing.protocols.kserve_grpc.messages import message_class
+from farthing.protocols.kserve_grpc.status import status_detail
+from farthing.types.errors import FarthingError, InvalidField
+from farthing.types.generation import Delta
+from farthing.types.requests import InferRequest, Parameter
+from farthing.types.tensors import Tensor
+
+FINAL_RESPONSE: Final = "triton_final_response"
+TEXTS: Final = ("text_input", "sampling_parameters")
+"""Inputs of a language model that are one string each."""
+SWITCHES: Final = ("stream", "exclude_input_in_output")
+"""Inputs of a language model that are one boolean each, as Triton's vLLM backend names them."""
+
+_encode: Final = msgspec.json.Encoder().encode
+
+
+def stream_answer(response: bytes, *, is_final: bool) -> bytes:
+    """A `ModelStreamInferResponse` around a serialized `ModelInferResponse`."""
+    said = message_class("ModelInferResponse")()
+    said.parameters[FINAL_RESPONSE].bool_param = is_final
+    # Two occurrences of one message field are merged (protobuf's encoding, "last one wins").
+    around = message_class("ModelStreamInferResponse")
+    whole: bytes = around(infer_response=said).SerializeToString()
+    return whole + length_prefix(2, len(response)) + response
+
+
+def stream_error(request_id: str, error: FarthingError) -> bytes:
+    """A `ModelStreamInferResponse` that says what went wrong with one request."""
+    message = message_class("ModelStreamInferResponse")(error_message=status_detail(error))
+    message.infer_response.id = request_id
+    message.infer_response.parameters[FINAL_RESPONSE].bool_param = True
+    serialized: bytes = message.SerializeToString()
+    return serialized
+
+
+def wants_empty_final(message: Any) -> bool:
+    """Whether a request asks for an empty answer after its last."""
+    return EMPTY_FINAL_RESPONSE in message.parameters and message.parameters[EMPTY_FINAL_RESPONSE].bool_param
+
+
+def asked_generation(request: InferRequest) -> GenerateFields:
+    """What a language model is asked for, in the words of the generate extension.
+
+    Inputs are those of Triton's vLLM backend; all else stands in the request's parameters. Raises `InvalidField`.
+    """
+    said: dict[str, Parameter] = dict(request.parameters)
+    for name, tensor in request.inputs.items():
+        if name in TEXTS:
+            said[name] = _text(name, tensor)
+        elif name in SWITCHES:
+            said[name] = bool(_one(name, tensor))
+        else:
+            raise InvalidField(
+                f"unexpected inference input '{name}': a language model takes {', '.join((*TEXTS, *SWITCHES))}",
+                field=name,
+            )
+    streams = said.pop("stream", True)
+    fields = parse_generate(_encode(said))
+    return msgspec.structs.replace(fields, stream=bool(streams))
+
+
+class GenerateStream:
+    """One generation's text as answers of a stream."""
+
+    def __init__(
+        self, request: InferRequest, asked: GenerateFields, name: str, version: str, *, wants_empty_final: bool
+    ) -> None:
+        self._asked = asked
+        self._heading = {"model_name": name, "model_version": version, "id": request.id}
+        self._wants_empty_final = wants_empty_final
+        self._text = ""
+        """What a client that wants one answer gets when the text is whole."""
+
+    def begin(self) -> Iterator[bytes]:
+        """The text that is continued, if the client wants it back."""
+        if self._asked.exclude_input_in_output is False:
+            yield from self._piece(self._asked.text_input, is_last=False)
+
+    def delta(self, delta: Delta) -> Iterator[bytes]:
+        """Answers for what was gained."""
+        yield from self._piece(delta.text, is_last=delta.finish is not None)
+
+    def _piece(self, text: str, *, is_last: bool) -> Iterator[bytes]:
+        self._text += text
+        if (self._text and self._asked.stream) or is_last:
+            text, self._text = self._text, ""
+            yield self._answer(text, is_final=is_last and not self._wants_empty_final)
+        if is_last and self._wants_empty_final:
+            yield self._answer(None, is_final=True)
+
+    def _answer(self, text: str | None, *, is_final: bool) -> bytes:
+        message = message_class("ModelStreamInferResponse")()
+        response = message.infer_response
+        for field, value in self._heading.items():
+            setattr(response, field, value)
+        response.parameters[FINAL_RESPONSE].bool_param = is_final
+        if text is not None:
+            response.outputs.add(name="text_output", datatype="BYTES", shape=(1,))
+            data = text.encode(errors="replace")
+            response.raw_output_contents.append(len(data).to_bytes(4, "little") + data)
+        serialized: bytes = message.SerializeToString()
+        return serialized
+
+
+def _one(name: str, tensor: Tensor) -> Any:
+    if tensor.size != 1:
+        raise InvalidField(f"input '{name}' has shape {list(tensor.shape)}; expected one element", field=name)
+    return tensor.reshape(-1)[0]
+
+
+def _text(name: str, tensor: Tensor) -> str:
+    value = _one(name, tensor)
+    if not isinstance(value, bytes):
+        raise InvalidField(f"input '{name}' is {tensor.dtype}; expected BYTES", field=name)
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise InvalidField(f"input '{name}' is not UTF-8", field=name) from None
