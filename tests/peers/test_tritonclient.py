@@ -351,8 +351,9 @@ def test_models_are_loaded_and_unloaded(client: Any) -> None:
 
 
 def test_what_is_not_served_says_so(client: Any) -> None:
-    with pytest.raises(ClientError, match="Not Found"):
-        client.get_trace_settings()
+    assert client.get_trace_settings()["trace_level"] == ["OFF"]
+    with pytest.raises(ClientError, match="a model has no trace settings of its own"):
+        client.update_trace_settings("simple", {"trace_rate": "2"})
     with pytest.raises(ClientError, match="CUDA shared memory is not offered"):
         client.get_cuda_shared_memory_status()
     assert client.get_system_shared_memory_status() == []

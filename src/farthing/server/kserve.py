@@ -50,11 +50,13 @@ from farthing.types.requests import InferRequest, InferResponse
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "classification",
+    "logging",
     "model_configuration",
     "model_repository",
     "parameters",
     "schedule_policy",
     "statistics",
+    "trace",
 )
 """What we name in the server metadata: only what works (perf_analyzer acts on it)."""
 

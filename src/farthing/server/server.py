@@ -32,10 +32,10 @@ from farthing.server.openai import OpenAi
 from farthing.server.operations import Operations
 from farthing.server.restricted import Restrictions
 from farthing.server.routes import Route, Routes
+from farthing.server.settings import Settings, SettingsExtension
 from farthing.server.shared_memory import SharedMemoryExtension
 from farthing.server.tls import tls_context
 from farthing.telemetry.counters import GrpcCounters, HttpCounters
-from farthing.telemetry.log_settings import LogSettings
 from farthing.telemetry.looplag import LoopLag
 from farthing.telemetry.metrics import Metrics
 from farthing.telemetry.trace_settings import TraceSettings
@@ -83,7 +83,8 @@ class Server:
             log_records_dropped=log_records_dropped,
             spans_dropped=lambda: spans.dropped if spans is not None else 0,
         )
-        self._trace_settings = TraceSettings(has_sink=spans is not None, ratio=trace_ratio)
+        trace_settings = TraceSettings(has_sink=spans is not None, ratio=trace_ratio)
+        self._settings = Settings(self.runtime, config.model_control, trace_settings)
         self._admission = admission = Admission(config.admission)
         operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
         pattern = config.header_forward_pattern
@@ -104,7 +105,7 @@ class Server:
                 admission=admission,
                 counters=self._counters,
                 spans=spans,
-                begins_trace=self._trace_settings.begins,
+                begins_trace=trace_settings.begins,
                 restrictions=restrictions,
                 has_access_log=config.access_log,
             )
@@ -116,6 +117,7 @@ class Server:
             + kserve.routes()
             + GenerateExtension(self.runtime).routes()
             + SharedMemoryExtension(self.runtime.shared_memory).routes()
+            + SettingsExtension(self._settings).routes()
             + OpenAi(self.runtime).routes()
         )
         self._metrics_listener = listener(operations.metrics_routes())
@@ -157,7 +159,7 @@ class Server:
 
         service = GrpcService(self.runtime, self._config.limits.body_bytes_max)
         memory = GrpcSharedMemory(self.runtime.shared_memory)
-        settings = GrpcSettings(self.runtime, self._config.model_control, LogSettings(), self._trace_settings)
+        settings = GrpcSettings(self._settings)
         listener = GrpcListener(
             [*service.rpcs(), *memory.rpcs(), *settings.rpcs(), *GrpcHealth(self.runtime).rpcs(), *reflection_rpcs()],
             keys=self._keys,

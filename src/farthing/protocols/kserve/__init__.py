@@ -31,6 +31,7 @@ from farthing.protocols.kserve.repository_requests import (
     parse_unload_request,
     unload_request,
 )
+from farthing.protocols.kserve.settings import parse_log_settings, parse_trace_settings, trace_settings_json
 from farthing.protocols.kserve.shared_memory import RegisterRequest, parse_register, regions_json
 
 __all__ = [
@@ -54,11 +55,14 @@ __all__ = [
     "parse_header_length",
     "parse_index_request",
     "parse_load_request",
+    "parse_log_settings",
     "parse_register",
+    "parse_trace_settings",
     "parse_unload_request",
     "ready_json",
     "regions_json",
     "server_metadata",
     "statistics_json",
+    "trace_settings_json",
     "unload_request",
 ]

@@ -69,6 +69,20 @@ def openapi_document(version: str) -> Json:
                 "parameters": [_parameter("region_name", {"minLength": 1})],
                 "post": _post("unregister", "Forget a region", {}, None),
             },
+            "/v2/logging": {
+                "get": _get("log_settings", "What is logged", _ref("LogSettings")),
+                "post": _post("change_log_settings", "Log more or less", _ref("LogSettings"), _ref("LogSettings")),
+            },
+            **{
+                path: {
+                    **({"parameters": [_parameter("model_name", {"minLength": 1})]} if of else {}),
+                    "get": _get(f"{of}trace_settings", "What is traced", _ref("TraceSettings")),
+                    "post": _post(
+                        f"change_{of}trace_settings", "Trace more or less", _ref("TraceChanges"), _ref("TraceSettings")
+                    ),
+                }
+                for path, of in (("/v2/trace/setting", ""), ("/v2/models/{model_name}/trace/setting", "model_"))
+            },
             **{
                 f"/v2/repository/models/{{model_name}}/{verb}": {
                     "parameters": [_parameter("model_name", {"minLength": 1})],
@@ -312,6 +326,28 @@ def _schemas() -> Json:
         ),
         "Regions": _list(_object("name key offset byte_size", name=string, key=string, offset=uint, byte_size=uint)),
         "RegisterRequest": _object("key byte_size", key=string, offset=uint, byte_size=uint),
+        "LogSettings": _object(
+            "",
+            log_file=string,
+            log_info=boolean,
+            log_warning=boolean,
+            log_error=boolean,
+            log_verbose_level=uint,
+            log_format=string,
+        ),
+        "TraceSettings": _object(
+            "trace_level",
+            trace_level=_list(string),
+            trace_rate=string,
+            trace_count=string,
+            trace_file=string,
+            trace_mode=string,
+            log_frequency=string,
+        ),
+        "TraceChanges": {
+            "type": "object",
+            "additionalProperties": {"anyOf": [string, _list(string), {"type": "null"}]},
+        },
         "Statistics": _object("model_stats", model_stats=_list(_ref("ModelStatistics"))),
         "ModelStatistics": _object(
             "name version last_inference inference_count execution_count inference_stats batch_stats",
