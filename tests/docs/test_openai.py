@@ -36,7 +36,7 @@ def test_the_examples_work_as_they_stand(tmp_path: Path) -> None:
             timeout=60,
             check=True,
         )
-        assert "France" in said.stdout
+        assert "Japan" in said.stdout
         answer = subprocess.run(
             ["bash", "-c", call.replace(ADDRESS, live.netloc)], capture_output=True, timeout=60, check=True
         )
