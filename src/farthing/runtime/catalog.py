@@ -15,6 +15,7 @@ from farthing.repository import FoundModel, FoundVersion, versions_to_serve
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.runtime.served import Served, ServedVersion
+from farthing.runtime.served_sequences import ServedSequences
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -312,6 +313,14 @@ class Catalog:
         loop = asyncio.get_running_loop()
         if isinstance(loaded, LoadedLanguageModel):
             return LanguageModel(loaded, loop=loop, statistics=statistics)
+        if loaded.sequences is not None:
+            return ServedSequences(
+                loaded,
+                loaded.sequences,
+                queue_requests_max=self._queue_requests_max,
+                scheduler=loop,
+                statistics=statistics,
+            )
         return ServedVersion(loaded, queue_requests_max=self._queue_requests_max, scheduler=loop, statistics=statistics)
 
     def _let_go(self, model: Model, version: Version, *, is_gone: bool = False) -> None:

@@ -54,6 +54,7 @@ EXTENSIONS: Final = (
     "model_repository",
     "parameters",
     "schedule_policy",
+    "sequence",
     "statistics",
 )
 """What we name in the server metadata: only what works (perf_analyzer acts on it)."""
