@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from tests.fakes import Answered, FakeExecutable, VirtualInstances, VirtualLoop
 
+from farthing.batching import sequence_tensors
 from farthing.batching.batcher import Limits
 from farthing.batching.queue import FIXED_SHAPES
+from farthing.batching.sequence import SequenceId, SequenceWaiter
 from farthing.batching.sequence_batcher import SequenceRules
 from farthing.batching.sequence_loop import SequenceLoop
 from farthing.batching.sequence_tensors import Control, SequenceTensors, Signal, State
-from farthing.batching.sequences import SequenceId, Sequences, SequenceWaiter
+from farthing.batching.sequences import Sequences
 from farthing.engines.contract import Answer, Batch, MemberAnswer
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.types.errors import DeadlineExceeded, EngineFailed, FarthingError, InvalidInput, Overloaded, Unavailable
@@ -195,13 +197,16 @@ def test_direct_gives_each_sequence_its_row_and_pads_slots_that_have_no_request(
     town.run()
     town.send(7)
     town.run()
+    town.send(5)
+    town.run()
+    assert town.seen.pop()["ready"].tolist() == [1], "no padding above the highest slot that has a request"
     assert town.seen[-2]["ready"].tolist() == [0, 1, 1]
     assert town.seen[-2]["id"].tolist() == [[0], [6], [7]]
     assert town.seen[-2]["x"].tolist() == [[0], [3], [4]]
     assert town.seen[-2]["end"].tolist() == [[False], [True], [False]]
     assert town.seen[-1]["ready"].tolist() == [0, 0, 1], "a slot given back is padded while a higher one is held"
     assert town.told(5) == 106
-    assert town.statistics.inference_count == 6, "padding is nobody's row"
+    assert town.statistics.inference_count == 7, "padding is nobody's row"
 
 
 def test_direct_waits_for_the_share_of_slots_it_was_told_to() -> None:
@@ -323,6 +328,16 @@ def test_a_model_that_gives_another_state_than_declared_is_told_so(answer: Answe
         raise failed
 
 
+def test_a_state_that_grows_without_end_meets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sequence_tensors, "STATE_BYTES_MAX", 3)
+    town = Town()
+    town.send(1, "s")
+    town.run()
+    failed = town.answers[0]
+    assert isinstance(failed, EngineFailed)
+    assert failed.message == "state `after` has grown to 4 bytes; the limit is 3"
+
+
 def test_members_that_answer_for_themselves_keep_their_own_states() -> None:
     def each(batch: Batch) -> Answer:
         total = batch.inputs["before"] + batch.inputs["x"]
@@ -377,8 +392,12 @@ def test_a_requests_own_timeout_counts_while_its_sequence_waits_for_a_slot() -> 
     town.send(1, "s")
     town.run(5)
     town.send(2, "s", timeout_us=10_000)
+    town.send(2)
     town.run(20)
-    assert isinstance(town.answers[1], DeadlineExceeded)
+    first, second = town.answers[1], town.answers[2]
+    assert isinstance(first, DeadlineExceeded)
+    assert isinstance(second, DeadlineExceeded)
+    assert second.message.startswith("timeout of the corresponding sequence has been expired")
 
 
 def test_outputs_nobody_asked_for_are_left_out_and_the_state_still_goes_on() -> None:

@@ -1,5 +1,7 @@
 """Loading a model of sequences: what it is told, what its clients see, what is refused."""
 
+import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from farthing.config.model import check_model_config, config_json, parse_model_c
 from farthing.repository import Repository
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.types.errors import LoadFailed
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "sequences.md"
 
 X = {"name": "x", "data_type": "FP32", "dims": [1]}
 Y = {"name": "y", "data_type": "FP32", "dims": [1]}
@@ -118,6 +122,14 @@ def test_an_initial_state_is_zeros_told_or_not(tmp_path: Path, told: dict[str, A
     loaded = load(tmp_path, state=[{**SUM, **told}])
     assert loaded.sequences is not None
     assert loaded.sequences.tensors.states[0].initial.tolist() == [[0]]
+
+
+def test_the_reference_s_example_makes_sense() -> None:
+    [example] = re.findall(r"```toml\n(.*?)```", REFERENCE.read_text(), re.DOTALL)
+    config = parse_model_config(tomllib.loads(example))
+    check_model_config(config, "vad")
+    assert config.sequence_batching is not None
+    assert config.sequence_batching.oldest is not None
 
 
 def test_warm_up_may_bring_controls_and_need_not(tmp_path: Path) -> None:

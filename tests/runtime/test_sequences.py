@@ -5,7 +5,8 @@ import random
 
 import numpy as np
 import pytest
-from tests.models import running_sum, save
+from onnx import helper
+from tests.models import model, running_sum, save, tensor_info
 from tests.runtime.shop import Shop, settle
 from tests.runtime.voices import CHUNK, CONFIG, CONTEXT, silero, sounds, streaming
 
@@ -51,6 +52,14 @@ def sums(shop: Shop, strategy: str = "", idle_us: int = 1_000_000) -> None:
     save(shop.folder / "sum", running_sum())
     shop.configure("sum", SUMS % (idle_us, strategy))
 
+
+GROWING = """
+max_batch_size: 4
+sequence_batching {
+  %s
+  state [ { input_name: "before" output_name: "after" data_type: TYPE_FP32 dims: [ -1 ] } ]
+}
+"""
 
 PYTHON = """
 import numpy as np
@@ -215,6 +224,37 @@ async def test_states_stay_with_their_sequences(shop: Shop, strategy: str) -> No
         assert await asyncio.gather(*(add(runtime, n, "", 10 * n) for n in range(1, 5))) == [11, 22, 33, 44]
         assert await asyncio.gather(*(add(runtime, n, "e", 1) for n in range(1, 5))) == [12, 23, 34, 45]
         assert await add(runtime, 1, "s", 5) == 5
+
+
+@pytest.mark.parametrize("strategy", ["direct { }", "oldest { max_candidate_sequences: 4 }"])
+async def test_a_state_may_grow_and_those_of_other_lengths_run_apart(shop: Shop, strategy: str) -> None:
+    """Each answer is everything the sequence ever sent, behind the one number of its initial state."""
+    nodes = [
+        helper.make_node("Concat", ["before", "x"], ["after"], axis=1),
+        helper.make_node("Identity", ["after"], ["y"]),
+    ]
+    inputs = [tensor_info("x", "FP32", ["batch", 1]), tensor_info("before", "FP32", ["batch", "n"])]
+    outputs = [tensor_info(name, "FP32", ["batch", "m"]) for name in ("y", "after")]
+    save(shop.folder / "all", model(nodes, inputs, outputs))
+    shop.configure("all", GROWING % strategy)
+
+    async def say(runtime: Runtime, sequence_id: int, at: int) -> list[float]:
+        parameters = step(sequence_id, at, 9)
+        outputs = await send(runtime, "all", parameters, x=np.full((1, 1), 10 * sequence_id + at, np.float32))
+        said: list[float] = outputs["y"][0].tolist()
+        return said
+
+    async with shop.open() as runtime:
+        for at in range(5):
+            late = [at - 2] if at >= 2 else []  # the third sequence begins two steps later
+            said = await asyncio.gather(
+                say(runtime, 1, at), say(runtime, 2, at), *(say(runtime, 3, place) for place in late)
+            )
+            assert said[0] == [0, *(10 + place for place in range(at + 1))]
+            assert said[1] == [0, *(20 + place for place in range(at + 1))]
+            assert said[2:] == [[0, *(30 + place for place in range(at - 1))] for _ in late]
+        assert await say(runtime, 2, 5) == [0, *(20 + place for place in range(6))]
+        assert runtime.statistics("all")[0].inference_stats.fail.count == 0
 
 
 async def test_what_is_wrong_with_a_request_is_said_in_tritons_words(shop: Shop) -> None:

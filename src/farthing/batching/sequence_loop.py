@@ -11,16 +11,17 @@ from typing import Any, Final, cast
 from farthing.batching.batcher import NOBODY, Callers, Run, Wait
 from farthing.batching.instances import Job
 from farthing.batching.loop import LOOP_BUSY_NS_MAX, LOOP_RUN_NS_PER_REQUEST, BatchLoop
-from farthing.batching.queue import ENDED, Queue, Waiter
+from farthing.batching.queue import ENDED, RETRY_AFTER_S_DEFAULT, Queue, Waiter
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran
+from farthing.batching.sequence import SequenceWaiter
 from farthing.batching.sequence_batcher import SequenceRules, decide_batch
 from farthing.batching.sequence_run import States, run_sequences
 from farthing.batching.sequence_tensors import Row, SequenceTensors
-from farthing.batching.sequences import Sequences, SequenceWaiter
+from farthing.batching.sequences import Sequences
 from farthing.telemetry.statistics import FailureReason, SequenceCounts
 from farthing.telemetry.watchdog import Running
-from farthing.types.errors import FarthingError, InvalidInput
+from farthing.types.errors import DeadlineExceeded, FarthingError, InvalidInput
 
 NEVER_NS: Final = 1 << 63
 """Later than any time."""
@@ -75,7 +76,7 @@ class SequenceLoop(BatchLoop):
         if not self._sequences.remove(waiter, self._now_ns()):
             waiter.state = ENDED
         self.statistics.failed(FailureReason.CANCELED)
-        self._answer_orphans()
+        self._answer_orphans(self._sequences.no_start)
         self._pump_soon()  # a slot may have come free, and a rest begun
         self._tell_if_empty()
 
@@ -101,7 +102,7 @@ class SequenceLoop(BatchLoop):
         sequences = self._sequences
         began = now = self._now_ns()
         self._expire(now)
-        self._answer_orphans()
+        self._answer_orphans(_timed_out)
         if self._closed:
             sequences.end_idle(NEVER_NS)  # nobody can continue them
         else:
@@ -134,7 +135,7 @@ class SequenceLoop(BatchLoop):
         by_row: list[Row] = list(waiters)
         if self._rules.is_direct:
             waiters = sorted(waiters, key=lambda waiter: waiter.sequence.slot)  # answers come row by row
-            by_row = [None] * sequences.rows_to_highest(instance)
+            by_row = [None] * (waiters[-1].sequence.slot + 1)
             for waiter in waiters:
                 by_row[waiter.sequence.slot] = waiter
         sequences.take(waiters)
@@ -182,10 +183,13 @@ class SequenceLoop(BatchLoop):
         if not self._is_pump_due:
             self._pump()  # also when nothing waits: a sequence that rests from now on needs a timer
 
-    def _answer_orphans(self) -> None:
+    def _answer_orphans(self, error: Callable[[SequenceWaiter], FarthingError]) -> None:
+        """Answers those whose sequence can never begin."""
         for waiter in self._sequences.orphans():
-            self.statistics.failed(FailureReason.INVALID)
-            self._answer(waiter, self._sequences.no_start(waiter))
+            answer = error(waiter)
+            reason = FailureReason.INVALID if isinstance(answer, InvalidInput) else FailureReason.REJECTED
+            self.statistics.failed(reason)
+            self._answer(waiter, answer)
 
     def _set_timer(self, due_ns: int, now: int) -> None:
         """As a batch loop's, but a timer that goes off early stays: nearly every request moves the next idle one."""
@@ -199,3 +203,12 @@ class SequenceLoop(BatchLoop):
         super()._gauges()
         self._counts.active = self._sequences.active
         self._counts.backlog = self._sequences.backlog
+
+
+def _timed_out(waiter: SequenceWaiter) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"timeout of the corresponding sequence has been expired: the first request of sequence {waiter.sequence_id} "
+        "waited for longer than its timeout",
+        hint="start the sequence again, with more time or later",
+        retry_after_s=RETRY_AFTER_S_DEFAULT,
+    )

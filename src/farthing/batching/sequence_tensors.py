@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
-from farthing.batching.sequences import SequenceId, SequenceWaiter
+from farthing.batching.sequence import SequenceId, SequenceWaiter
 from farthing.types.errors import EngineFailed, InvalidInput
 from farthing.types.tensors import NUMPY_DTYPES, Tensor, datatype_of, shape_fits
 
@@ -20,6 +20,10 @@ INTEGER_BOUNDS: Final = {
     for name in ("INT32", "UINT32", "INT64", "UINT64")
 }
 """What ids a control of each datatype can hold."""
+
+STATE_BYTES_MAX: Final = 64 << 20
+"""One state of one sequence: as much as a request may bring. A state whose shape is free may grow from request to
+request, and a client could let it grow for ever."""
 
 Row = SequenceWaiter | None
 """A row of a batch: a request, or padding in a slot that has none."""
@@ -93,7 +97,11 @@ class SequenceTensors(msgspec.Struct, frozen=True, kw_only=True):
         made = {control.name: _control(control, rows) for control in self.controls}
         for state in self.states:
             name = state.input_name
-            parts = [state.initial if row is None else row.sequence.states.get(name, state.initial) for row in rows]
+            own = [None if row is None else row.sequence.states.get(name, state.initial) for row in rows]
+            blank = state.initial
+            if -1 in state.shape:  # padding has the shape of those beside it
+                blank = next((_blank(state.initial, part.shape) for part in own if part is not None), blank)
+            parts = [blank if part is None else part for part in own]
             made[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return made
 
@@ -107,9 +115,20 @@ class SequenceTensors(msgspec.Struct, frozen=True, kw_only=True):
                     f"state `{state.output_name}` is {datatype_of(tensor)} {list(tensor.shape)}; configured is "
                     f"{state.datatype} {list(state.shape)}"
                 )
+            if tensor.nbytes > STATE_BYTES_MAX:
+                raise EngineFailed(
+                    f"state `{state.output_name}` has grown to {tensor.nbytes} bytes; the limit is {STATE_BYTES_MAX}",
+                    hint="end the sequence and start another",
+                )
             # A view would keep the whole batch's memory for as long as the sequence rests.
             left[state.input_name] = tensor if tensor.base is None else tensor.copy()
         return left
+
+
+def _blank(initial: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if initial.shape == shape:
+        return initial
+    return np.full(shape, b"" if initial.dtype.hasobject else 0, initial.dtype)
 
 
 def _control(control: Control, rows: Sequence[Row]) -> Tensor:

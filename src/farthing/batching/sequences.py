@@ -11,10 +11,8 @@ A sequence's life:
         -> END has run, or it was idle for too long, or its START never ran: ended; the slot goes to the next
 """
 
-from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from heapq import heapify, heappop, heappush
-from typing import Any, Final
 
 from farthing.batching.queue import (
     ENDED,
@@ -26,65 +24,8 @@ from farthing.batching.queue import (
     WAITING,
     Waiter,
 )
+from farthing.batching.sequence import NO_STATES, Sequence, SequenceId, SequenceWaiter
 from farthing.types.errors import InvalidInput, Overloaded
-from farthing.types.tensors import Tensor
-
-SequenceId = int | str
-"""A correlation id: 5 and "5" are two."""
-
-NO_STATES: Final[Mapping[str, Tensor]] = {}
-
-
-class SequenceWaiter(Waiter):
-    """A request of a sequence."""
-
-    __slots__ = ("is_end", "is_start", "sequence", "sequence_id")
-
-    def __init__(self, *waiter: Any, sequence_id: SequenceId, is_start: bool, is_end: bool) -> None:
-        super().__init__(*waiter)
-        self.sequence_id = sequence_id
-        self.is_start = is_start
-        self.is_end = is_end
-        self.sequence: Sequence
-
-
-class Sequence:
-    """One series, from its START to its end. Its first request, and no other, is a START."""
-
-    __slots__ = (
-        "id",
-        "idle_since_ns",
-        "inherits_slot",
-        "instance",
-        "is_closed",
-        "predecessor",
-        "running",
-        "slot",
-        "state_shapes",
-        "states",
-        "successor",
-        "waiting",
-    )
-
-    def __init__(self, sequence_id: SequenceId) -> None:
-        self.id = sequence_id
-        self.waiting: deque[SequenceWaiter] = deque()
-        self.running: SequenceWaiter | None = None
-        self.states: Mapping[str, Tensor] = NO_STATES
-        """What its last request left, by the state's input; empty before the first."""
-        self.state_shapes: Hashable = None
-        """Only sequences whose states have the same shapes share a run."""
-        self.instance = -1
-        self.slot = -1
-        """-1: waits for one."""
-        self.idle_since_ns = 0
-        self.is_closed = False
-        """Takes no more requests: its END is queued, or the next sequence of this id has begun."""
-        self.predecessor: Sequence | None = None
-        self.successor: Sequence | None = None
-        """The next of the same id, which does not begin before this one has ended."""
-        self.inherits_slot = False
-        """Begun by a client that started over without an END: it keeps the slot of the one before."""
 
 
 class Sequences:
@@ -203,10 +144,6 @@ class Sequences:
 
     def has_ready(self, instance: int) -> bool:
         return bool(self._ready[instance])
-
-    def rows_to_highest(self, instance: int) -> int:
-        """Rows of a batch in which each row is a slot: up to the highest one held."""
-        return max(self._held[instance], default=-1) + 1
 
     def take(self, waiters: list[SequenceWaiter]) -> None:
         """Marks requests, first of their sequences, as running."""

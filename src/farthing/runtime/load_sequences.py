@@ -15,7 +15,7 @@ import numpy as np
 
 from farthing.batching.batcher import Limits
 from farthing.batching.sequence_batcher import SequenceRules
-from farthing.batching.sequence_tensors import Control, SequenceTensors, Signal, State
+from farthing.batching.sequence_tensors import STATE_BYTES_MAX, Control, SequenceTensors, Signal, State
 from farthing.config.model import WIRE_DATATYPES, ModelConfig, SequenceBatching
 from farthing.config.model.scheduling import ControlKind, SequenceControl, SequenceState
 from farthing.engines.contract import Executable
@@ -24,9 +24,6 @@ from farthing.types.errors import LoadFailed
 from farthing.types.tensors import NUMPY_DTYPES, Tensor, TensorSpec
 
 INITIAL_STATE_FOLDER: Final = "initial_state"
-
-STATE_BYTES_MAX: Final = 1 << 30
-"""One sequence's state; a mistyped dimension must not cost the machine's memory."""
 
 SIGNALS: Final = {
     ControlKind.START: Signal.START,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable
 from functools import partial
 
 from farthing.batching.instances import Scheduler
+from farthing.batching.sequence import SequenceId, SequenceWaiter
 from farthing.batching.sequence_loop import SequenceLoop
-from farthing.batching.sequences import SequenceId, Sequences, SequenceWaiter
+from farthing.batching.sequences import Sequences
 from farthing.runtime.load import LoadedVersion
 from farthing.runtime.load_sequences import SequencePlan
 from farthing.runtime.served import Done, ServedVersion
