@@ -241,10 +241,10 @@ def test_sequences_beyond_the_slots_wait_and_are_served_when_others_end() -> Non
 
 def test_beyond_the_backlog_the_answer_is_503_and_when_to_come_back() -> None:
     town = Town(slots=1, requests_max=2)
-    for sequence_id in (1, 2):
+    for sequence_id in (1, 2, 3):
         town.send(sequence_id, "s")
     with pytest.raises(Overloaded) as full:
-        town.send(3, "s")
+        town.send(4, "s")
     assert full.value.http_status == 503
     assert full.value.retry_after_s
     assert town.statistics.failures[FailureReason.REJECTED] == 1

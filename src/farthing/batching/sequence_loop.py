@@ -90,11 +90,6 @@ class SequenceLoop(BatchLoop):
         super().when_empty(callback)
         self._pump_soon()
 
-    def fail_all(self, error: FarthingError) -> None:
-        """Answers everyone with an error and ends all sequences."""
-        super().fail_all(error)
-        self._gauges()
-
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:

@@ -34,7 +34,11 @@ class Sequences:
     has_timeouts = False
 
     def __init__(self, *, model: str, instances: int, slots: int, idle_ns: int, requests_max: int) -> None:
-        """`slots` are those of each instance; `requests_max` bounds all that wait, in slots and in the backlog."""
+        """`slots` are those of each instance.
+
+        `requests_max` bounds the requests that wait in slots, and again those in the backlog: else a full backlog would
+        turn away the very requests whose sequences could end and make room.
+        """
         self._model = model
         self._slots = slots
         self._idle_ns = idle_ns
@@ -52,6 +56,8 @@ class Sequences:
         self._orphans: list[SequenceWaiter] = []
         self.requests = 0
         """That wait to run."""
+        self._without_slot = 0
+        """Of these, those of sequences that have no slot."""
         self.sequences = 0
         """That have begun and not ended."""
         self.active = 0
@@ -76,12 +82,7 @@ class Sequences:
         known = self._by_id.get(waiter.sequence_id)
         if not waiter.is_start and (known is None or known.is_closed):
             raise self.no_start(waiter)
-        if self.requests >= self._requests_max:
-            raise Overloaded(
-                f"Exceeds maximum queue size: {self.requests} requests of sequences wait for model `{self._model}`",
-                hint="come back after the time in Retry-After; sequences that end make room for others",
-                retry_after_s=retry_after_s,
-            )
+        self._check_room(waiter, known, retry_after_s)
         if waiter.request.timeout_us:
             waiter.deadline_ns = waiter.arrival_ns + waiter.request.timeout_us * 1000
             self._remember_deadline(waiter)
@@ -90,6 +91,7 @@ class Sequences:
         waiter.sequence = sequence
         sequence.waiting.append(waiter)
         self.requests += 1
+        self._without_slot += sequence.slot < 0
         if waiter.is_end:
             sequence.is_closed = True
         self._idle.pop(sequence, None)
@@ -97,6 +99,20 @@ class Sequences:
             self._maybe_ready(sequence, now_ns)
         elif waiter.is_start:
             self._fill(now_ns)
+
+    def _check_room(self, waiter: SequenceWaiter, known: Sequence | None, retry_after_s: float) -> None:
+        if waiter.is_start:
+            has_slot = known is None and self.active < len(self._held) * self._slots
+        else:
+            has_slot = known is not None and known.slot >= 0
+        count = self.requests - self._without_slot if has_slot else self._without_slot
+        if count >= self._requests_max:
+            raise Overloaded(
+                f"Exceeds maximum queue size: {count} requests of sequences wait for model `{self._model}`"
+                f"{'' if has_slot else ' to get a slot'}",
+                hint="come back after the time in Retry-After; sequences that end make room for others",
+                retry_after_s=retry_after_s,
+            )
 
     def _begin(self, sequence_id: SequenceId, known: Sequence | None, now_ns: int) -> Sequence:
         new = Sequence(sequence_id)
@@ -318,6 +334,7 @@ class Sequences:
             self._hold(sequence, instance, slot, now_ns)
 
     def _hold(self, sequence: Sequence, instance: int, slot: int, now_ns: int) -> None:
+        self._without_slot -= len(sequence.waiting)
         sequence.instance, sequence.slot = instance, slot
         self._held[instance][slot] = sequence
         self.active += 1
@@ -327,6 +344,7 @@ class Sequences:
     def _leave(self, waiter: SequenceWaiter) -> None:
         waiter.state = ENDED
         self.requests -= 1
+        self._without_slot -= waiter.sequence.slot < 0
 
     def _remember_deadline(self, waiter: SequenceWaiter) -> None:
         self._added += 1  # breaks ties, so waiters are never compared
@@ -346,7 +364,8 @@ class Sequences:
         """Asserts what must hold between any two calls (for tests and simulations)."""
         everyone = list(self._all())
         assert len({id(sequence) for sequence in everyone}) == len(everyone) == self.sequences
-        assert self.requests == sum(len(sequence.waiting) for sequence in everyone) <= self._requests_max
+        assert self.requests == sum(len(sequence.waiting) for sequence in everyone) <= 2 * self._requests_max
+        assert self._without_slot == sum(len(s.waiting) for s in everyone if s.slot < 0) <= self._requests_max
         holders = [sequence for held in self._held for sequence in held.values()]
         assert len(holders) == self.active
         assert self.active == len(self._held) * self._slots or not self._backlog, "a slot is free and somebody waits"
@@ -362,5 +381,5 @@ class Sequences:
             is_resting = not sequence.waiting and sequence.running is None
             assert is_resting == (sequence in self._idle)
             assert not (is_resting and sequence.is_closed)
-        assert len(self._by_deadline) <= 1 + TIDY_LEFT + TIDY_LEFT_PER_WAITING * self._requests_max
+        assert len(self._by_deadline) <= 1 + TIDY_LEFT + 2 * TIDY_LEFT_PER_WAITING * self._requests_max
         assert all(known.id == sequence_id and known.successor is None for sequence_id, known in self._by_id.items())
