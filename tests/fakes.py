@@ -80,7 +80,11 @@ class VirtualLoop:
 
     def run(self, *, until_ns: int | None = None) -> None:
         """Makes callbacks until none is left, or until that time."""
-        while self._soon or (self._later and (until_ns is None or self._later[0][0] <= until_ns)):
+        while True:
+            while self._later and self._later[0][2].is_cancelled:
+                heappop(self._later)  # what comes after it may be due later than we run
+            if not self._soon and not (self._later and (until_ns is None or self._later[0][0] <= until_ns)):
+                break
             self.step()
         if until_ns is not None:
             self.clock.advance(ns=max(0, until_ns - self.clock.now_ns()))

@@ -128,6 +128,20 @@ def optional_scale() -> bytes:
     return model([node], inputs, [tensor_info("y", "FP32", ["batch", 2])], weights)
 
 
+def running_sum(rows: str | int = "batch", id_datatype: str = "INT64") -> bytes:
+    """`y` = `after` = `before` + `x`; `start` comes in and is added times zero, `id` comes in and is not looked at."""
+    nodes = [
+        helper.make_node("Add", ["before", "x"], ["sum"]),
+        helper.make_node("Mul", ["start", "zero"], ["nothing"]),
+        helper.make_node("Add", ["sum", "nothing"], ["after"]),
+        helper.make_node("Identity", ["after"], ["y"]),
+    ]
+    inputs = [tensor_info(name, "FP32", [rows, 1]) for name in ("x", "before", "start")]
+    inputs.append(tensor_info("id", id_datatype, [rows, 1]))
+    outputs = [tensor_info(name, "FP32", [rows, 1]) for name in ("y", "after")]
+    return model(nodes, inputs, outputs, {"zero": np.zeros(1, np.float32)})
+
+
 def fails_when_run() -> bytes:
     """Loads, and fails on every run of other than 3 columns: `x` [batch, columns] times a 3x2 matrix."""
     node = helper.make_node("MatMul", ["x", "w"], ["y"])

@@ -5,6 +5,7 @@ The tool is fetched by `benchmarks/perf_analyzer.py`; where that cannot be, thes
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.models import running_sum, save
+from tests.serving import serve_process
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 REQUESTS = 100
@@ -26,6 +29,15 @@ WINDOWS = (
 with every request answered (2.60.0, one run in some hundred on a busy machine)."""
 START_MAX_S = 30
 SERVER_COLUMNS = ("Server Queue", "Server Compute Input", "Server Compute Infer", "Server Compute Output")
+SUMS = """
+max_batch_size: 8
+sequence_batching {
+  oldest { max_candidate_sequences: 16 }
+  control_input [ { name: "start" control [ { kind: CONTROL_SEQUENCE_START fp32_false_true: [ 0, 1 ] } ] },
+                  { name: "id" control [ { kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_INT64 } ] } ]
+  state [ { input_name: "before" output_name: "after" data_type: TYPE_FP32 dims: [ 1 ] } ]
+}
+"""
 
 Analyze = Callable[..., tuple[int, list[dict[str, str]], str]]
 
@@ -81,9 +93,9 @@ def address(addresses: dict[str, str]) -> str:
     return addresses["http"]
 
 
-def counts(address: str) -> dict[str, int]:
+def counts(address: str, model: str = "mlp") -> dict[str, int]:
     """Requests that succeeded and failed so far, as the server's own statistics say."""
-    with urllib.request.urlopen(f"http://{address}/v2/models/mlp/stats", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}/v2/models/{model}/stats", timeout=10) as answer:
         stats = json.load(answer)["model_stats"][0]["inference_stats"]
     return {outcome: stats[outcome]["count"] for outcome in ("success", "fail")}
 
@@ -132,3 +144,20 @@ def test_it_says_what_is_wrong_when_the_model_is_not_there(analyze: Analyze, add
     assert status != 0
     assert "nobody" in output
     assert rows == []
+
+
+def test_it_streams_sequences_each_from_its_start_to_its_end(analyze: Analyze, tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    save(models / "sum", running_sum())
+    (models / "sum" / "config.pbtxt").write_text(SUMS)
+    with serve_process(tmp_path, models):
+        address = json.loads((tmp_path / "ready.json").read_text())["http"]
+        streams = ("--concurrency-range", "8", "--sequence-length", "10", "--sequence-id-range", "7:1000")
+        status, rows, output = analyze(["-m", "sum", "-u", address, *streams, *WINDOWS])
+        assert status == 0, output
+        assert float(rows[0]["Inferences/Second"]) > 0
+        done = counts(address, "sum")
+        assert done["success"] >= REQUESTS
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+            failures = re.findall(r'nv_inference_request_failure{.*reason="(.*)"} ([1-9].*)', answer.read().decode())
+        assert {reason for reason, _ in failures} <= {"CANCELED"}, "it leaves a request behind when its time is up"

@@ -10,7 +10,7 @@ from farthing.telemetry import catalogue
 from farthing.telemetry.counters import DurationHistogram, HttpCounters, RejectReason, RouteClass
 from farthing.telemetry.metrics import CONTENT_TYPE, Metrics, ModelSample, render
 from farthing.telemetry.process import MachineSample, ProcessReader, ProcessSample
-from farthing.telemetry.statistics import FailureReason, MemoryUsage, ModelStatistics
+from farthing.telemetry.statistics import FailureReason, MemoryUsage, ModelStatistics, SequenceCounts
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -136,6 +136,18 @@ def test_the_server_and_the_model_gauges_show_what_they_were_given(metrics: Metr
     assert value(text, "farthing_trace_requests_dropped_total") == 12
     assert value(text, "nv_cpu_utilization") == 0.5
     assert 'farthing_build_info{version="0.1.0",python="3.' in text.decode()
+
+
+def test_sequences_are_counted_for_models_that_have_some_and_stay_as_they_were_scraped() -> None:
+    models = Models()
+    models.busy.sequences = SequenceCounts(active=3, backlog=2, timed_out=1)
+    scrape = Metrics(version="0.1.0", models=models, http=HttpCounters(), loop_lag=DurationHistogram()).scrape()
+    models.busy.sequences.active = 4
+    text = render(scrape)
+    assert value(text, 'farthing_sequences_active{model="mlp",version="1"}') == 3
+    assert value(text, 'farthing_sequences_backlog{model="mlp",version="1"}') == 2
+    assert value(text, 'farthing_sequences_timed_out_total{model="mlp",version="1"}') == 1
+    assert b'farthing_sequences_active{model="mlp",version="2"}' not in text
 
 
 def test_histograms_rise_to_their_count_and_agree_with_the_counters(metrics: Metrics) -> None:

@@ -16,6 +16,7 @@ from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, check_models
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.runtime.served import Served, ServedVersion
+from farthing.runtime.served_sequences import ServedSequences
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -318,6 +319,14 @@ class Catalog:
         if isinstance(loaded, LoadedEnsemble):
             most = self._queue_requests_max
             return Ensemble(loaded, resolve=self.resolve, requests_max=most, statistics=statistics)
+        if loaded.sequences is not None:
+            return ServedSequences(
+                loaded,
+                loaded.sequences,
+                queue_requests_max=self._queue_requests_max,
+                scheduler=loop,
+                statistics=statistics,
+            )
         return ServedVersion(loaded, queue_requests_max=self._queue_requests_max, scheduler=loop, statistics=statistics)
 
     def _let_go(self, model: Model, version: Version, *, is_gone: bool = False) -> None:

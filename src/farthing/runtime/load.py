@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from farthing.batching.batcher import Limits
 from farthing.batching.row_times import RowTimes
@@ -20,10 +21,12 @@ from farthing.config.model import (
     complete_config,
     config_json,
     tensor_specs,
+    with_sequence_defaults,
 )
 from farthing.engines.contract import Engine, Executable, ModelSource
 from farthing.engines.registry import engine_for, engine_named
 from farthing.repository import FoundModel, FoundVersion, read_labels
+from farthing.runtime.load_sequences import SequencePlan, hidden_names, sequence_plan, state_outputs
 from farthing.runtime.probe import has_independent_rows, measure
 from farthing.runtime.warmup import warm_up
 from farthing.types.errors import LoadFailed
@@ -36,6 +39,10 @@ this only bounds what a single client can make the server hold at once."""
 
 INSTANCES_MAX: Final = 256
 """Instances of one model. Each is a thread, and for Python models a process; nobody has so many cores to give one."""
+
+
+PYTHON: Final = "python"
+"""The engine whose models keep their states themselves."""
 
 
 class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,15 +58,18 @@ class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
     reshapes_in: Mapping[str, tuple[int, ...]]
     """Inputs whose row shape differs between client and model."""
     reshapes_out: Mapping[str, tuple[int, ...]]
+    sequences: SequencePlan | None = None
+    """How its sequences are run; None for a model whose requests have nothing to do with each other."""
     load_s: float
 
 
 def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
     """Loads, checks and tries one version. Raises `LoadFailed` naming the model or file and the reason."""
     started = time.monotonic()
-    config = found.config
+    config = with_sequence_defaults(found.config)
     _refuse_what_is_not_served(found.name, config)
     engine = _engine(config, version)
+    _refuse_states_of(engine, found.name, config)
     instances = _instances(found.name, config)
     has_batch_said = bool(config.max_batch_size)
     inputs, outputs = tensor_specs(config, has_batch_dimension=has_batch_said, labels=read_labels(found))
@@ -71,7 +81,7 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
             folder=found.folder,
             instances=instances,
             inputs=inputs,
-            outputs=outputs,
+            outputs=(*outputs, *state_outputs(config)) if outputs else (),
             batch_rows_max=config.max_batch_size,
             parameters={key: value.string_value for key, value in config.parameters.items()},
             config=config_json(config),
@@ -79,23 +89,41 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
     )
     try:
         rows_max = _batch_rows_max(config, executable)
+        sequences = sequence_plan(
+            found.name, found.folder, config, executable, rows_max, is_file_known=engine.name != PYTHON
+        )
+        hidden, states = hidden_names(config.sequence_batching)
+        states -= {output.name for output in config.output}
         spec = ModelSpec(
             name=found.name,
             version=version.number,
             platform=config.platform or executable.platform,
-            inputs=_specs(found.name, "input", inputs, executable.inputs, rows_max, _reshapes(config.input, rows_max)),
+            inputs=_specs(
+                found.name,
+                "input",
+                inputs,
+                tuple(tensor for tensor in executable.inputs if tensor.name not in hidden),
+                rows_max,
+                _reshapes(config.input, rows_max),
+            ),
             outputs=_specs(
-                found.name, "output", outputs, executable.outputs, rows_max, _reshapes(config.output, rows_max)
+                found.name,
+                "output",
+                outputs,
+                tuple(tensor for tensor in executable.outputs if tensor.name not in states),
+                rows_max,
+                _reshapes(config.output, rows_max),
             ),
             batch_rows_max=rows_max,
         )
         warm_up(
             config,
             found.folder,
-            spec,
+            spec if sequences is None else replace(spec, inputs=(*spec.inputs, *sequences.control_specs())),
             executable,
             instances=instances,
             reshapes=_reshapes(config.input, rows_max),
+            beside=None if sequences is None else sequences.padding,
         )
         times = RowTimes()
         if executable.is_pure:
@@ -119,6 +147,7 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
             times=times,
             reshapes_in=_reshapes(config.input, rows_max),
             reshapes_out=_reshapes(config.output, rows_max),
+            sequences=sequences,
             load_s=time.monotonic() - started,
         )
     except BaseException:
@@ -128,7 +157,10 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
 
 def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
     for what, is_asked in (
-        ("sequence_batching", config.sequence_batching is not None),
+        (
+            "sequence_batching.iterative_sequence",
+            config.sequence_batching is not None and config.sequence_batching.iterative_sequence,
+        ),
         ("model_transaction_policy.decoupled", config.model_transaction_policy.decoupled),
     ):
         if is_asked:
@@ -136,6 +168,14 @@ def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
                 f"model `{name}` asks for {what}, which this version of farthing does not serve",
                 hint="docs/reference/model-config.md lists what is honoured",
             )
+
+
+def _refuse_states_of(engine: Engine, name: str, config: ModelConfig) -> None:
+    if config.sequence_batching and config.sequence_batching.state and engine.name == PYTHON:
+        raise LoadFailed(
+            f"model `{name}`: sequence_batching.state is not offered for Python models",
+            hint="keep the state in the model, by the request's correlation id, from its START to its END",
+        )
 
 
 def _instances(name: str, config: ModelConfig) -> int:

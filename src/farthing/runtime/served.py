@@ -74,21 +74,23 @@ class ServedVersion:
         self._check = RequestCheck(loaded.spec)
         self._reshapes_in = loaded.reshapes_in
         self._reshapes_out = loaded.reshapes_out
-        self.loop = BatchLoop(
+        self.loop = self._make_loop(loaded, queue_requests_max, scheduler)
+        self.running = self.loop.running
+        self.when_empty = self.loop.when_empty
+        self.fail_all = self.loop.fail_all
+        self.close = self.loop.close
+
+    def _make_loop(self, loaded: LoadedVersion, queue_requests_max: int, scheduler: Scheduler) -> BatchLoop:
+        return BatchLoop(
             spec=loaded.spec,
             executable=loaded.executable,
             instances=loaded.instances,
             limits=loaded.limits,
             queue=_queue(loaded, queue_requests_max),
-            statistics=statistics,
+            statistics=self.statistics,
             scheduler=scheduler,
             times=loaded.times,
         )
-
-        self.running = self.loop.running
-        self.when_empty = self.loop.when_empty
-        self.fail_all = self.loop.fail_all
-        self.close = self.loop.close
 
     def spec_now(self) -> ModelSpec:
         """The spec, for those who ask later."""
@@ -116,14 +118,15 @@ class ServedVersion:
         """
         inputs: Mapping[str, Tensor] = request.inputs
         if self._reshapes_in:
-            inputs = self._reshaped(inputs)
+            inputs = self.reshaped(inputs)
         if self._reshapes_out:
-            done = partial(self._reshape_back, done)
+            done = partial(self.reshape_back, done)
         waiter = Waiter(request, inputs, rows, signature, arrival_ns, done)
         self.loop.submit(waiter)
         return partial(self.loop.cancel, waiter)
 
-    def _reshaped(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def reshaped(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Inputs in the shapes the model sees."""
         reshapes = self._reshapes_in
         return {
             name: tensor.reshape(_whole(tensor.shape, reshapes[name], self.spec.batch_rows_max > 0))
@@ -132,7 +135,8 @@ class ServedVersion:
             for name, tensor in inputs.items()
         }
 
-    def _reshape_back(self, done: Done, answer: InferResponse | FarthingError) -> None:
+    def reshape_back(self, done: Done, answer: InferResponse | FarthingError) -> None:
+        """Hands an answer on in the shapes clients see."""
         if isinstance(answer, InferResponse):
             outer = {tensor.name: tensor.shape for tensor in self.spec.outputs}
             answer.outputs = {

@@ -1,11 +1,11 @@
 """The warm-up requests of a model's configuration, run on every instance before the model is ready.
 
 Blocks; belongs on a loader thread. Data files lie in the `warmup` folder of the model's own folder and hold a tensor's
-bytes, or one row's, which then is repeated; texts are written as on the wire, each behind its length in four bytes.
+bytes, or one row's, which then is repeated.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -14,9 +14,10 @@ import numpy as np
 from farthing.config.model import WIRE_DATATYPES, DataType, ModelConfig, ModelWarmup
 from farthing.config.model.fields import WarmupInput
 from farthing.engines.contract import Batch, Executable, Member
+from farthing.runtime.tensor_file import read_tensor_file
 from farthing.types.errors import FarthingError, LoadFailed
 from farthing.types.models import ModelSpec
-from farthing.types.tensors import BYTES_LENGTH_PREFIX, NUMPY_DTYPES, Tensor, TensorSpec, shape_fits
+from farthing.types.tensors import NUMPY_DTYPES, Tensor, TensorSpec, shape_fits
 
 WARMUP_BYTES_MAX: Final = 1 << 30
 """One warm-up tensor; a mistyped dimension must not cost the machine's memory."""
@@ -35,8 +36,12 @@ def warm_up(
     *,
     instances: int,
     reshapes: Mapping[str, tuple[int, ...]],
+    beside: Callable[[int], Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Runs every sample as often as it asks for on every instance. Raises `LoadFailed` naming the sample."""
+    """Runs every sample as often as it asks for on every instance. Raises `LoadFailed` naming the sample.
+
+    `beside` gives tensors of so many rows that the model needs and a sample may leave out.
+    """
     for place, sample in enumerate(config.model_warmup):
         where = f"model `{spec.name}`: model_warmup `{sample.name or place}`"
         if sample.count > WARMUP_RUNS_MAX:
@@ -50,6 +55,8 @@ def warm_up(
             else tensor
             for name, tensor in _tensors(sample, rows, folder, spec, where).items()
         }
+        if beside is not None:
+            inputs = {**beside(rows), **inputs}
         batch = Batch(inputs, tuple(tensor.name for tensor in spec.outputs), (Member(rows),))
         for instance in range(instances):
             for _ in range(max(sample.count, 1)):
@@ -101,36 +108,12 @@ def _tensor(told: WarmupInput, rows: int, expected: TensorSpec, folder: Path, wh
 
 
 def _from_file(folder: Path, filename: str, shape: tuple[int, ...], datatype: str, where: str) -> Tensor:
-    path = folder / WARMUP_FOLDER / filename
-    if not path.resolve().is_relative_to((folder / WARMUP_FOLDER).resolve()):
-        raise LoadFailed(f"{where}: input_data_file `{filename}` leads out of {folder / WARMUP_FOLDER}")
-    try:
-        if path.stat().st_size > WARMUP_BYTES_MAX:
-            raise LoadFailed(f"{path}: more than {WARMUP_BYTES_MAX} bytes")
-        data = path.read_bytes()
-    except OSError as error:
-        raise LoadFailed(f"{where}: {path}: {error.strerror}") from error
-    dtype = NUMPY_DTYPES[datatype]
-    if datatype == "BYTES":
-        flat: Tensor = np.array([*_texts(data, path), None], dtype)[:-1]  # the None keeps equal lengths objects
-    elif len(data) % dtype.itemsize == 0:
-        flat = np.frombuffer(data, dtype)
-    else:
-        raise LoadFailed(f"{path}: {len(data)} bytes are not a number of {datatype} elements")
+    flat = read_tensor_file(folder / WARMUP_FOLDER, filename, datatype, where, WARMUP_BYTES_MAX)
     if flat.size == math.prod(shape):
         return flat.reshape(shape)
     if shape and flat.size * shape[0] == math.prod(shape):
         return np.ascontiguousarray(np.broadcast_to(flat.reshape(shape[1:]), shape))
-    raise LoadFailed(f"{path}: holds {flat.size} elements; a tensor of {list(shape)} has {math.prod(shape)}")
-
-
-def _texts(data: bytes, path: Path) -> list[bytes]:
-    texts: list[bytes] = []
-    at = 0
-    while at < len(data):
-        start = at + BYTES_LENGTH_PREFIX
-        at = start + int.from_bytes(data[at:start], "little")
-        if start > len(data) or at > len(data):
-            raise LoadFailed(f"{path}: ends inside element {len(texts)}")
-        texts.append(data[start:at])
-    return texts
+    raise LoadFailed(
+        f"{folder / WARMUP_FOLDER / filename}: holds {flat.size} elements; a tensor of {list(shape)} has "
+        f"{math.prod(shape)}"
+    )

@@ -55,6 +55,7 @@ EXTENSIONS: Final = (
     "model_repository",
     "parameters",
     "schedule_policy",
+    "sequence",
     "statistics",
     "trace",
 )

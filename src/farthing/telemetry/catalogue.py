@@ -108,6 +108,19 @@ QUEUE_SECONDS = Family(
 BATCH_ROWS = Family("farthing_batch_rows", "histogram", MODEL, "rows", "Rows in the batches that were run")
 PENDING_ROWS = Family("farthing_pending_rows", "gauge", MODEL, "rows", "Rows queued and not yet running")
 RUNNING_BATCHES = Family("farthing_running_batches", "gauge", MODEL, "batches", "Batches inside the engine now")
+SEQUENCES_ACTIVE = Family(
+    "farthing_sequences_active", "gauge", MODEL, "sequences", "Sequences of a stateful model that hold a slot now"
+)
+SEQUENCES_BACKLOG = Family(
+    "farthing_sequences_backlog", "gauge", MODEL, "sequences", "Sequences of a stateful model that wait for a slot"
+)
+SEQUENCES_TIMED_OUT = Family(
+    "farthing_sequences_timed_out_total",
+    "counter",
+    MODEL,
+    "sequences",
+    "Sequences ended because nothing came for `max_sequence_idle_microseconds`",
+)
 
 LANGUAGE_MODEL: Final = ("model_name",)
 

@@ -14,7 +14,7 @@ from farthing.telemetry.counters import DurationHistogram, GrpcCounters, HttpCou
 from farthing.telemetry.exposition import CONTENT_TYPE, ExpositionWriter, Family, label_text
 from farthing.telemetry.generation import GenerationSample, HistogramSample
 from farthing.telemetry.process import MachineSample, ProcessReader, ProcessSample, build_labels
-from farthing.telemetry.statistics import DURATION_BOUNDS_S, ModelStatistics
+from farthing.telemetry.statistics import DURATION_BOUNDS_S, ModelStatistics, SequenceCounts
 
 __all__ = ["CONTENT_TYPE", "Metrics", "ModelSample", "ModelsSource", "Scrape", "render"]
 
@@ -126,6 +126,13 @@ _MODEL_VALUES: Final[tuple[tuple[Family, Callable[[ModelSample], float]], ...]] 
 )
 """Metrics with one value a model version."""
 
+_SEQUENCE_VALUES: Final[tuple[tuple[Family, Callable[[SequenceCounts], float]], ...]] = (
+    (catalogue.SEQUENCES_ACTIVE, lambda s: s.active),
+    (catalogue.SEQUENCES_BACKLOG, lambda s: s.backlog),
+    (catalogue.SEQUENCES_TIMED_OUT, lambda s: s.timed_out),
+)
+"""Metrics of models of sequences alone."""
+
 
 def _models(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
     labelled = [(label_text(catalogue.MODEL, (model.name, model.version)), model) for model in models]
@@ -133,6 +140,12 @@ def _models(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
         writer.family(family)
         for labels, model in labelled:
             writer.sample(labels, value(model))
+
+    for family, count_of in _SEQUENCE_VALUES:
+        writer.family(family)
+        for labels, model in labelled:
+            if model.statistics.sequences is not None:
+                writer.sample(labels, count_of(model.statistics.sequences))
 
     writer.family(catalogue.REQUEST_FAILURE)
     for labels, model in labelled:

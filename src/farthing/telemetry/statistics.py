@@ -119,6 +119,17 @@ class StatisticsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     memory_usage: tuple[MemoryUsage, ...]
 
 
+class SequenceCounts(msgspec.Struct, gc=False):
+    """Of a model of sequences."""
+
+    active: int = 0
+    """Gauge: sequences that hold a slot."""
+    backlog: int = 0
+    """Gauge: sequences that wait for one."""
+    timed_out: int = 0
+    """Sequences ended because nothing came for too long."""
+
+
 class ModelStatistics:
     """The counters of one model version. Every method is O(1) and called from the event-loop thread."""
 
@@ -145,6 +156,7 @@ class ModelStatistics:
         "queue_ns",
         "request_buckets",
         "running_batches",
+        "sequences",
         "success_ns",
         "waited_ns",
     )
@@ -156,6 +168,8 @@ class ModelStatistics:
         """Gauge: requests queued and not yet running."""
         self.running_batches = 0
         """Gauge: batches inside the engine now."""
+        self.sequences: SequenceCounts | None = None
+        """Of a model of sequences; written by whoever runs them."""
         self.memory_usage: tuple[MemoryUsage, ...] = ()
         """Written by whoever loads the model."""
         self.load_ns = 0
@@ -256,6 +270,8 @@ class ModelStatistics:
         twin.request_buckets = self.request_buckets.copy()
         twin.queue_buckets = self.queue_buckets.copy()
         twin.failures = self.failures.copy()
+        if self.sequences is not None:
+            twin.sequences = msgspec.structs.replace(self.sequences)
         return twin
 
     def snapshot(self, name: str, version: str) -> StatisticsSnapshot:

@@ -10,6 +10,18 @@ from farthing.types.errors import LoadFailed
 X = {"name": "x", "data_type": "FP32", "dims": [4]}
 Y = {"name": "y", "data_type": "FP32", "dims": [4]}
 
+CONTROL = {"control": [{"kind": "START", "fp32_false_true": [0, 1]}]}
+ZEROS = {"name": "z", "data_type": "FP32", "dims": [4], "zero_data": True}
+
+
+def control(kind: str, **values: Any) -> dict[str, Any]:
+    return {"sequence_batching": {"control_input": [{"name": "c", "control": [{"kind": kind, **values}]}]}}
+
+
+def state(**changes: Any) -> dict[str, Any]:
+    whole = {"input_name": "a", "output_name": "b", "data_type": "FP32", "dims": [4]}
+    return {"sequence_batching": {"state": [whole | changes]}}
+
 
 def step(model: str, reads: str, makes: str) -> dict[str, Any]:
     return {"model_name": model, "input_map": {"i": reads}, "output_map": {"o": makes}}
@@ -75,6 +87,23 @@ def test_what_makes_sense_passes(values: dict[str, Any]) -> None:
         ({"sequence_batching": {"direct": {}, "oldest": {}}}, "direct and oldest"),
         ({"sequence_batching": {"direct": {"minimum_slot_utilization": 2}}}, "allowed: 0 to 1"),
         ({"input": [X], "sequence_batching": {"state": [{"input_name": "x"}]}}, "`x` is an input more than once"),
+        ({"sequence_batching": {"oldest": {"max_candidate_sequences": -1}}}, "max_candidate_sequences is -1"),
+        (control("START"), "must specify either 'int32_false_true', 'fp32_false_true' or 'bool_false_true'"),
+        (control("END", int32_false_true=[0, 1], fp32_false_true=[0, 1]), "found 2 of them"),
+        (control("READY", bool_false_true=[True]), "has 1 values; allowed: two"),
+        (control("CORRID", data_type="FP32"), "has data_type TYPE_FP32; allowed: TYPE_UINT64"),
+        (control("CORRID", data_type="INT32", int32_false_true=[0, 1]), "it is the sequence's id"),
+        ({"sequence_batching": {"control_input": [{"name": "c"}]}}, "`c` has 0 controls; allowed: one"),
+        ({"sequence_batching": {"control_input": [CONTROL]}}, "a control_input has no name"),
+        (state(output_name=""), "input_name and output_name are both needed"),
+        (state(data_type="INVALID"), "no data_type"),
+        (state(dims=[]), "dims is empty"),
+        (state(dims=[0]), "dims has 0"),
+        (state(initial_state=[ZEROS, ZEROS]), "initial_state has 2 entries; allowed: one"),
+        (state(initial_state=[{**ZEROS, "data_file": "f"}]), "needs one of zero_data and data_file"),
+        (state(initial_state=[{**ZEROS, "data_type": "INT8"}]), "that of the state TYPE_FP32"),
+        (state(initial_state=[{**ZEROS, "dims": [-1]}]), "all must be 1 or more and fit"),
+        (state(dims=[-1], initial_state=[{**ZEROS, "dims": [2, 2]}]), "all must be 1 or more and fit"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_the_reason(values: dict[str, Any], told: str) -> None:

@@ -194,6 +194,18 @@ def test_parameters_of_the_wrong_type_are_refused(wire, parameters) -> None:
     refused(wire, {"inputs": [], "parameters": parameters}, "parameters")
 
 
+@pytest.mark.parametrize("text", ["", "a", "x" * 128, "\u00e4" * 64])
+def test_a_sequences_id_may_be_a_text_of_128_bytes(wire, text) -> None:
+    request = wire.decode({"inputs": [], "parameters": {"sequence_id": text}})
+    assert request.parameters == {"sequence_id": text}
+
+
+@pytest.mark.parametrize("text", ["x" * 129, "\u00e4" * 65])
+def test_a_longer_one_is_refused(wire, text) -> None:
+    message = {"inputs": [], "parameters": {"sequence_id": text}}
+    refused(wire, message, "parameters.sequence_id: string correlation ID cannot exceed 128 bytes")
+
+
 def test_outputs_carry_classes_and_binary(wire) -> None:
     asked = [
         {"name": "a"},

@@ -6,7 +6,7 @@ answer of the `/config` endpoint. Files (`config.pbtxt`, `model.toml`) belong to
 """
 
 from farthing.config.model.check import check_model_config
-from farthing.config.model.complete import complete_config, tensor_specs
+from farthing.config.model.complete import complete_config, tensor_specs, with_sequence_defaults
 from farthing.config.model.config import ModelConfig, parse_model_config
 from farthing.config.model.fields import (
     CONFIG_TYPES,
@@ -63,4 +63,5 @@ __all__ = [
     "config_json",
     "parse_model_config",
     "tensor_specs",
+    "with_sequence_defaults",
 ]

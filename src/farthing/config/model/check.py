@@ -4,9 +4,10 @@ Pure: given the configuration and the name of its folder, nothing else. Whether 
 the engine that loads it; whether an ensemble's models exist, by whoever has them all.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from graphlib import CycleError, TopologicalSorter
 
+from farthing.config.model.check_sequences import repeated, sequence_faults
 from farthing.config.model.config import ModelConfig
 from farthing.config.model.fields import DataType, InstanceKind, ModelInput, ModelOutput
 from farthing.types.errors import LoadFailed
@@ -49,7 +50,7 @@ def _tensor_faults(config: ModelConfig) -> Iterator[str]:
     for kind, tensors in (("input", config.input), ("output", config.output)):
         if any(not tensor.name for tensor in tensors):
             yield f"an {kind} has no name"
-        if twice := _repeated(tensor.name for tensor in tensors):
+        if twice := repeated(tensor.name for tensor in tensors):
             yield f"{kind} `{twice}` is listed twice"
         for tensor in tensors:
             for fault in _one_tensor(tensor, batches=bool(config.max_batch_size)):
@@ -115,7 +116,7 @@ def _scheduler_faults(config: ModelConfig) -> Iterator[str]:
     if dynamic is not None:
         yield from _priority_faults(config)
     if config.sequence_batching is not None:
-        yield from _sequence_faults(config)
+        yield from sequence_faults(config)
 
 
 def _priority_faults(config: ModelConfig) -> Iterator[str]:
@@ -130,24 +131,6 @@ def _priority_faults(config: ModelConfig) -> Iterator[str]:
         yield "dynamic_batching.default_priority_level is given without priority_levels"
     if outside := [level for level in dynamic.priority_queue_policy if not 1 <= level <= levels]:
         yield f"dynamic_batching.priority_queue_policy has level {outside[0]}; priority_levels is {levels}"
-
-
-def _sequence_faults(config: ModelConfig) -> Iterator[str]:
-    assert config.sequence_batching is not None
-    sequence = config.sequence_batching
-    if sequence.direct and sequence.oldest:
-        yield "sequence_batching has direct and oldest; allowed: one of them"
-    if sequence.direct and not 0 <= sequence.direct.minimum_slot_utilization <= 1:
-        yield f"minimum_slot_utilization is {sequence.direct.minimum_slot_utilization}; allowed: 0 to 1"
-    if sequence.oldest and sequence.oldest.max_candidate_sequences < 0:
-        yield f"max_candidate_sequences is {sequence.oldest.max_candidate_sequences}; allowed: 0 or more"
-    names = [tensor.name for tensor in config.input]
-    names += [control.name for control in sequence.control_input]
-    names += [state.input_name for state in sequence.state]
-    if twice := _repeated(names):
-        yield f"sequence_batching: `{twice}` is an input more than once (input, control_input, state)"
-    if twice := _repeated(control.kind for entry in sequence.control_input for control in entry.control):
-        yield f"sequence_batching: {twice} is given more than once"
 
 
 def _ensemble_faults(config: ModelConfig) -> Iterator[str]:
@@ -200,7 +183,7 @@ def _instance_faults(config: ModelConfig) -> Iterator[str]:
         for resource in group.rate_limiter.resources if group.rate_limiter else ():
             if resource.count == 0:
                 yield f"{where}: rate limiter resource `{resource.name}` has count 0"
-    if twice := _repeated(group.name for group in config.instance_group if group.name):
+    if twice := repeated(group.name for group in config.instance_group if group.name):
         yield f"instance_group `{twice}` is listed twice"
 
 
@@ -212,12 +195,3 @@ def _warmup_faults(config: ModelConfig) -> Iterator[str]:
                 yield (
                     f"model_warmup `{warmup.name}`: input `{name}` needs one of zero_data, random_data, input_data_file"
                 )
-
-
-def _repeated(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None

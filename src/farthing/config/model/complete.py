@@ -5,6 +5,7 @@ together at load time to `runtime`.
 """
 
 from collections.abc import Mapping
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -19,10 +20,17 @@ from farthing.config.model.fields import (
     ModelOutput,
     TensorReshape,
 )
-from farthing.config.model.scheduling import DynamicBatching
+from farthing.config.model.scheduling import DynamicBatching, SequenceDirect
 from farthing.types.errors import LoadFailed
 from farthing.types.models import ModelSpec
 from farthing.types.tensors import TensorSpec
+
+SEQUENCE_IDLE_US: Final = 1_000_000
+"""How long nothing may come of a sequence before it has ended; Triton's default, one second."""
+
+CANDIDATE_SEQUENCES: Final = 1024
+"""Sequences that each instance has at one time with `oldest`, where nobody says how many. A sequence at rest costs its
+state and some hundred bytes; the bound keeps clients who never end theirs from filling the memory."""
 
 
 def tensor_specs(
@@ -82,6 +90,25 @@ def complete_config(
             for place, group in enumerate(groups)
         ),
         default_model_filename=config.default_model_filename or default_model_filename,
+    )
+
+
+def with_sequence_defaults(config: ModelConfig) -> ModelConfig:
+    """The configuration with every number of `sequence_batching` settled; others are left as they are."""
+    sequence = config.sequence_batching
+    if sequence is None:
+        return config
+    oldest = sequence.oldest
+    if oldest is not None and not oldest.max_candidate_sequences:
+        oldest = replace(oldest, max_candidate_sequences=CANDIDATE_SEQUENCES)
+    return replace(
+        config,
+        sequence_batching=replace(
+            sequence,
+            direct=SequenceDirect() if oldest is None and sequence.direct is None else sequence.direct,
+            oldest=oldest,
+            max_sequence_idle_microseconds=sequence.max_sequence_idle_microseconds or SEQUENCE_IDLE_US,
+        ),
     )
 
 

@@ -7,7 +7,7 @@ Exact enough to generate clients from and to fuzz the server with. What JSON Sch
 from typing import Any, Final
 
 from farthing.protocols.kserve.limits import DIMENSIONS_MAX, ID_CHARACTERS_MAX, TENSORS_MAX
-from farthing.protocols.kserve.parameters import SHARED_MEMORY
+from farthing.protocols.kserve.parameters import SEQUENCE_ID_BYTES_MAX, SHARED_MEMORY
 from farthing.types.models import ModelState
 from farthing.types.tensors import NUMPY_DTYPES
 
@@ -243,7 +243,7 @@ def _schemas() -> Json:
                 priority={"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1},
                 timeout={**uint, "description": "Microseconds the request may wait"},
                 binary_data_output=boolean,
-                sequence_id={"anyOf": [uint, string]},
+                sequence_id={"anyOf": [uint, {**string, "maxLength": SEQUENCE_ID_BYTES_MAX}]},
                 sequence_start=boolean,
                 sequence_end=boolean,
             ),

@@ -14,6 +14,9 @@ UINT64_MAX: Final = (1 << 64) - 1
 CLASSES_MAX: Final = 1_000_000
 """Elements of a classification's answer; Triton's bound, kept so that a client cannot ask for a giant reply."""
 
+SEQUENCE_ID_BYTES_MAX: Final = 128
+"""Bytes of a sequence's id that is a text; Triton's bound."""
+
 SHARED_MEMORY: Final = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
 """A tensor's parameters that put its values into shared memory."""
 
@@ -57,7 +60,7 @@ def request_options(parameters: Mapping[str, Parameter]) -> RequestOptions:
             case "binary_data_output":
                 binary_output = _bool(value, where)
             case "sequence_id":
-                others[name] = value if isinstance(value, str) else _uint(value, where, UINT64_MAX)
+                others[name] = _sequence_id(value, where)
             case "sequence_start" | "sequence_end":
                 others[name] = _bool(value, where)
             case _:
@@ -148,6 +151,14 @@ def no_shared_memory(where: str) -> Unsupported:
 def _uint(value: Parameter, where: str, high: int) -> int:
     if type(value) is not int or not 0 <= value <= high:
         raise InvalidInput(f"{where}: expected an unsigned integer up to {high}, got {_kind(value)}")
+    return value
+
+
+def _sequence_id(value: Parameter, where: str) -> Parameter:
+    if not isinstance(value, str):
+        return _uint(value, where, UINT64_MAX)
+    if len(value.encode(errors="surrogatepass")) > SEQUENCE_ID_BYTES_MAX:
+        raise TooLarge(f"{where}: string correlation ID cannot exceed {SEQUENCE_ID_BYTES_MAX} bytes")
     return value
 
 
