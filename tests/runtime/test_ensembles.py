@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import fails_when_run, identity, save, two_inputs_add_sub
 from tests.runtime.shop import Shop, ask, lines, reason
+from tests.runtime.test_sequences import add, sums
 from tests.serving import Gate, eventually, serving
 
 from farthing.config.model import EnsembleScheduling, EnsembleStep
@@ -150,6 +151,22 @@ async def test_an_ensemble_may_be_a_step_and_what_is_left_out_may_be_optional(sh
         given["scale"] = np.array([5, 7], np.float32)
         answer = await runtime.infer(InferRequest(model_name="outer", inputs=given))
         assert answer.outputs["y"].tolist() == [[5, 7]]
+
+
+async def test_a_step_may_keep_states_by_the_sequence_of_the_request(shop: Shop) -> None:
+    shop.put("two", 2)
+    sums(shop)
+    steps: Sequence[Step] = (("two", {"x": "x"}, {"y": "t"}), ("sum", {"x": "t"}, {"y": "y"}))
+    shop.configure("told", ensemble({"x": "TYPE_FP32"}, {"y": "TYPE_FP32"}, *steps))
+    async with shop.open() as runtime:
+        alone = [await add(runtime, 5, "s", 2), await add(runtime, 5, "", 4), await add(runtime, 5, "e", 6)]
+        for number, expected in enumerate(alone):
+            flags = {"sequence_id": 5, "sequence_start": number == 0, "sequence_end": number == 2}
+            inputs = {"x": np.full((1, 1), number + 1, np.float32)}
+            answer = await runtime.infer(InferRequest(model_name="told", inputs=inputs, parameters=flags))
+            assert answer.outputs["y"].item() == expected
+        with pytest.raises(InvalidInput, match="in ensemble step `sum`"):
+            await ask(runtime, "told")
 
 
 async def test_a_step_that_fails_fails_the_request_and_says_where(shop: Shop) -> None:
