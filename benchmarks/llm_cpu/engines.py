@@ -93,12 +93,17 @@ def version_of(environment: str, package: str) -> Callable[[], str]:
 # -- Farthing ---------------------------------------------------------------------------------------------------------
 
 
+def _served(model: str, mode: str) -> Path:
+    """What Farthing is given: in 4 bits of L the file that llama.cpp reads, for nobody has trained that one."""
+    return _quantised(model, "Q4_0") if model == LARGE and mode == "q4" else weights.prepare(model)
+
+
 def _packed_bytes(model: str, mode: str) -> int:
     """Matrices and norms; the embedding's rows are read one at a time."""
     from farthing.llm.checkpoints.checkpoint import open_checkpoint
-    from farthing.llm.packing import Rows, plan_of
+    from farthing.llm.packing import Rows, plan_for
 
-    plan = plan_of(open_checkpoint(weights.source(model)).spec, mode)  # type: ignore[arg-type]
+    plan = plan_for(open_checkpoint(_served(model, mode)), mode)  # type: ignore[arg-type]
     return sum(one.size for one in plan.sections if not isinstance(one, Rows))
 
 
@@ -114,7 +119,7 @@ def _farthing(mode: str, *, guesses: bool) -> Engine:
         name=f"farthing-{mode}" + ("-lookup" if guesses else ""),
         about=f"this checkout, `farthing serve`, nothing else configured; {how}",
         install=lambda: None,
-        prepare=weights.prepare,
+        prepare=lambda model: _served(model, mode),
         streamed=lambda model: _packed_bytes(model, mode),
         launch=launch,
         version=version_of("", "farthing"),

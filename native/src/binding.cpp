@@ -40,7 +40,8 @@ Format format_of(const std::string& name) {
   if (name == "f32") return Format::f32;
   if (name == "q8") return Format::q8;
   if (name == "q4") return Format::q4;
-  refuse("weights `" + name + "`: must be f32, q8 or q4");
+  if (name == "q4_0") return Format::q4_0;
+  refuse("weights `" + name + "`: must be f32, q8, q4 or q4_0");
 }
 
 KvFormat kv_of(const std::string& name) {
@@ -95,6 +96,11 @@ Config config_of(const nb::dict& d) {
     if (w < 0) refuse("a window is negative");
   c.format = format_of(nb::cast<std::string>(d["format"]));
   c.head_format = format_of(nb::cast<std::string>(d["head_format"]));
+  for (const auto& [name, format] : nb::cast<nb::dict>(d["formats"])) {
+    const Format own = format_of(nb::cast<std::string>(format));
+    if ((own == Format::f32) != (c.format == Format::f32)) refuse("matrices must all be f32, or none");
+    c.formats.emplace(nb::cast<std::string>(name), own);
+  }
   if ((c.format == Format::f32) != (c.head_format == Format::f32)) refuse("head and layers must both be f32, or neither");
   c.embedding_is_f32 = nb::cast<bool>(d["embedding_is_f32"]);
   c.width_block = between(d, "width_block", kTile, 1 << 16);
@@ -436,6 +442,7 @@ NB_MODULE(_native, m) {
         const Shape s = shape_of(format, outputs, inputs, block);
         check_packed(out, s, &to, rows.shape(0));
         check_threads(threads);
+        if (s.format == Format::q4_0) refuse("q4_0 is made of blocks, not of rows");
         if (rows.shape(1) < 1 || rows.shape(1) > s.inputs) refuse("rows are longer than the matrix has inputs");
         nb::gil_scoped_release released;
         pack_rows(s.format, rows.data(), rows.shape(0), rows.shape(1), to.data(), out.data(), s.inputs, s.block, threads);
@@ -443,17 +450,18 @@ NB_MODULE(_native, m) {
       "mode"_a, "rows"_a.noconvert(), "to"_a.noconvert(), "out"_a.noconvert(), "outputs"_a, "inputs"_a, "block"_a, "threads"_a);
   m.def(
       "pack_q4_blocks",
-      [](const std::string& kind, Bytes rows, Ints to, MutableBytes out, std::int64_t outputs, std::int64_t inputs, int threads) {
+      [](const std::string& mode, const std::string& kind, Bytes rows, Ints to, MutableBytes out, std::int64_t outputs, std::int64_t inputs, int threads) {
         if (kind != "Q4_0" && kind != "Q4_1") refuse("kind `" + kind + "`: must be Q4_0 or Q4_1");
-        const Shape s = shape_of("q4", outputs, inputs, kQ4Block);
+        const Shape s = shape_of(mode, outputs, inputs, kQ4Block);
+        if (s.format != Format::q4 && (s.format != Format::q4_0 || kind != "Q4_0")) refuse(kind + " does not go into " + mode);
         const std::size_t bytes = s.inputs / kQ4Block * (kind == "Q4_1" ? 20 : 18);
         if (rows.size() % bytes) refuse("rows are not whole");
         check_packed(out, s, &to, rows.size() / bytes);
         check_threads(threads);
         nb::gil_scoped_release released;
-        pack_q4_blocks(kind == "Q4_1", rows.data(), rows.size() / bytes, s.inputs, to.data(), out.data(), threads);
+        pack_q4_blocks(s.format, kind == "Q4_1", rows.data(), rows.size() / bytes, s.inputs, to.data(), out.data(), threads);
       },
-      "kind"_a, "rows"_a.noconvert(), "to"_a.noconvert(), "out"_a.noconvert(), "outputs"_a, "inputs"_a, "threads"_a);
+      "mode"_a, "kind"_a, "rows"_a.noconvert(), "to"_a.noconvert(), "out"_a.noconvert(), "outputs"_a, "inputs"_a, "threads"_a);
   m.def(
       "checksum",
       [](Bytes bytes, int threads) {

@@ -19,8 +19,10 @@ constexpr int kRowsMax = 12;
 constexpr int kQ4Block = 32;
 // Bytes of one 4-bit block of a panel: 32 scales and 32 minima in f16, then 32 x 32 nibbles.
 constexpr int kQ4BlockBytes = 2 * kTile * 2 + kTile * kQ4Block / 2;
+// Without minima: levels stand for -8 to 7 scales, as in GGUF's Q4_0.
+constexpr int kQ40BlockBytes = kTile * 2 + kTile * kQ4Block / 2;
 
-enum class Format : int { f32 = 0, q8 = 1, q4 = 2 };
+enum class Format : int { f32 = 0, q8 = 1, q4 = 2, q4_0 = 3 };
 enum class KvFormat : int { f32 = 0, bf16 = 1, int8 = 2 };
 enum class Gate : int { silu = 0, gelu_tanh = 1 };
 
@@ -30,6 +32,7 @@ constexpr std::size_t panel_bytes(Format format, std::size_t inputs, std::size_t
     case Format::f32: return inputs * kTile * sizeof(float);
     case Format::q8: return inputs / block * (kTile * sizeof(float)) + inputs * kTile;
     case Format::q4: return inputs / kQ4Block * kQ4BlockBytes;
+    case Format::q4_0: return inputs / kQ4Block * kQ40BlockBytes;
   }
   return 0;
 }
@@ -88,7 +91,7 @@ struct AttendArgs {
 struct Kernels {
   const char* name;
   int rows_max;                  // of a tile of this instruction set, linear or attention
-  int rows_best[3];              // by Format: the tallest that a linear layer computes without spilling sums to the stack
+  int rows_best[4];              // by Format: the tallest that a linear layer computes without spilling sums to the stack
 
   void (*linear)(Format, const LinearArgs&);
 

@@ -106,6 +106,7 @@ struct Model::Scratch {
 Matrix Model::matrix(const Weights& weights, const std::string& name, Format format, int outputs, int inputs, int block) const {
   const auto found = weights.offsets.find(name);
   if (found == weights.offsets.end()) throw std::invalid_argument("packed weights have no `" + name + "`");
+  if (const auto own = config_.formats.find(name); own != config_.formats.end()) format = own->second;
   if (outputs % kTile || inputs % block || block % kTile) throw std::invalid_argument("sizes of `" + name + "` are not padded");
   Matrix m{format, outputs, inputs, block, nullptr, panel_bytes(format, inputs, block)};
   const std::size_t size = m.panel * m.panels();
@@ -495,7 +496,7 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
 // share of it: the panel that is likely to be this thread's next. A single tile is done before memory is: it asks for
 // what comes a little later in its own panel.
 void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
-  const int steps = m.inputs / (m.format == Format::q4 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
+  const int steps = m.inputs / (m.format == Format::q4 || m.format == Format::q4_0 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
   for (int t = first; t < end; ++t) {
     LinearArgs args{m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out, stride};
     if (end - first == 1) {

@@ -41,6 +41,7 @@ struct Config {
   std::vector<double> rotary_factors;
   std::vector<int> rotary_of_layer, window_of_layer;
   Format format, head_format;
+  std::unordered_map<std::string, Format> formats;  // of matrices that have another
   bool embedding_is_f32;
   // Inputs that share a scale of weights (blocks) and of activations (parts): of width, heads * head, ffn_width.
   int width_block, attention_block, ffn_block;

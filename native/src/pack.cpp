@@ -100,10 +100,11 @@ void fit_q4(const float* x, std::uint16_t& scale, std::uint16_t& minimum, std::u
     levels[i] = d > 0 ? static_cast<std::uint8_t>(std::clamp(std::nearbyint((x[i] - m) / d), 0.0f, 15.0f)) : 0;
 }
 
-void put_levels(std::uint8_t* block, std::size_t column, std::uint16_t scale, std::uint16_t minimum, const std::uint8_t* levels) {
+void put_levels(Format format, std::uint8_t* block, std::size_t column, std::uint16_t scale, std::uint16_t minimum,
+                const std::uint8_t* levels) {
   std::memcpy(block + column * 2, &scale, 2);
-  std::memcpy(block + 2 * kTile + column * 2, &minimum, 2);
-  std::uint8_t* w = block + 4 * kTile + column * 4;
+  if (format == Format::q4) std::memcpy(block + 2 * kTile + column * 2, &minimum, 2);
+  std::uint8_t* w = block + (format == Format::q4 ? 4 : 2) * kTile + column * 4;
   for (int p = 0; p < 4; ++p)
     for (int i = 0; i < 4; ++i)
       w[p * 4 * kTile + i] = static_cast<std::uint8_t>(levels[8 * p + i] | levels[8 * p + 4 + i] << 4);
@@ -117,7 +118,7 @@ void put_q4(const float* x, std::size_t n, std::size_t output, std::uint8_t* out
     std::uint16_t scale, minimum;
     std::uint8_t levels[kQ4Block];
     fit_q4(part, scale, minimum, levels);
-    put_levels(panel, output % kTile, scale, minimum, levels);
+    put_levels(Format::q4, panel, output % kTile, scale, minimum, levels);
   }
 }
 
@@ -142,18 +143,20 @@ void pack_rows(Format format, const float* rows, std::size_t count, std::size_t 
       case Format::f32: put_f32(x, columns, to[i], out, inputs); break;
       case Format::q8: put_q8(x, columns, to[i], out, inputs, block); break;
       case Format::q4: put_q4(x, columns, to[i], out, inputs); break;
+      case Format::q4_0: break;  // made of blocks alone
     }
   });
 }
 
-void pack_q4_blocks(bool has_minimum, const std::uint8_t* rows, std::size_t count, std::size_t inputs,
+void pack_q4_blocks(Format format, bool has_minimum, const std::uint8_t* rows, std::size_t count, std::size_t inputs,
                     const std::int32_t* to, std::uint8_t* out, int threads) {
   const std::size_t bytes = has_minimum ? 20 : 18, head = bytes - 16;
+  const std::size_t block_bytes = format == Format::q4 ? kQ4BlockBytes : kQ40BlockBytes;
   in_parallel(count, kTile, threads, [&](std::size_t r) {
-    std::uint8_t* panel = out + to[r] / kTile * panel_bytes(Format::q4, inputs, kQ4Block);
+    std::uint8_t* panel = out + to[r] / kTile * panel_bytes(format, inputs, kQ4Block);
     const std::uint8_t* x = rows + r * (inputs / kQ4Block) * bytes;
-    for (std::size_t b = 0; b < inputs / kQ4Block; ++b, panel += kQ4BlockBytes, x += bytes) {
-      std::uint16_t scale, minimum;
+    for (std::size_t b = 0; b < inputs / kQ4Block; ++b, panel += block_bytes, x += bytes) {
+      std::uint16_t scale, minimum = 0;
       std::memcpy(&scale, x, 2);
       if (has_minimum)
         std::memcpy(&minimum, x + 2, 2);
@@ -164,7 +167,7 @@ void pack_q4_blocks(bool has_minimum, const std::uint8_t* rows, std::size_t coun
         levels[i] = x[head + i] & 15;
         levels[16 + i] = x[head + i] >> 4;
       }
-      put_levels(panel, to[r] % kTile, scale, minimum, levels);
+      put_levels(format, panel, to[r] % kTile, scale, minimum, levels);
     }
   });
 }

@@ -54,6 +54,7 @@ def pack_rows(
     threads: int,
 ) -> None: ...
 def pack_q4_blocks(
+    mode: str,
     kind: str,
     rows: NDArray[np.uint8],
     to: NDArray[np.int32],

@@ -105,7 +105,7 @@ def test_4_bit_blocks_of_a_file_are_taken_exactly(layer: tuple[Any, ...]) -> Non
     outputs, inputs = w.shape
     out = np.zeros(_native.matrix_bytes("q4", outputs, inputs, block), np.uint8)
     to = np.random.default_rng(0).permutation(outputs).astype(np.int32)
-    _native.pack_q4_blocks("Q4_1", raw, to, out, outputs, inputs, 2)
+    _native.pack_q4_blocks("q4", "Q4_1", raw, to, out, outputs, inputs, 2)
     ours = linear("q4", x, out, outputs, block, part)[:, to]
     qx, sx = quantised(x, part)
     x_is = (qx * sx[..., None]).reshape(x.shape)
@@ -113,16 +113,47 @@ def test_4_bit_blocks_of_a_file_are_taken_exactly(layer: tuple[Any, ...]) -> Non
     np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5 * float((np.abs(x_is) @ np.abs(stands_for.T)).max()))
 
 
-def test_q4_0_blocks_are_taken_exactly() -> None:
-    rng = np.random.default_rng(5)
-    q = rng.integers(0, 16, (32, 2, 32)).astype(np.uint8)
-    scale = rng.normal(0, 0.01, (32, 2, 1)).astype(np.float16)
+def q4_0(outputs: int, inputs: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Random rows as GGUF keeps them, and the numbers they stand for."""
+    rng = np.random.default_rng(seed)
+    q = rng.integers(0, 16, (outputs, inputs // 32, 32)).astype(np.uint8)
+    scale = rng.normal(0, 0.01, (outputs, inputs // 32, 1)).astype(np.float16)
     raw = np.concatenate((scale.view(np.uint8), q[..., :16] | q[..., 16:] << 4), -1).reshape(-1)
-    w = ((q.astype(np.float64) - 8) * scale.astype(np.float64)).reshape(32, 64)
-    out = np.zeros(_native.matrix_bytes("q4", 32, 64, 32), np.uint8)
-    _native.pack_q4_blocks("Q4_0", raw, np.arange(32, dtype=np.int32), out, 32, 64, 1)
+    return raw, ((q.astype(np.float64) - 8) * scale.astype(np.float64)).reshape(outputs, inputs)
+
+
+@pytest.mark.parametrize("mode", ["q4", "q4_0"])
+def test_q4_0_blocks_are_taken_exactly(mode: str) -> None:
+    raw, w = q4_0(32, 64, 5)
+    out = np.zeros(_native.matrix_bytes(mode, 32, 64, 32), np.uint8)
+    _native.pack_q4_blocks(mode, "Q4_0", raw, np.arange(32, dtype=np.int32), out, 32, 64, 1)
     x = np.eye(64, dtype=np.float32)
-    np.testing.assert_allclose(linear("q4", x, out, 32, 64, 64), w.T, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(linear(mode, x, out, 32, 64, 64), w.T, rtol=1e-5, atol=1e-7)
+
+
+@some
+@given(layers())
+def test_blocks_without_minima_give_what_they_stand_for(layer: tuple[Any, ...]) -> None:
+    x, w, block, part = layer
+    outputs, inputs = w.shape
+    raw, stands_for = q4_0(outputs, inputs, outputs)
+    out = np.zeros(_native.matrix_bytes("q4_0", outputs, inputs, block), np.uint8)
+    to = np.random.default_rng(0).permutation(outputs).astype(np.int32)
+    _native.pack_q4_blocks("q4_0", "Q4_0", raw, to, out, outputs, inputs, 2)
+    ours = linear("q4_0", x, out, outputs, block, part)[:, to]
+    qx, sx = quantised(x, part)
+    x_is = (qx * sx[..., None]).reshape(x.shape)
+    exact = x_is @ stands_for.T
+    np.testing.assert_allclose(ours, exact, rtol=1e-4, atol=1e-5 * float((np.abs(x_is) @ np.abs(stands_for.T)).max()))
+
+
+def test_what_has_minima_or_is_rows_does_not_go_where_there_are_none() -> None:
+    out = np.zeros(_native.matrix_bytes("q4_0", 32, 32, 32), np.uint8)
+    to = np.arange(32, dtype=np.int32)
+    with pytest.raises(ValueError, match="Q4_1 does not go into q4_0"):
+        _native.pack_q4_blocks("q4_0", "Q4_1", np.zeros(32 * 20, np.uint8), to, out, 32, 32, 1)
+    with pytest.raises(ValueError, match="made of blocks"):
+        _native.pack_rows("q4_0", np.zeros((32, 32), np.float32), to, out, 32, 32, 32, 1)
 
 
 @some
@@ -135,12 +166,17 @@ def test_4_bit_weights_made_here_are_no_worse_than_plain_rounding(layer: tuple[A
     assert np.square(ours - w).sum() <= np.square(plain - w).sum() * 1.02
 
 
-@pytest.mark.parametrize("mode", ["f32", "q8", "q4"])
+@pytest.mark.parametrize("mode", ["f32", "q8", "q4", "q4_0"])
 def test_a_row_has_the_same_bits_in_a_tile_of_any_height(mode: str) -> None:
     rng = np.random.default_rng(3)
     w = rng.normal(0, 1, (64, 384)).astype(np.float32)
     x = rng.normal(0, 1, (37, 384)).astype(np.float32)
-    packed = pack(mode, w, 192)
+    if mode == "q4_0":
+        packed = np.zeros(_native.matrix_bytes(mode, 64, 384, 192), np.uint8)
+        raw, _ = q4_0(64, 384, 3)
+        _native.pack_q4_blocks(mode, "Q4_0", raw, np.arange(64, dtype=np.int32), packed, 64, 384, 1)
+    else:
+        packed = pack(mode, w, 192)
     alone = np.concatenate([linear(mode, x[i : i + 1], packed, 64, 192, 64) for i in range(len(x))])
     for tall in range(1, rows_max() + 1):
         assert (_native.linear(mode, x, packed, 64, 384, 192, 64, tall) == alone).all()

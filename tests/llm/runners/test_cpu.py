@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from tests.llm.runners.random_model import SPECS, RandomCheckpoint
 from tests.native.isas import HERE
 
+from farthing.llm import packing
+from farthing.llm.checkpoints.checkpoint import StoredTensor
+from farthing.llm.packing import plan_for, plan_of
 from farthing.llm.runners.cpu import CpuRunner, kv_token_bytes
 from farthing.llm.runners.reference import ReferenceRunner
 from farthing.llm.runners.runner import Step, StepSequence
+from farthing.llm.spec import tensor_shapes
 from farthing.types.errors import InvalidSetting
 
 BLOCKS = 40
@@ -82,6 +86,54 @@ def test_of_equal_tokens_the_first_is_likeliest_and_what_is_no_number_comes_befo
     runner.close()
     assert found == [token] == logits.argmax(axis=1).tolist()
     assert np.isfinite(highest[0]) == np.isfinite(value)
+
+
+class Blocks(RandomCheckpoint):
+    """A checkpoint whose layers are kept in GGUF's Q4_0, but for one matrix."""
+
+    def _raw(self, name: str) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+        blocks = super().tensor(name).reshape(-1, 32)
+        scale = (np.abs(blocks).max(1, keepdims=True) / 7).astype(np.float16)
+        q = np.clip(np.rint(blocks / scale.astype(np.float32)) + 8, 0, 15).astype(np.uint8)
+        raw = np.concatenate((scale.view(np.uint8), q[:, :16] | q[:, 16:] << 4), 1)
+        values = (q.astype(np.float32) - 8) * scale.astype(np.float32)
+        return values.reshape(tensor_shapes(self.spec)[name]), np.ascontiguousarray(raw)
+
+    def _is_kept(self, name: str) -> bool:
+        shape = tensor_shapes(self.spec)[name]
+        return name.startswith("layers.") and len(shape) == 2 and shape[1] % 32 == 0 and name != "layers.1.down"
+
+    def tensor(self, name: str) -> NDArray[np.float32]:
+        return self._raw(name)[0] if self._is_kept(name) else super().tensor(name)
+
+    def stored(self, name: str) -> StoredTensor:
+        if not self._is_kept(name):
+            return super().stored(name)
+        values, raw = self._raw(name)
+        return StoredTensor("Q4_0", values.shape, raw.data.cast("B"))
+
+
+@pytest.mark.parametrize("isa", HERE)
+def test_blocks_without_minima_are_kept_without_and_give_the_same(
+    isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FARTHING_ISA", isa)
+    checkpoint = Blocks(SPECS["llama"], tmp_path / "model.gguf")
+    formats = plan_for(checkpoint, "q4").formats
+    assert (formats["layers.0.qkv"], formats["layers.1.down"], formats["head"]) == ("q4_0", "q4", "q8")
+    assert set(plan_for(checkpoint, "q8").formats.values()) == {"q8"}
+    step = Step(tokens(1, 40, 199), (StepSequence(40, 0, ints([5, 2])),), ints(np.arange(40)))
+    without, with_minima = CpuRunner(checkpoint, weights="q4", kv_blocks=8, threads=2), None
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "plan_for", lambda given, mode: plan_of(given.spec, mode))
+        with_minima = CpuRunner(checkpoint, weights="q4", kv_blocks=8, threads=2)
+    sizes = [sum(one.size for one in runner.packed.plan.sections) for runner in (without, with_minima)]
+    assert sizes[0] < sizes[1]
+    ours, theirs = without.run(step), with_minima.run(step)
+    without.close()
+    with_minima.close()
+    # The same weights to the bit; sums are rounded in another order, and a level of an activation may tip over.
+    assert np.abs(ours - theirs).mean() <= 0.01 * theirs.std()
 
 
 def alone(runner: CpuRunner, ids: NDArray[np.int32]) -> NDArray[np.float32]:

@@ -119,6 +119,7 @@ def _config(spec: DecoderSpec, packed: PackedWeights) -> dict[str, object]:
         "window_of_layer": list(spec.window_of_layer),
         "format": plan.mode,
         "head_format": plan.head_mode,
+        "formats": plan.formats,
         "embedding_is_f32": plan.embedding_is_f32,
         "width_block": plan.width_block,
         "attention_block": plan.attention_block,
