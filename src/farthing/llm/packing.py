@@ -220,14 +220,14 @@ def plan_for(checkpoint: Checkpoint, mode: WeightsMode) -> Plan:
     if mode != "q4":
         return plan
 
-    def has_none(one: Matrix | Vector | Rows) -> bool:
+    def settled(one: Matrix | Vector | Rows) -> Matrix | Vector | Rows:
         if not isinstance(one, Matrix) or one.format != "q4":
-            return False
+            return one
         stored = (checkpoint.stored(source.tensor) for source in one.sources)
-        return all(tensor.kind == "Q4_0" and tensor.shape[1] == one.inputs for tensor in stored)
+        has_none = all(tensor.kind == "Q4_0" and tensor.shape[1] == one.inputs for tensor in stored)
+        return replace(one, format="q4_0") if has_none else one
 
-    sections = (replace(one, format="q4_0") if has_none(one) else one for one in plan.sections)
-    return replace(plan, sections=tuple(sections))
+    return replace(plan, sections=tuple(settled(one) for one in plan.sections))
 
 
 def _layer(
