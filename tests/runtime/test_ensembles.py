@@ -153,6 +153,25 @@ async def test_an_ensemble_may_be_a_step_and_what_is_left_out_may_be_optional(sh
         assert answer.outputs["y"].tolist() == [[5, 7]]
 
 
+async def test_a_step_that_has_nothing_to_run_answers_at_once_and_the_others_still_run(shop: Shop) -> None:
+    """`same` gives its input back: an output that no step makes."""
+    shop.put("two", 2)
+    shop.configure(
+        "same", ensemble({"x": "TYPE_FP32"}, {"x": "TYPE_FP32", "y": "TYPE_FP32"}, ("two", {"x": "x"}, {"y": "y"}))
+    )
+    outputs = {"a": "TYPE_FP32", "c": "TYPE_FP32"}
+    steps: Sequence[Step] = (
+        ("same", {"x": "x"}, {"x": "a"}),
+        ("two", {"x": "x"}, {"y": "b"}),
+        ("two", {"x": "a"}, {"y": "c"}),
+    )
+    shop.configure("outer", ensemble({"x": "TYPE_FP32"}, {**outputs, "b": "TYPE_FP32"}, *steps))
+    async with shop.open() as runtime:
+        inputs = {"x": np.full((1, 1), 5, np.float32)}
+        answer = await asyncio.wait_for(runtime.infer(InferRequest(model_name="outer", inputs=inputs)), 10)
+        assert {name: value.item() for name, value in answer.outputs.items()} == {"a": 5, "c": 10, "b": 10}
+
+
 async def test_a_step_may_keep_states_by_the_sequence_of_the_request(shop: Shop) -> None:
     shop.put("two", 2)
     sums(shop)

@@ -206,8 +206,8 @@ class _Passage:
     """A request on its way through the graph."""
 
     __slots__ = (
-        "_arrival_ns", "_compute_ns", "_done", "_ensemble", "_is_ended", "_outputs", "_queue_ns", "_request", "_rows",
-        "_tensors", "_waiting", "_withdraws",
+        "_arrival_ns", "_begun", "_compute_ns", "_done", "_ensemble", "_is_ended", "_outputs", "_queue_ns", "_request",
+        "_rows", "_tensors", "_waiting", "_withdraws",
     )  # fmt: skip
 
     def __init__(self, ensemble: Ensemble, request: InferRequest, rows: int, arrival_ns: int, done: Done) -> None:
@@ -218,8 +218,10 @@ class _Passage:
         self._done = done
         self._is_ended = False
         self._tensors: dict[str, Tensor] = dict(request.inputs)
+        self._begun: set[int] = set()
+        """Steps that are due, wait in their models or run: as long as there are any, an answer will come."""
         self._withdraws: dict[int, Callable[[], None]] = {}
-        """Of the steps that wait or run."""
+        """Of those, as far as their models have taken them."""
         self._queue_ns = self._compute_ns = 0
         graph = ensemble.graph
         asked = frozenset(output.name for output in request.outputs) or graph.outputs
@@ -262,11 +264,12 @@ class _Passage:
                 ready.append(place)
         for place in ready:
             del self._waiting[place]
+        self._begun.update(ready)
         for place in ready:
             if self._is_ended:
                 return
             self._begin(place)
-        if not self._withdraws and not self._waiting and not self._is_ended:
+        if not self._begun and not self._waiting and not self._is_ended:
             self._finish()
 
     def _begin(self, place: int) -> None:
@@ -299,10 +302,11 @@ class _Passage:
         except FarthingError as error:
             self.fail(_told(error, step), FailureReason.REJECTED)
             return
-        if not self._is_ended:
+        if not self._is_ended and place in self._begun:  # an ensemble may answer at once
             self._withdraws[place] = withdraw
 
     def _step_done(self, place: int, answer: InferResponse | FarthingError) -> None:
+        self._begun.discard(place)
         self._withdraws.pop(place, None)
         if self._is_ended:
             return
