@@ -13,7 +13,7 @@ from tests.models import identity, save
 from tests.serving import Live, eventually, infer_json, request, serving
 
 from farthing.config.server import AdmissionLimits, HttpLimits
-from farthing.server.large_body import ALIGNMENT, LARGE_BYTES, room_for
+from farthing.server.large_body import ALIGNMENT, HEAD_ROOM_BYTES, LARGE_BYTES, room_for
 
 LIVE = request("GET", "/v2/health/live")
 PATH = "/v2/models/wide/infer"
@@ -78,6 +78,14 @@ def test_large_bodies_come_whole_and_the_connection_goes_on(live: Live) -> None:
         for _ in range(3):
             assert echoed(wire.send(binary()).read_reply())
             assert wire.send(LIVE).read_reply().status == 200
+
+
+def test_what_follows_a_large_body_may_have_any_size(live: Live) -> None:
+    some = VALUES[: 3 * HEAD_ROOM_BYTES // VALUES.itemsize // WIDTH]
+    with live.connect() as wire:
+        for follower in (binary(), request("POST", PATH, infer_json(some.tolist())), LIVE, binary()):
+            assert echoed(wire.send(binary()).read_reply())
+            assert wire.send(follower).read_reply().status == 200
 
 
 def test_large_json_is_json(live: Live) -> None:

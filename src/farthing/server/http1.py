@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import httptools
 
 from farthing.server.exchange import Exchange
-from farthing.server.large_body import LARGE_BYTES, LargeBodyReader, room_for
+from farthing.server.large_body import LARGE_BYTES, HeadReader, LargeBodyReader, room_for
 from farthing.telemetry.counters import RejectReason
 from farthing.types.errors import (
     FarthingError,
@@ -88,6 +88,7 @@ class Connection(asyncio.Protocol):
         self._body: bytes | bytearray = b""
         self._body_bytes = 0
         self._large: memoryview | None = None
+        self._head_reader: HeadReader | None = None
         """Where a large body is received."""
         self._version_before = ""
         self._is_upgrade = False
@@ -191,6 +192,8 @@ class Connection(asyncio.Protocol):
         else:
             if self._large is not None:
                 self._read_large_body(self._large)
+            elif self._head_reader is not None and self._phase != HEAD:
+                self._read_as_usual()
             elif self._phase == HEAD and self._headers is headers:
                 # No request began in these bytes, and no callback runs inside one enormous header line.
                 self._head_bytes += len(data)
@@ -302,6 +305,12 @@ class Connection(asyncio.Protocol):
         if self._transport is not None and not self._is_last:
             self._transport.set_protocol(LargeBodyReader(self, room[self._body_bytes :]))
 
+    def _read_as_usual(self) -> None:
+        """After a large body came a request without one."""
+        self._head_reader = None
+        if self._transport is not None:
+            self._transport.set_protocol(self)
+
     def body_received(self, size: int) -> None:
         """More of a large body is in place; called by `LargeBodyReader` alone."""
         self._counters.bytes_received += size
@@ -315,7 +324,9 @@ class Connection(asyncio.Protocol):
         """A large body is whole; called by `LargeBodyReader` alone."""
         if self._transport is None or self._large is None:
             return
-        self._transport.set_protocol(self)
+        if self._head_reader is None:
+            self._head_reader = HeadReader(self)
+        self._transport.set_protocol(self._head_reader)
         self._version_before = self._parser.get_http_version()
         self.on_message_complete()
         self._parser = httptools.HttpRequestParser(self)  # the old one still waits for that body

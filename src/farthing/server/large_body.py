@@ -3,7 +3,8 @@
 The usual way (the loop's buffer, a bytes object, the parser's slice, our body) copies a body three times, and a fourth
 time where JSON of any length before the tensors leaves them askew. Once the parser has read the headers of a request
 with a long `Content-Length`, the connection hands the socket to this protocol, which receives into the body's own
-memory and gives the socket back when the body is whole. Limits and time are still the connection's.
+memory and gives the socket back when the body is whole. Who sent one likely sends another, so the next head is read
+with little room, and nearly all of the next body is never moved. Limits and time are still the connection's.
 """
 
 import asyncio
@@ -30,8 +31,15 @@ def room_for(size: int, head_bytes: int) -> memoryview:
     return memory[start : start + size].data
 
 
+HEAD_ROOM_BYTES: Final = 16 * 1024
+"""What is received before the next head is known: the rest of what came with it need not be moved again."""
+
+
 class BodyOwner(Protocol):
-    """The connection, as the reader needs it."""
+    """The connection, as the readers need it."""
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes for the parser."""
 
     def body_received(self, size: int) -> None:
         """So many more bytes of the body are in place."""
@@ -48,8 +56,8 @@ class BodyOwner(Protocol):
     def resume_writing(self) -> None: ...
 
 
-class LargeBodyReader(asyncio.BufferedProtocol):
-    """Fills `room` from the socket, then gives the socket back to its owner."""
+class _Reader(asyncio.BufferedProtocol):
+    """Receives into its own memory; all else is its owner's."""
 
     def __init__(self, owner: BodyOwner, room: memoryview) -> None:
         self._owner = owner
@@ -57,12 +65,6 @@ class LargeBodyReader(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._room
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._room = self._room[nbytes:]
-        self._owner.body_received(nbytes)
-        if not self._room:
-            self._owner.body_complete()
 
     def eof_received(self) -> bool | None:
         return self._owner.eof_received()
@@ -75,3 +77,23 @@ class LargeBodyReader(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._owner.resume_writing()
+
+
+class LargeBodyReader(_Reader):
+    """Fills `room` from the socket, then gives the socket back to its owner."""
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._room = self._room[nbytes:]
+        self._owner.body_received(nbytes)
+        if not self._room:
+            self._owner.body_complete()
+
+
+class HeadReader(_Reader):
+    """Receives little at a time, for its owner's parser, where the next body is likely as large as the last one."""
+
+    def __init__(self, owner: BodyOwner) -> None:
+        super().__init__(owner, memoryview(bytearray(HEAD_ROOM_BYTES)))
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._owner.data_received(bytes(self._room[:nbytes]))
