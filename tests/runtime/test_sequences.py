@@ -1,4 +1,4 @@
-"""Sequences of real models through the whole runtime: Silero VAD hears hundreds of calls at once."""
+"""Sequences of real models through the whole runtime: Silero VAD hears thousands of calls at once."""
 
 import asyncio
 import random
@@ -100,24 +100,25 @@ def put_python(shop: Shop) -> None:
 
 @pytest.mark.samples
 @pytest.mark.parametrize(
-    ("rows_max", "strategy"),
+    ("calls", "chunks", "strategy"),
     [
-        (32, "direct { }"),
-        (32, "oldest { max_candidate_sequences: 64 }"),
+        (200, 20, "direct { }"),
+        (2000, 4, "direct { }"),
+        (2000, 4, "oldest { max_candidate_sequences: 64 }"),
         (
-            32,
+            200,
+            20,
             "oldest { max_candidate_sequences: 256 preferred_batch_size: [ 16, 32 ] max_queue_delay_microseconds: 500 }",
         ),
     ],
 )
-def test_hundreds_of_calls_at_once_are_each_heard_as_if_alone_to_the_bit(
-    shop: Shop, rows_max: int, strategy: str
+def test_thousands_of_calls_are_each_heard_as_if_alone_to_the_bit(
+    shop: Shop, calls: int, chunks: int, strategy: str
 ) -> None:
-    """200 calls of 20 chunks through fewer slots; a chunk is sent when the one before is answered, in no order."""
+    """All at once through 32 rows; a chunk is sent when the one before is answered, in no order."""
     model = streaming(silero())
     save(shop.folder / "vad", model)
-    shop.configure("vad", CONFIG % (rows_max, strategy))
-    calls, chunks = 200, 20
+    shop.configure("vad", CONFIG % (32, strategy))
     heard = sounds(calls, chunks)
 
     async def call(runtime: Runtime, number: int, chance: random.Random) -> list[float]:
