@@ -18,6 +18,7 @@ import msgspec
 
 from farthing import __version__
 from farthing.cli.curl import chat_line, curl_line
+from farthing.cli.scheduling_options import scheduling_settings
 from farthing.config.server import (
     Address,
     AdmissionLimits,
@@ -25,6 +26,7 @@ from farthing.config.server import (
     KvPrecision,
     LanguageSettings,
     ModelControl,
+    RateLimit,
     ServerConfig,
     Tls,
     WeightsPrecision,
@@ -96,6 +98,27 @@ class BytesType(click.ParamType[int]):
 @click.option("--inflight-bytes-max", type=click.IntRange(min=1), default=1 << 30, help="Bytes of all under way.")
 @click.option("--connections-max", type=click.IntRange(min=1), default=8192, help="Open connections.")
 @click.option("--queue-max", type=click.IntRange(min=1), default=8192, help="Requests waiting for one model.")
+@click.option(
+    "--response-cache-bytes",
+    "--response-cache-byte-size",
+    type=BytesType(),
+    show_default="64MiB",
+    help="For answers of models that enable `response_cache`, such as 256MiB; 0: none.",
+)
+@click.option("--cache-config", multiple=True, metavar="local,size=BYTES", help="The same, as Triton writes it.")
+@click.option(
+    "--rate-limit",
+    type=click.Choice([mode.value for mode in RateLimit]),
+    default=RateLimit.OFF.value,
+    help="Whether instances wait for the resources that their `rate_limiter` names.",
+)
+@click.option(
+    "--rate-limit-resource",
+    "rate_limit_resources",
+    multiple=True,
+    metavar="NAME:COUNT",
+    help="How many there are; by itself: what the instance that wants most of it wants.",
+)
 @click.option("--llm-context", type=click.IntRange(min=0), default=0, show_default="the model's", help="Tokens.")
 @click.option(
     "--llm-kv-memory",
@@ -204,6 +227,12 @@ class Options(dict[str, object]):
             },
             LanguageSettings,
         )
+        scheduling = scheduling_settings(
+            cache_bytes=values["response_cache_bytes"],  # type: ignore[arg-type]
+            cache_config=values["cache_config"],  # type: ignore[arg-type]
+            rate_limit=str(values["rate_limit"]),
+            resources=values["rate_limit_resources"],  # type: ignore[arg-type]
+        )
         http, metrics, keys = values["http"], values["metrics"], values["keys"]
         assert isinstance(http, Address)
         return msgspec.structs.replace(
@@ -213,6 +242,7 @@ class Options(dict[str, object]):
             metrics=metrics if isinstance(metrics, Address) else None,
             limits=limits,
             admission=admission,
+            scheduling=scheduling,
             language=language,
             tls=tls,
             keys=keys if isinstance(keys, Path) else None,

@@ -4,6 +4,7 @@ Strict: an unknown name or a wrong type is an error that says where. A room rece
 set for one model belongs to `config.model`; reading the command line to `cli`.
 """
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
@@ -71,6 +72,30 @@ class AdmissionLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Requests waiting for one model version, when its own configuration says nothing."""
 
 
+RESPONSE_CACHE_BYTES: Final = 64 * MIB
+"""Answers of models that enable the response cache, altogether: 60,000 small ones."""
+
+
+class RateLimit(StrEnum):
+    """Whether instances take turns at the resources their `rate_limiter` blocks name (Triton's `--rate-limit`)."""
+
+    OFF = "off"
+    EXECUTION_COUNT = "execution_count"
+
+
+class SchedulingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all models share when it comes to who runs when."""
+
+    response_cache_bytes: Annotated[int, msgspec.Meta(ge=0)] = RESPONSE_CACHE_BYTES
+    """0: models that enable the cache go without."""
+    rate_limit: RateLimit = RateLimit.OFF
+    resources: Mapping[str, Annotated[int, msgspec.Meta(ge=1)]] = {}
+    """How many there are of a resource; of one not named: as many as the instance that wants most of it wants."""
+
+
+SCHEDULING_DEFAULT: Final = SchedulingSettings()
+
+
 class WeightsPrecision(StrEnum):
     """How a language model's weights are held in memory."""
 
@@ -131,6 +156,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A second listener for `/metrics` alone (Triton's port 8002); it is on the HTTP port anyway."""
     limits: HttpLimits = HttpLimits()
     admission: AdmissionLimits = AdmissionLimits()
+    scheduling: SchedulingSettings = SCHEDULING_DEFAULT
     language: LanguageSettings = LanguageSettings()
     tls: Tls | None = None
     keys: Path | None = None

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from farthing.config.server import SCHEDULING_DEFAULT, SchedulingSettings
 from farthing.repository import FoundModel, FoundVersion, versions_to_serve
-from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, check_models
-from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
-from farthing.runtime.load import LoadedVersion, load_version
-from farthing.runtime.served import Served, ServedVersion
-from farthing.runtime.served_sequences import ServedSequences
+from farthing.runtime.ensemble import LoadedEnsemble, check_models
+from farthing.runtime.language_model import LanguageModel
+from farthing.runtime.load import load_version
+from farthing.runtime.serve_loaded import Loaded, Serving
+from farthing.runtime.served import Served
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -68,7 +69,6 @@ class Model:
         self.lock = asyncio.Lock()
 
 
-Loaded = LoadedVersion | LoadedLanguageModel | LoadedEnsemble
 Load = Callable[[FoundModel, FoundVersion], Loaded]
 
 
@@ -82,11 +82,12 @@ class Catalog:
         queue_requests_max: int,
         drain_s: float,
         load: Load = load_version,
+        scheduling: SchedulingSettings = SCHEDULING_DEFAULT,
     ) -> None:
         """`load` reads a version; it is called on the loader's threads."""
         self._loader = loader
         self._load = load
-        self._queue_requests_max = queue_requests_max
+        self.serving = Serving(scheduling, queue_requests_max=queue_requests_max, resolve=self.resolve)
         self._drain_s = drain_s
         self._models: dict[str, Model] = {}
         self._endings: dict[asyncio.Task[None], Served] = {}
@@ -304,30 +305,13 @@ class Catalog:
 
     def _replace(self, model: Model, version: Version, loaded: Loaded) -> None:
         old = version.served
-        version.served = self._serve(loaded, version.statistics)
+        version.served = self.serving.serve(loaded, version.statistics)
         version.statistics.load_ns = int(loaded.load_s * 1e9)
         version.state, version.reason = ModelState.READY, ""
         self._point(model)
         log.info("model %s version %d is ready (%.2f s)", model.name, version.number, loaded.load_s)
         if old is not None:
             self._end(old)
-
-    def _serve(self, loaded: Loaded, statistics: ModelStatistics) -> Served:
-        loop = asyncio.get_running_loop()
-        if isinstance(loaded, LoadedLanguageModel):
-            return LanguageModel(loaded, loop=loop, statistics=statistics)
-        if isinstance(loaded, LoadedEnsemble):
-            most = self._queue_requests_max
-            return Ensemble(loaded, resolve=self.resolve, requests_max=most, statistics=statistics)
-        if loaded.sequences is not None:
-            return ServedSequences(
-                loaded,
-                loaded.sequences,
-                queue_requests_max=self._queue_requests_max,
-                scheduler=loop,
-                statistics=statistics,
-            )
-        return ServedVersion(loaded, queue_requests_max=self._queue_requests_max, scheduler=loop, statistics=statistics)
 
     def _let_go(self, model: Model, version: Version, *, is_gone: bool = False) -> None:
         """Stops serving a version; one whose files are gone leaves the index too, which else would only grow."""

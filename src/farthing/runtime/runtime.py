@@ -47,6 +47,7 @@ class Runtime:
             loader=self._loader,
             queue_requests_max=config.admission.queue_requests_max,
             drain_s=config.exit_timeout_s,
+            scheduling=config.scheduling,
             load=partial(load_any, config.language, config.admission.queue_requests_max, Promises()),
         )
         self.shared_memory = SharedMemory(is_open=config.model_control is ModelControl.EXPLICIT)

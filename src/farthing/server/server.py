@@ -79,6 +79,7 @@ class Server:
             models=self.runtime,
             http=self._counters,
             grpc=self._grpc_counters,
+            cache=self.runtime.catalog.serving.cache.counters,
             loop_lag=self._lag.histogram,
             log_records_dropped=log_records_dropped,
             spans_dropped=lambda: spans.dropped if spans is not None else 0,

@@ -85,6 +85,24 @@ CACHE_MISS_DURATION = Family(
     "microseconds",
     "Time response cache look-ups that missed and their insertions took",
 )
+CACHE_INSERTIONS = Family(
+    "farthing_response_cache_insertions_total", "counter", MODEL, "answers", "Answers put into the response cache"
+)
+CACHE_COALESCED = Family(
+    "farthing_response_cache_coalesced_total",
+    "counter",
+    MODEL,
+    "requests",
+    "Hits answered by the run of an equal request that was under way",
+)
+CACHE_BYTES = Family("farthing_response_cache_bytes", "gauge", (), "bytes", "Bytes the response cache holds now")
+CACHE_BYTES_MAX = Family("farthing_response_cache_bytes_max", "gauge", (), "bytes", "Bytes the response cache may hold")
+CACHE_ENTRIES = Family(
+    "farthing_response_cache_entries", "gauge", (), "answers", "Answers the response cache holds now"
+)
+CACHE_EVICTIONS = Family(
+    "farthing_response_cache_evictions_total", "counter", (), "answers", "Answers that left the cache to make room"
+)
 CPU_UTILIZATION = Family(
     "nv_cpu_utilization", "gauge", (), "ratio", "Share of the machine's CPU time in use since the last scrape, 0 to 1"
 )

@@ -6,10 +6,12 @@ the kernel knows is asked there too: listing ten thousand open connections takes
 """
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 from farthing.telemetry import catalogue
+from farthing.telemetry.cache import CacheCounters
 from farthing.telemetry.counters import DurationHistogram, GrpcCounters, HttpCounters
 from farthing.telemetry.exposition import CONTENT_TYPE, ExpositionWriter, Family, label_text
 from farthing.telemetry.generation import GenerationSample, HistogramSample
@@ -49,6 +51,7 @@ class Scrape:
     loop_lag: DurationHistogram
     reader: ProcessReader
     """Asked while the text is written."""
+    cache: CacheCounters
     log_records_dropped: int
     spans_dropped: int
     build: tuple[str, ...]
@@ -68,10 +71,12 @@ class Metrics:
         spans_dropped: Callable[[], int] = lambda: 0,
         reader: ProcessReader | None = None,
         grpc: GrpcCounters | None = None,
+        cache: CacheCounters | None = None,
     ) -> None:
         self._models = models
         self._http = http
         self._grpc = grpc or GrpcCounters()
+        self._cache = cache or CacheCounters()
         self._loop_lag = loop_lag
         self._log_records_dropped = log_records_dropped
         self._spans_dropped = spans_dropped
@@ -87,6 +92,7 @@ class Metrics:
             http=self._http.copy(),
             grpc=self._grpc.copy(),
             loop_lag=self._loop_lag.copy(),
+            cache=copy(self._cache),
             reader=self._reader,
             log_records_dropped=self._log_records_dropped(),
             spans_dropped=self._spans_dropped(),
@@ -120,6 +126,8 @@ _MODEL_VALUES: Final[tuple[tuple[Family, Callable[[ModelSample], float]], ...]] 
     (catalogue.CACHE_MISSES, lambda m: m.statistics.cache_miss_count),
     (catalogue.CACHE_HIT_DURATION, lambda m: m.statistics.cache_hit_ns // 1000),
     (catalogue.CACHE_MISS_DURATION, lambda m: m.statistics.cache_miss_ns // 1000),
+    (catalogue.CACHE_INSERTIONS, lambda m: m.statistics.cache_insertions),
+    (catalogue.CACHE_COALESCED, lambda m: m.statistics.cache_coalesced),
     (catalogue.MODEL_READY, lambda m: int(m.is_ready)),
     (catalogue.PENDING_ROWS, lambda m: m.statistics.pending_rows),
     (catalogue.RUNNING_BATCHES, lambda m: m.statistics.running_batches),
@@ -247,6 +255,11 @@ def _server(writer: ExpositionWriter, scrape: Scrape) -> None:
         for code, count in sorted(by_code.items()):
             writer.sample(f'route="{route}",code="{code}"', count)
     _known(writer, catalogue.GRPC_IN_FLIGHT, scrape.grpc.requests_in_flight)
+    cache = scrape.cache
+    _known(writer, catalogue.CACHE_BYTES, cache.bytes_used)
+    _known(writer, catalogue.CACHE_BYTES_MAX, cache.bytes_max)
+    _known(writer, catalogue.CACHE_ENTRIES, cache.entries)
+    _known(writer, catalogue.CACHE_EVICTIONS, cache.evictions)
     writer.family(catalogue.LOOP_LAG)
     writer.histogram("", DURATION_BOUNDS_S, scrape.loop_lag.buckets, scrape.loop_lag.total_ns / 1e9)
     _known(writer, catalogue.LOG_RECORDS_DROPPED, scrape.log_records_dropped)

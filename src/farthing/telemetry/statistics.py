@@ -135,8 +135,10 @@ class ModelStatistics:
 
     __slots__ = (
         "batch_sizes",
+        "cache_coalesced",
         "cache_hit_count",
         "cache_hit_ns",
+        "cache_insertions",
         "cache_miss_count",
         "cache_miss_ns",
         "compute_input_ns",
@@ -198,6 +200,9 @@ class ModelStatistics:
         self.cache_hit_ns = 0
         self.cache_miss_count = 0
         self.cache_miss_ns = 0
+        self.cache_coalesced = 0
+        """Of the hits, those answered by an equal request's run that was under way."""
+        self.cache_insertions = 0
 
     def batch_done(
         self,

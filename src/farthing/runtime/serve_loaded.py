@@ -1,0 +1,74 @@
+"""From a loaded version to one that answers, with what all models share: the response cache.
+
+Lives on the event loop. Loading belongs to `load_any`, coming and going to `catalog`.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from farthing.config.server import SchedulingSettings
+from farthing.runtime.cached import CachedEnsemble, CachedVersion
+from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, Resolve
+from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
+from farthing.runtime.load import LoadedVersion
+from farthing.runtime.response_cache import ResponseCache
+from farthing.runtime.served import Served, ServedVersion
+from farthing.runtime.served_sequences import ServedSequences
+from farthing.telemetry.statistics import ModelStatistics
+
+Loaded = LoadedVersion | LoadedLanguageModel | LoadedEnsemble
+
+log = logging.getLogger(__name__)
+
+
+class Serving:
+    """Makes versions answer."""
+
+    def __init__(self, settings: SchedulingSettings, *, queue_requests_max: int, resolve: Resolve) -> None:
+        """`resolve` finds the models that ensembles ask."""
+        self.cache = ResponseCache(settings.response_cache_bytes)
+        self._is_cache_open = settings.response_cache_bytes > 0
+        self._queue_requests_max = queue_requests_max
+        self._resolve = resolve
+        self._loads = 0
+
+    def serve(self, loaded: Loaded, statistics: ModelStatistics) -> Served:
+        """The version, ready for requests. To be called on the event loop it will live on."""
+        loop = asyncio.get_running_loop()
+        if isinstance(loaded, LoadedLanguageModel):
+            return LanguageModel(loaded, loop=loop, statistics=statistics)
+        cache = self._cache_for(loaded)
+        if isinstance(loaded, LoadedEnsemble):
+            told: dict[str, Any] = {"resolve": self._resolve, "requests_max": self._queue_requests_max}
+            if cache:
+                return CachedEnsemble(loaded, statistics=statistics, scheduler=loop, **told, **cache)
+            return Ensemble(loaded, statistics=statistics, **told)
+        told = {
+            "queue_requests_max": self._queue_requests_max,
+            "scheduler": loop,
+            "statistics": statistics,
+        }
+        if loaded.sequences is not None:
+            return ServedSequences(loaded, loaded.sequences, **told)
+        return CachedVersion(loaded, **told, **cache) if cache else ServedVersion(loaded, **told)
+
+    def _cache_for(self, loaded: LoadedVersion | LoadedEnsemble) -> dict[str, Any]:
+        """What a version needs that asks for the response cache; empty for one that does without."""
+        config = loaded.config
+        if not config.response_cache.enable:
+            return {}
+        if why := self._why_uncached(loaded):
+            log.warning("model %s: response_cache.enable changes nothing: %s", loaded.spec.name, why)
+            return {}
+        self._loads += 1
+        return {"cache": self.cache, "load": self._loads}
+
+    def _why_uncached(self, loaded: LoadedVersion | LoadedEnsemble) -> str:
+        if not self._is_cache_open:
+            return "the server was started with --response-cache-bytes 0"
+        if loaded.config.sequence_batching is not None:
+            return "an answer within a sequence depends on the requests before it"
+        if loaded.config.model_transaction_policy.decoupled:
+            return "a decoupled model gives other than one answer to a request"
+        return ""
