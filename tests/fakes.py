@@ -16,6 +16,7 @@ from farthing.batching.batcher import Limits
 from farthing.batching.instances import Job
 from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import FIXED_SHAPES, Queue, Waiter
+from farthing.batching.rate_limiter import Turns
 from farthing.batching.run import Ran
 from farthing.engines.contract import Answer, Batch
 from farthing.telemetry.clock import ManualClock
@@ -163,6 +164,9 @@ class VirtualInstances:
         ran = self._execute(job)
         self._hand_back(job, Ran(ran.results, started_ns, 0, cost_ns, 0))
 
+    def retire(self, instance: int) -> None:
+        assert instance not in self.busy, "only one that runs nothing"
+
     def close(self, timeout_s: float) -> bool:
         return not self.busy
 
@@ -176,9 +180,11 @@ def make_loop(
     queue: Queue | None = None,
     cost_ns: Callable[[int], int | None] | None = None,
     is_inline: bool = False,
+    virtual: VirtualLoop | None = None,
+    turns: Turns | None = None,
 ) -> tuple[BatchLoop, VirtualLoop, Queue]:
     """A batch loop in virtual time; runs go to the instances unless `is_inline`."""
-    virtual = VirtualLoop()
+    virtual = virtual or VirtualLoop()
     waiting = queue or Queue(model="fake", requests_max=8192)
     if is_inline:
         executable.clock = virtual.clock
@@ -201,6 +207,7 @@ def make_loop(
         clock=virtual.clock,
         run_inline_ns_max=60_000 if is_inline else 0,
         make_instances=partial(VirtualInstances, cost_ns=cost_ns or executable.cost_ns),
+        turns=turns,
     )
     return loop, virtual, waiting
 

@@ -48,6 +48,9 @@ class Instances(Protocol):
     def run(self, job: Job) -> None:
         """Begins a batch; the event loop is told when it ended, unless that never happens."""
 
+    def retire(self, instance: int) -> None:
+        """An instance that runs nothing gets no more work, unless it is asked again."""
+
     def close(self, timeout_s: float) -> bool:
         """Lets go of what it holds. Blocks. False if a batch is still running after `timeout_s`."""
 
@@ -73,6 +76,12 @@ class InstanceThreads:
         if job.instance not in self._threads:
             self._start(job.instance)
         self._threads[job.instance][1].put(job)
+
+    def retire(self, instance: int) -> None:
+        """Ends the instance's thread, if it has one."""
+        thread_and_jobs = self._threads.pop(instance, None)
+        if thread_and_jobs is not None:
+            thread_and_jobs[1].put(None)
 
     def close(self, timeout_s: float) -> bool:
         """Ends the threads; one still inside the engine after `timeout_s` is left behind."""

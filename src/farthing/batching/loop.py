@@ -8,11 +8,13 @@ the event loop itself when a run is shorter than a hand-off to a thread would be
 import logging
 import time
 from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 from typing import Any, Final
 
 from farthing.batching.batcher import Callers, Limits, Run, Wait, decide
 from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
 from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
+from farthing.batching.rate_limiter import Turns
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran, run_batch
 from farthing.engines.contract import Executable
@@ -64,7 +66,9 @@ class BatchLoop:
         clock: Clock | None = None,
         run_inline_ns_max: int = LOOP_RUN_NS_MAX,
         make_instances: Callable[..., Instances] = InstanceThreads,
+        turns: Turns | None = None,
     ) -> None:
+        """`turns` holds instances back until what they need is free; None: nothing is needed."""
         self.spec = spec
         self.statistics = statistics
         self.times = RowTimes() if times is None else times
@@ -82,9 +86,16 @@ class BatchLoop:
         self._head_max = limits.rows_max or 1
         self._version = str(spec.version)
 
-        self._instances = instances
+        self.instances = instances
+        """How many may run at a time; some beyond may still be running their last batch."""
+        self._leaving: set[int] = set()
+        """Those beyond, as long as they run or rest."""
+        self._on_shrunk: Callable[[], None] | None = None
         self._threads = make_instances(f"{spec.name}/{spec.version}", self._execute, self._done_elsewhere, scheduler)
         self._idle = list(range(instances))
+        self.turns = turns
+        if turns is not None:
+            turns.wake = self._pump_soon
         self._running: dict[int, Job] = {}
         self._is_pump_due = False
         self._timer: Any = None
@@ -140,7 +151,7 @@ class BatchLoop:
             rows = max(self._queue.rows, self._queue.requests)
         best = self.times.best_rows(self._limits.rows_max) if self._limits.rows_max else 1
         per_row_ns = self.times.estimate_ns(best) / best
-        return rows * per_row_ns / self._instances / 1e9
+        return rows * per_row_ns / self.instances / 1e9
 
     def _times_for(self, signature: Hashable) -> RowTimes:
         """Times depend on the shape of a row (a sentence's length), so each signature has its own."""
@@ -154,6 +165,8 @@ class BatchLoop:
     def running(self) -> Iterable[Running]:
         """Batches inside the engine now, or requests that wait although there is none, for the watchdog."""
         what = f"model `{self.spec.name}` version {self._version}"
+        if self.turns is not None and self.turns.is_waiting and not self._running:
+            return []  # others run, and are looked at themselves
         if self._queue.requests and not self._running:
             [first] = self._queue.head(1)
             return [Running(what, max(first.arrival_ns, self._free_ns), "has had requests waiting and none running")]
@@ -164,11 +177,40 @@ class BatchLoop:
         """Nothing waits and nothing runs."""
         return not self._queue.requests and not self._running
 
+    # -- more and fewer instances --------------------------------------------------------------------------------
+
+    can_resize = True
+
+    def grow(self, instances: int) -> None:
+        """There are so many now, the new ones idle."""
+        self._idle += range(self.instances, instances)
+        self.instances = instances
+        if self._queue.requests:
+            self._pump_soon()
+
+    def shrink(self, instances: int, gone: Callable[[], None]) -> None:
+        """From now on only the first `instances` get work; `gone` is called once the others run nothing."""
+        beyond = set(range(instances, self.instances))
+        self.instances = instances
+        self._on_shrunk = gone
+        self._leaving = beyond - set(self._idle)
+        self._idle = [instance for instance in self._idle if instance < instances]
+        for instance in beyond - self._leaving:
+            self._threads.retire(instance)
+        self._tell_if_shrunk()
+
+    def _tell_if_shrunk(self) -> None:
+        if not self._leaving and self._on_shrunk is not None:
+            self._scheduler.call_soon(self._on_shrunk)
+            self._on_shrunk = None
+
     # -- the end -------------------------------------------------------------------------------------------------
 
     def when_empty(self, callback: Callable[[], None]) -> None:
         """Calls back once nothing waits and nothing runs; new requests are refused from now on."""
         self._closed = True
+        if self.turns is not None:
+            callback = partial(_both, self.turns.leave, callback)
         if self.is_empty:
             self._scheduler.call_soon(callback)
         else:
@@ -209,6 +251,7 @@ class BatchLoop:
         began = now = self._now_ns()
         self._expire(now)
         due_ns = 0
+        is_held_up = False
         while self._idle and queue.requests:
             if now - began > LOOP_BUSY_NS_MAX:
                 self._pump_soon()
@@ -224,24 +267,31 @@ class BatchLoop:
                 now,
             )
             if isinstance(decision, Run):
+                instance = self._idle[-1] if self.turns is None else self.turns.pick(self._idle)
+                if instance is None:
+                    is_held_up = True
+                    break
+                self._idle.remove(instance)
                 waiters = head[: decision.requests]
                 queue.take(waiters)
-                if self._dispatch(waiters, times, now):
+                if self._dispatch(waiters, instance, times, now):
                     now = self._free_ns
             elif isinstance(decision, Wait):
                 due_ns = decision.until_ns
                 break
             else:
                 break
+        if self.turns is not None:
+            self.turns.settle(is_asking=is_held_up)
         self._set_timer(due_ns, now)
         self._gauges()
 
-    def _dispatch(self, waiters: list[Waiter], times: RowTimes, now: int) -> bool:
+    def _dispatch(self, waiters: list[Waiter], instance: int, times: RowTimes, now: int) -> bool:
         """Runs a batch on the event loop, if it is short, or hands it to a thread. Whether it ran already."""
         rows = 0
         for waiter in waiters:
             rows += waiter.rows
-        job = Job(waiters, rows, self._idle.pop(), times, now)
+        job = Job(waiters, rows, instance, times, now)
         expected_ns = times.estimate_ns(rows) if self._run_inline_ns_max else 0
         if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
             self._done(job, self._execute(job))
@@ -262,10 +312,12 @@ class BatchLoop:
 
     def _done(self, job: Job, ran: Ran) -> None:
         was_elsewhere = self._running.pop(job.instance, None) is not None
-        if self._instances > 1 and (rest_s := self._rest_s(ran)):
-            self._scheduler.call_later(rest_s, self._rested, job.instance)
+        if self.turns is not None:
+            self.turns.ran(job.instance)
+        if self.instances > 1 and (rest_s := self._rest_s(ran)):
+            self._scheduler.call_later(rest_s, self._after_rest, job.instance)
         else:
-            self._idle.append(job.instance)
+            self._rested(job.instance)
         self._free_ns = end_ns = self._now_ns()
         self._away = job.requests
         timing_rest = (ran.input_ns, ran.compute_ns, ran.output_ns, job.rows, job.requests)
@@ -323,10 +375,19 @@ class BatchLoop:
             return first.retry_after_s or 0.0
         return 0.0
 
-    def _rested(self, instance: int) -> None:
-        self._idle.append(instance)
+    def _after_rest(self, instance: int) -> None:
+        self._rested(instance)
         if self._queue.requests:
             self._pump_soon()
+
+    def _rested(self, instance: int) -> None:
+        """An instance may run again, unless there are fewer by now."""
+        if instance < self.instances:
+            self._idle.append(instance)
+        else:
+            self._leaving.discard(instance)
+            self._threads.retire(instance)
+            self._tell_if_shrunk()
 
     def _answer(self, waiter: Waiter, answer: InferResponse | FarthingError) -> None:
         waiter.state = ENDED
@@ -403,6 +464,11 @@ class BatchLoop:
             self._pump()
         else:
             self._gauges()
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
 
 
 def _is_time_told_by_signature(spec: ModelSpec) -> bool:

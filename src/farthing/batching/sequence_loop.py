@@ -60,6 +60,9 @@ class SequenceLoop(BatchLoop):
             self.statistics.sequences = SequenceCounts()
         self._counts = self.statistics.sequences
 
+    can_resize = False
+    """Sequences belong to an instance."""
+
     def submit(self, waiter: Waiter) -> None:
         """Queues a request; `InvalidInput` too when it continues a sequence that there is not."""
         try:
@@ -103,6 +106,7 @@ class SequenceLoop(BatchLoop):
         else:
             self._counts.timed_out += sequences.end_idle(now)
         due_ns = 0
+        is_held_up = False
         for instance in tuple(self._idle):
             while instance in self._idle and sequences.has_ready(instance):
                 if now - began > LOOP_BUSY_NS_MAX:
@@ -115,12 +119,17 @@ class SequenceLoop(BatchLoop):
                     since_ns, self._rules, times, callers if instance == self._last_instance else NOBODY, now
                 )
                 if isinstance(decision, Run):
+                    if self.turns is not None and self.turns.pick((instance,)) is None:
+                        is_held_up = True
+                        break
                     if self._run(ready[: decision.requests], instance, times, now):
                         now = self._free_ns
                     continue
                 if isinstance(decision, Wait):
                     due_ns = min(due_ns, decision.until_ns) if due_ns else decision.until_ns
                 break
+        if self.turns is not None:
+            self.turns.settle(is_asking=is_held_up)
         self._set_timer(due_ns, now)
         self._gauges()
 

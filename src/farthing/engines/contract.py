@@ -7,7 +7,7 @@ nothing of queues, requests' deadlines or the network. Choosing batch sizes belo
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
@@ -113,6 +113,17 @@ class Executable(Protocol):
 
     def close(self) -> None:
         """Frees all it holds; no call is running and none follows. Called once."""
+
+
+@runtime_checkable
+class Resizable(Executable, Protocol):
+    """An executable whose number of instances can change while it runs."""
+
+    def resize(self, instances: int) -> None:
+        """Makes more instances, or lets go of the last ones, which run nothing. Blocks; the others run on.
+
+        Raises `LoadFailed` if one more cannot be made; then there are as many as before.
+        """
 
 
 class Engine(Protocol):

@@ -191,6 +191,9 @@ class OnnxExecutable:
         """Always well: a session has no life of its own."""
         return ""
 
+    def resize(self, instances: int) -> None:
+        """Nothing: any number of threads may call the session, and its pool stays as large as it was made."""
+
     def close(self) -> None:
         """Lets go of the session; its memory and threads go with it."""
         del self._run

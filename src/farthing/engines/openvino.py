@@ -181,7 +181,9 @@ class OpenVinoExecutable:
         self._shapes = shapes if is_free else None
         self._input_at = {spec.name: i for i, spec in enumerate(inputs)}
         self._output_at = {spec.name: i for i, spec in enumerate(outputs)}
-        self._requests = [compiled.create_infer_request() for _ in range(source.instances)]
+        self._compiled = compiled
+        self._requests: list[Any] = []
+        self.resize(source.instances)
 
     def execute(self, batch: Batch, instance: int) -> Answer:
         """Runs the batch on the instance's own request. All outputs are computed, the wanted ones copied out."""
@@ -228,9 +230,16 @@ class OpenVinoExecutable:
         """Always well: an infer request has no life of its own."""
         return ""
 
+    def resize(self, instances: int) -> None:
+        """A request an instance. Streams and threads stay as the model was compiled."""
+        while len(self._requests) < instances:
+            self._requests.append(self._compiled.create_infer_request())
+        del self._requests[instances:]
+
     def close(self) -> None:
         """Lets go of the requests, and with the last of them of the compiled model."""
         self._requests.clear()
+        del self._compiled
 
 
 def _specs(

@@ -68,6 +68,7 @@ def model_in_folder(
         has_config=written is not None,
         versions=_versions(listing, said, filenames),
         fingerprint=listing.fingerprint,
+        content=fingerprint((name, facts) for name, facts in listing.files.items() if name not in {PBTXT, TOML}),
     )
 
 
@@ -81,13 +82,15 @@ def model_from_file(path: Path, *, name: str, config: ModelConfig | None = None)
     for part in parts:
         if part != path and part.is_symlink():
             check_inside(part, real_path(path).parent)
+    print_of_files = fingerprint((part.name, part.stat()) for part in parts)
     return FoundModel(
         name=name,
         folder=path.parent,
         config=replace(config or ModelConfig(), name=name),
         has_config=config is not None,
         versions=(FoundVersion(1, path),),
-        fingerprint=fingerprint((part.name, part.stat()) for part in parts),
+        fingerprint=print_of_files,
+        content=print_of_files,
     )
 
 

@@ -32,6 +32,8 @@ class FoundModel:
     """All that have a model file, ascending; `versions_to_serve` picks."""
     fingerprint: str
     """Changes when a file of the model does."""
+    content: str = ""
+    """Changes when a file other than its configuration does; empty where nobody looked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,12 @@ answers that are results are kept; failures are everybody's own. Keys are `cache
 
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from farthing.batching.instances import Scheduler
 from farthing.runtime.cache_key import cache_key, request_size
 from farthing.runtime.ensemble import Ensemble
+from farthing.runtime.in_order import Submit
 from farthing.runtime.response_cache import KeptAnswer, ResponseCache, kept
 from farthing.runtime.served import Done, ServedVersion
 from farthing.telemetry.clock import Clock, MonotonicClock
@@ -24,14 +25,6 @@ HASHED_BYTES_MAX: Final = 4 << 20
 takes more in a request does so much work on it that few would be saved."""
 
 FROM_CACHE: Final = Timing(0, 0, 0, 0, 0, 0)
-
-
-class Submit(Protocol):
-    """How a model takes requests: `Served.submit`."""
-
-    def __call__(
-        self, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, done: Done
-    ) -> Callable[[], None]: ...
 
 
 class Asker:

@@ -16,6 +16,7 @@ from farthing.repository import FoundModel, FoundVersion, versions_to_serve
 from farthing.runtime.ensemble import LoadedEnsemble, check_models
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load import load_version
+from farthing.runtime.resize import differs_in_instances, resize
 from farthing.runtime.serve_loaded import Loaded, Serving
 from farthing.runtime.served import Served
 from farthing.telemetry.metrics import ModelSample
@@ -43,13 +44,15 @@ log = logging.getLogger(__name__)
 class Version:
     """One version of one model: its state, and what serves it while there is something."""
 
-    __slots__ = ("number", "reason", "served", "state", "statistics")
+    __slots__ = ("found", "number", "reason", "served", "state", "statistics")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.state = ModelState.LOADING
         self.reason = ""
         self.served: Served | None = None
+        self.found: FoundModel | None = None
+        """What it was loaded from."""
         self.statistics = ModelStatistics()
 
 
@@ -287,6 +290,15 @@ class Catalog:
             self._resolved.clear()
         loop = asyncio.get_running_loop()
         try:
+            self.serving.check(found.config)
+            if (
+                version.served is not None
+                and differs_in_instances(version.found, found)
+                and await resize(version.served, found, on=self._loader, drain_s=self._drain_s)
+            ):
+                version.found = found
+                log.info("model %s version %d: instances changed", model.name, version.number)
+                return None
             loaded = await loop.run_in_executor(self._loader, self._load, found, source)
             if isinstance(loaded, LoadedEnsemble):
                 check_models(loaded, self.resolve)
@@ -300,6 +312,7 @@ class Catalog:
                 version.state, version.reason = ModelState.UNAVAILABLE, str(failure)
                 self._resolved.clear()
             return failure
+        version.found = found
         self._replace(model, version, loaded)
         return None
 

@@ -70,7 +70,7 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
     _refuse_what_is_not_served(found.name, config)
     engine = _engine(config, version)
     _refuse_states_of(engine, found.name, config)
-    instances = _instances(found.name, config)
+    instances = instance_count(found.name, config)
     has_batch_said = bool(config.max_batch_size)
     inputs, outputs = tensor_specs(config, has_batch_dimension=has_batch_said, labels=read_labels(found))
     executable = engine.load(
@@ -121,7 +121,7 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
             found.folder,
             spec if sequences is None else replace(spec, inputs=(*spec.inputs, *sequences.control_specs())),
             executable,
-            instances=instances,
+            instances=range(instances),
             reshapes=_reshapes(config.input, rows_max),
             beside=None if sequences is None else sequences.padding,
         )
@@ -178,7 +178,7 @@ def _refuse_states_of(engine: Engine, name: str, config: ModelConfig) -> None:
         )
 
 
-def _instances(name: str, config: ModelConfig) -> int:
+def instance_count(name: str, config: ModelConfig) -> int:
     """How many batches may run at once. All instances are on the CPU: this build has no other device."""
     for group in config.instance_group:
         if group.kind is InstanceKind.GPU or group.gpus:

@@ -1,4 +1,4 @@
-"""From a loaded version to one that answers, with what all models share: the response cache.
+"""From a loaded version to one that answers, with what all models share: the response cache and the rate limiter.
 
 Lives on the event loop. Loading belongs to `load_any`, coming and going to `catalog`.
 """
@@ -7,9 +7,13 @@ import asyncio
 import logging
 from typing import Any
 
-from farthing.config.server import SchedulingSettings
+from farthing.batching.rate_limiter import RateLimiter
+from farthing.batching.turns import Demand
+from farthing.config.model import ModelConfig
+from farthing.config.server import RateLimit, SchedulingSettings
 from farthing.runtime.cached import CachedEnsemble, CachedVersion
 from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, Resolve
+from farthing.runtime.in_order import InOrder
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion
 from farthing.runtime.response_cache import ResponseCache
@@ -32,6 +36,12 @@ class Serving:
         self._queue_requests_max = queue_requests_max
         self._resolve = resolve
         self._loads = 0
+        self.limiter = RateLimiter(settings.resources) if settings.rate_limit is RateLimit.EXECUTION_COUNT else None
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises `LoadFailed` if a model asks for more than there can be; before it is loaded."""
+        if self.limiter is not None:
+            self.limiter.check(config.name, demands(config))
 
     def serve(self, loaded: Loaded, statistics: ModelStatistics) -> Served:
         """The version, ready for requests. To be called on the event loop it will live on."""
@@ -49,9 +59,18 @@ class Serving:
             "scheduler": loop,
             "statistics": statistics,
         }
+        if self.limiter is not None:
+            told["turns"] = self.limiter.join(demands(loaded.config))
+        served: ServedVersion
         if loaded.sequences is not None:
-            return ServedSequences(loaded, loaded.sequences, **told)
-        return CachedVersion(loaded, **told, **cache) if cache else ServedVersion(loaded, **told)
+            served = ServedSequences(loaded, loaded.sequences, **told)
+        elif cache:
+            served = CachedVersion(loaded, **told, **cache)
+        else:
+            served = ServedVersion(loaded, **told)
+        if _preserves_ordering(loaded.config):
+            served.submit = InOrder(served.submit)  # type: ignore[method-assign]
+        return served
 
     def _cache_for(self, loaded: LoadedVersion | LoadedEnsemble) -> dict[str, Any]:
         """What a version needs that asks for the response cache; empty for one that does without."""
@@ -72,3 +91,25 @@ class Serving:
         if loaded.config.model_transaction_policy.decoupled:
             return "a decoupled model gives other than one answer to a request"
         return ""
+
+
+def demands(config: ModelConfig) -> list[Demand]:
+    """What each instance needs while it runs, as its group's `rate_limiter` says."""
+    needed: list[Demand] = []
+    for group in config.instance_group:
+        limiter = group.rate_limiter
+        demand = Demand()
+        if limiter is not None:
+            resources: dict[str, int] = {}
+            for resource in limiter.resources:
+                resources[resource.name] = resources.get(resource.name, 0) + resource.count
+            demand = Demand(resources=resources, priority=limiter.priority or 1)
+        needed += [demand] * (group.count or 1)
+    return needed
+
+
+def _preserves_ordering(config: ModelConfig) -> bool:
+    dynamic, sequence = config.dynamic_batching, config.sequence_batching
+    if dynamic is not None:
+        return dynamic.preserve_ordering
+    return sequence is not None and sequence.oldest is not None and sequence.oldest.preserve_ordering

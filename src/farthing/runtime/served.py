@@ -10,6 +10,7 @@ from typing import Protocol
 from farthing.batching.instances import Scheduler
 from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import Policy, Queue, Waiter
+from farthing.batching.rate_limiter import Turns
 from farthing.config.model import ModelConfig, QueuePolicy, TimeoutAction
 from farthing.runtime.check import RequestCheck
 from farthing.runtime.load import LoadedVersion
@@ -65,6 +66,7 @@ class ServedVersion:
         queue_requests_max: int,
         scheduler: Scheduler,
         statistics: ModelStatistics,
+        turns: Turns | None = None,
     ) -> None:
         self.spec = loaded.spec
         self.config = loaded.config
@@ -72,8 +74,9 @@ class ServedVersion:
         self.executable = loaded.executable
         self.version = str(loaded.spec.version)
         self._check = RequestCheck(loaded.spec)
-        self._reshapes_in = loaded.reshapes_in
+        self.reshapes_in = loaded.reshapes_in
         self._reshapes_out = loaded.reshapes_out
+        self._turns = turns
         self.loop = self._make_loop(loaded, queue_requests_max, scheduler)
         self.running = self.loop.running
         self.when_empty = self.loop.when_empty
@@ -90,6 +93,7 @@ class ServedVersion:
             statistics=self.statistics,
             scheduler=scheduler,
             times=loaded.times,
+            turns=self._turns,
         )
 
     def spec_now(self) -> ModelSpec:
@@ -117,7 +121,7 @@ class ServedVersion:
         there is no room or no time for it.
         """
         inputs: Mapping[str, Tensor] = request.inputs
-        if self._reshapes_in:
+        if self.reshapes_in:
             inputs = self.reshaped(inputs)
         if self._reshapes_out:
             done = partial(self.reshape_back, done)
@@ -127,7 +131,7 @@ class ServedVersion:
 
     def reshaped(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Inputs in the shapes the model sees."""
-        reshapes = self._reshapes_in
+        reshapes = self.reshapes_in
         return {
             name: tensor.reshape(_whole(tensor.shape, reshapes[name], self.spec.batch_rows_max > 0))
             if name in reshapes

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 
 from farthing.batching.instances import Scheduler
+from farthing.batching.rate_limiter import Turns
 from farthing.batching.sequence import SequenceId, SequenceWaiter
 from farthing.batching.sequence_loop import SequenceLoop
 from farthing.batching.sequences import Sequences
@@ -29,9 +30,12 @@ class ServedSequences(ServedVersion):
         queue_requests_max: int,
         scheduler: Scheduler,
         statistics: ModelStatistics,
+        turns: Turns | None = None,
     ) -> None:
         self._plan = plan
-        super().__init__(loaded, queue_requests_max=queue_requests_max, scheduler=scheduler, statistics=statistics)
+        super().__init__(
+            loaded, queue_requests_max=queue_requests_max, scheduler=scheduler, statistics=statistics, turns=turns
+        )
 
     def _make_loop(self, loaded: LoadedVersion, queue_requests_max: int, scheduler: Scheduler) -> SequenceLoop:
         rules = self._plan.rules
@@ -51,6 +55,7 @@ class ServedSequences(ServedVersion):
             statistics=self.statistics,
             scheduler=scheduler,
             times=loaded.times,
+            turns=self._turns,
         )
 
     def check(self, request: InferRequest) -> tuple[int, Hashable]:
@@ -77,7 +82,7 @@ class ServedSequences(ServedVersion):
             done = partial(self.reshape_back, done)
         waiter = SequenceWaiter(
             request,
-            self.reshaped(request.inputs) if self._reshapes_in else request.inputs,
+            self.reshaped(request.inputs) if self.reshapes_in else request.inputs,
             rows,
             signature,
             arrival_ns,

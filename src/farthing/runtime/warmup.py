@@ -5,7 +5,7 @@ bytes, or one row's, which then is repeated.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -34,11 +34,11 @@ def warm_up(
     spec: ModelSpec,
     executable: Executable,
     *,
-    instances: int,
+    instances: Iterable[int],
     reshapes: Mapping[str, tuple[int, ...]],
     beside: Callable[[int], Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """Runs every sample as often as it asks for on every instance. Raises `LoadFailed` naming the sample.
+    """Runs every sample as often as it asks for on each of these instances. Raises `LoadFailed` naming the sample.
 
     `beside` gives tensors of so many rows that the model needs and a sample may leave out.
     """
@@ -58,7 +58,7 @@ def warm_up(
         if beside is not None:
             inputs = {**beside(rows), **inputs}
         batch = Batch(inputs, tuple(tensor.name for tensor in spec.outputs), (Member(rows),))
-        for instance in range(instances):
+        for instance in instances:
             for _ in range(max(sample.count, 1)):
                 _run(executable, batch, instance, where)
 

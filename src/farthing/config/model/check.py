@@ -10,6 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from farthing.config.model.check_sequences import repeated, sequence_faults
 from farthing.config.model.config import ModelConfig
 from farthing.config.model.fields import DataType, InstanceKind, ModelInput, ModelOutput
+from farthing.config.model.scheduling import TimeoutAction
 from farthing.types.errors import LoadFailed
 
 PRIORITY_LEVELS_MAX = 1024
@@ -131,6 +132,13 @@ def _priority_faults(config: ModelConfig) -> Iterator[str]:
         yield "dynamic_batching.default_priority_level is given without priority_levels"
     if outside := [level for level in dynamic.priority_queue_policy if not 1 <= level <= levels]:
         yield f"dynamic_batching.priority_queue_policy has level {outside[0]}; priority_levels is {levels}"
+    if dynamic.preserve_ordering:
+        # An answer that waits for one that waits on purpose; Triton refuses the same two.
+        if levels > 1:
+            yield f"dynamic_batching.preserve_ordering goes with one priority level; priority_levels is {levels}"
+        policies = [dynamic.default_queue_policy, *dynamic.priority_queue_policy.values()]
+        if any(policy is not None and policy.timeout_action is TimeoutAction.DELAY for policy in policies):
+            yield "dynamic_batching.preserve_ordering does not go with timeout_action DELAY; allowed: REJECT"
 
 
 def _ensemble_faults(config: ModelConfig) -> Iterator[str]:
@@ -181,6 +189,8 @@ def _instance_faults(config: ModelConfig) -> Iterator[str]:
         if any(gpu < 0 for gpu in group.gpus):
             yield f"{where}.gpus has {min(group.gpus)}; device numbers start at 0"
         for resource in group.rate_limiter.resources if group.rate_limiter else ():
+            if not resource.name:
+                yield f"{where}: a rate limiter resource has no name"
             if resource.count == 0:
                 yield f"{where}: rate limiter resource `{resource.name}` has count 0"
     if twice := repeated(group.name for group in config.instance_group if group.name):

@@ -64,10 +64,12 @@ class PythonModel:
         )
         policy = backoff.Policy(first_delay_s=_seconds(source, "restart_delay_seconds", backoff.DEFAULT.first_delay_s))
         environment = _environment(source)
-        self._processes = [
-            Supervisor(_start(source, instance), environment, limits, policy, clock)
-            for instance in range(max(1, source.instances))
-        ]
+
+        def supervise(instance: int) -> Supervisor:
+            return Supervisor(_start(source, instance), environment, limits, policy, clock)
+
+        self._supervise = supervise
+        self._processes = [self._supervise(instance) for instance in range(max(1, source.instances))]
         try:
             # All must be up; they run the same file, so what the first says holds for each.
             self._ready, *_ = [process.loaded() for process in self._processes]
@@ -152,12 +154,29 @@ class PythonModel:
         """What is wrong with processes that are not up, if any."""
         return "; ".join(filter(None, (process.health() for process in self._processes)))
 
+    def resize(self, instances: int) -> None:
+        """Starts processes, or has the last ones unload and exit."""
+        new = [self._supervise(instance) for instance in range(len(self._processes), instances)]
+        try:
+            for process in new:
+                process.loaded()
+        except LoadFailed:
+            _close(new)
+            raise
+        gone = self._processes[instances:]
+        self._processes = [*self._processes[:instances], *new]
+        _close(gone)
+
     def close(self) -> None:
         """Has all processes unload and exit, together; kills those that do not."""
-        for process in self._processes:
-            process.close_begin()
-        for process in self._processes:
-            process.close_end()
+        _close(self._processes)
+
+
+def _close(processes: Sequence[Supervisor]) -> None:
+    for process in processes:
+        process.close_begin()
+    for process in processes:
+        process.close_end()
 
 
 def _start(source: ModelSource, instance: int) -> messages.Start:

@@ -39,7 +39,9 @@ class ForestExecutable:
         self._session = _session(forest, source)
         self._columns = _Columns(forest)
         self._finish = _finish(forest, interface)
-        self._slots = [_Slot(self._session, self._columns.width, forest) for _ in range(max(1, source.instances))]
+        self._forest = forest
+        self._slots: list[_Slot] = []
+        self.resize(max(1, source.instances))
 
     def execute(self, batch: Batch, instance: int) -> dict[str, Tensor]:
         """All rows at once; a row's answer does not depend on the others."""
@@ -67,6 +69,12 @@ class ForestExecutable:
     def health(self) -> str:
         """Nothing can go wrong between two calls."""
         return ""
+
+    def resize(self, instances: int) -> None:
+        """A slot an instance."""
+        while len(self._slots) < instances:
+            self._slots.append(_Slot(self._session, self._columns.width, self._forest))
+        del self._slots[instances:]
 
     def close(self) -> None:
         """Frees the session and its buffers."""
