@@ -68,7 +68,8 @@ class Serving:
             served = CachedVersion(loaded, **told, **cache)
         else:
             served = ServedVersion(loaded, **told)
-        if _preserves_ordering(loaded.config):
+        dynamic = loaded.config.dynamic_batching
+        if dynamic is not None and dynamic.preserve_ordering:
             served.submit = InOrder(served.submit)  # type: ignore[method-assign]
         return served
 
@@ -106,10 +107,3 @@ def demands(config: ModelConfig) -> list[Demand]:
             demand = Demand(resources=resources, priority=limiter.priority or 1)
         needed += [demand] * (group.count or 1)
     return needed
-
-
-def _preserves_ordering(config: ModelConfig) -> bool:
-    dynamic, sequence = config.dynamic_batching, config.sequence_batching
-    if dynamic is not None:
-        return dynamic.preserve_ordering
-    return sequence is not None and sequence.oldest is not None and sequence.oldest.preserve_ordering
