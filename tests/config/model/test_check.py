@@ -70,6 +70,15 @@ def test_what_makes_sense_passes(values: dict[str, Any]) -> None:
         ({"version_policy": [0]}, "versions start at 1"),
         ({"dynamic_batching": {"priority_levels": 2}}, "default_priority_level is 0; allowed: 1 to 2"),
         ({"dynamic_batching": {"default_priority_level": 2}}, "without priority_levels"),
+        (
+            {"dynamic_batching": {"preserve_ordering": True, "priority_levels": 2, "default_priority_level": 1}},
+            "preserve_ordering goes with one priority level",
+        ),
+        (
+            {"dynamic_batching": {"preserve_ordering": True, "default_queue_policy": {"timeout_action": "DELAY"}}},
+            "does not go with timeout_action DELAY",
+        ),
+        ({"instance_group": [{"rate_limiter": {"resources": [{"count": 1}]}}]}, "resource has no name"),
         ({"dynamic_batching": {"priority_levels": 10**9, "default_priority_level": 1}}, "allowed: up to"),
         ({"dynamic_batching": {"priority_queue_policy": {"3": {}}}}, "has level 3"),
         ({"instance_group": [{"count": -1}]}, "instance_group[0].count is -1"),
