@@ -29,6 +29,7 @@ from farthing.engines.registry import default_filenames
 from farthing.repository import Repository
 from farthing.server import server as server_room
 from farthing.server.server import Server
+from farthing.telemetry.traces import SpanSink
 
 WAIT_S = 20.0
 """Nothing here takes a second on a quiet machine; this ends a test that hangs."""
@@ -216,7 +217,12 @@ class Live:
 
 @contextmanager
 def serving(
-    *paths: Path, client_tls: ssl.SSLContext | None = None, load: bool = True, **settings: Any
+    *paths: Path,
+    client_tls: ssl.SSLContext | None = None,
+    load: bool = True,
+    spans: SpanSink | None = None,
+    trace_ratio: float = 1.0,
+    **settings: Any,
 ) -> Iterator[Live]:
     """A server in this process with these models; `settings` are of `ServerConfig`."""
     config = msgspec.structs.replace(
@@ -226,7 +232,12 @@ def serving(
     thread = threading.Thread(target=loop.run_forever, name="server", daemon=True)
 
     async def start() -> Server:
-        server = Server(config, Repository(paths, default_filenames=default_filenames()))
+        server = Server(
+            config,
+            Repository(paths, default_filenames=default_filenames()),
+            spans=spans,
+            trace_ratio=trace_ratio,
+        )
         await server.listen()
         if load:
             await server.load()

@@ -4,10 +4,14 @@ import json
 from pathlib import Path
 from textwrap import dedent
 
+import grpc
 import numpy as np
 import pytest
+from tests.server.test_grpc import grpc_serving, infer_message
+from tests.server.test_grpc_streams import Talk
 from tests.serving import serving
 
+from farthing.protocols.kserve_grpc import message_class
 from farthing.server.forwarding import HeaderForwarding
 from farthing.types.errors import InvalidInput, InvalidSetting
 from farthing.types.requests import InferRequest
@@ -57,3 +61,22 @@ def test_a_model_sees_them(tmp_path: Path) -> None:
         reply = live.post("/v2/models/echo/infer", json.dumps(body).encode(), headers={"X-Tenant": "shop"})
         assert reply.status == 200, reply.error
         assert reply.json["parameters"] == {"own": 1, "x-tenant": "shop"}
+
+
+def test_a_model_sees_metadata_over_grpc_in_calls_and_streams(tmp_path: Path) -> None:
+    model = tmp_path / "echo.py"
+    model.write_text(dedent(ECHO))
+    with grpc_serving(model, grpc_header_forward_pattern="x-tenant|timeout") as (live, client):
+        message = infer_message([[1.0]])
+        message.parameters["own"].int64_param = 1
+        metadata = [("x-tenant", "shop"), ("x-other", "no")]
+        told = client.raw("ModelInfer")(message.SerializeToString(), metadata=metadata, timeout=20)
+        answers = [message_class("ModelInferResponse").FromString(told)]
+        answers += [answer.infer_response for answer in Talk(client, metadata=metadata).put(message).end().rest()]
+        for answer in answers:
+            assert answer.parameters["own"].int64_param == 1
+            assert answer.parameters["x-tenant"].string_param == "shop"
+            assert "x-other" not in answer.parameters
+        code, words, _ = client.fails("ModelInfer", message.SerializeToString(), metadata=[("timeout", "1")])
+        assert (code, "reserved" in words) == (grpc.StatusCode.INVALID_ARGUMENT, True)
+        assert "x-tenant" not in live.infer("echo", [[1.0]]).json.get("parameters", {}), "HTTP has its own pattern"

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import grpc
 import pytest
+from tests.server.test_grpc import grpc_serving, infer_message
 from tests.serving import infer_json, serving, small_repository
 
-from farthing.server.restricted import Restrictions
+from farthing.protocols.kserve_grpc import message_class
+from farthing.server.restricted import GRPC, Restrictions
 from farthing.telemetry.counters import RouteClass
-from farthing.types.errors import Forbidden, InvalidSetting
+from farthing.types.errors import Forbidden, InvalidSetting, Unavailable
 
 
 def test_a_category_opens_to_its_header_alone() -> None:
@@ -23,7 +26,49 @@ def test_a_category_opens_to_its_header_alone() -> None:
 
 def test_without_settings_nothing_is_restricted() -> None:
     assert not Restrictions([])
-    assert not Restrictions(["trace,logging:key=value"])
+
+
+def test_over_grpc_the_header_has_tritons_prefix_and_the_refusal_tritons_status() -> None:
+    restrictions = Restrictions(["inference:App=two"], GRPC)
+    restrictions.check(RouteClass.INFER, {b"triton-grpc-protocol-app": b"two"})
+    with pytest.raises(Unavailable, match="This protocol is restricted, expecting header 'triton-grpc-protocol-app'"):
+        restrictions.check(RouteClass.INFER, {b"app": b"two"})
+
+
+def test_every_category_of_triton_restricts_its_calls_over_grpc(tmp_path: Path) -> None:
+    calls = {
+        "health": "ServerLive",
+        "metadata": "ServerMetadata",
+        "inference": "ModelInfer",
+        "shared-memory": "SystemSharedMemoryStatus",
+        "model-config": "ModelConfig",
+        "model-repository": "RepositoryIndex",
+        "statistics": "ModelStatistics",
+        "trace": "TraceSetting",
+        "logging": "LogSettings",
+    }
+    settings = tuple(f"{category}:key={category}" for category in calls)
+    with grpc_serving(small_repository(tmp_path), grpc_restricted=settings) as (live, client):
+        for category, method in calls.items():
+            code, words, _ = client.fails(method)
+            assert (code, words) == (
+                grpc.StatusCode.UNAVAILABLE,
+                "This protocol is restricted, expecting header 'triton-grpc-protocol-key'",
+            )
+            client.fails(method, metadata=[("triton-grpc-protocol-key", "other")])
+            key = [("triton-grpc-protocol-key", category)]
+            named = (
+                {"name": "echo"}
+                if method == "ModelConfig"
+                else {"model_name": "echo"}
+                if method == "ModelInfer"
+                else {}
+            )
+            message = (
+                infer_message([[1.0, 2.0]]) if method == "ModelInfer" else message_class(f"{method}Request")(**named)
+            )
+            client.raw(method)(message.SerializeToString(), metadata=key, timeout=20)
+        assert live.infer("echo", [[1.0, 2.0]]).status == 200, "HTTP has its own"
 
 
 @pytest.mark.parametrize(

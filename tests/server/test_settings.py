@@ -79,6 +79,20 @@ def test_trace_settings_are_told_and_changed_as_strings(live: Live) -> None:
     assert changed(live, "/v2/trace/setting", trace_rate=None, trace_count=["-1"]) == (200, before)
 
 
+def test_a_model_has_trace_settings_of_its_own_and_null_gives_it_the_servers_again(live: Live) -> None:
+    path = "/v2/models/echo/trace/setting"
+    before = told(live, path)
+    assert changed(live, path, trace_rate="7", log_frequency="5") == (
+        200,
+        {**before, "trace_rate": "7", "log_frequency": "5"},
+    )
+    assert told(live, "/v2/trace/setting") == before
+    assert changed(live, "/v2/trace/setting", log_frequency="9")[0] == 200
+    assert told(live, path)["log_frequency"] == "5"
+    assert changed(live, path, trace_rate=None, log_frequency=None) == (200, {**before, "log_frequency": "9"})
+    assert changed(live, "/v2/trace/setting", log_frequency=None) == (200, before)
+
+
 @pytest.mark.parametrize(
     ("path", "settings", "status"),
     [
@@ -86,7 +100,7 @@ def test_trace_settings_are_told_and_changed_as_strings(live: Live) -> None:
         ("/v2/trace/setting", {"trace_rate": "0"}, 400),
         ("/v2/trace/setting", {"trace_everything": "1"}, 400),
         ("/v2/trace/setting", {"trace_level": {"a": 1}}, 400),
-        ("/v2/models/echo/trace/setting", {"trace_rate": "7"}, 501),
+        ("/v2/models/echo/trace/setting", {"trace_level": ["TIMESTAMPS"]}, 501),
         ("/v2/models/ghost/trace/setting", {}, 404),
     ],
 )

@@ -2,11 +2,11 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tests.collector import collecting
 
 from farthing.telemetry.otel import (
     BATCH_REQUESTS_MAX,
@@ -16,58 +16,24 @@ from farthing.telemetry.otel import (
     open_span_sink,
     ratio_of,
 )
-from farthing.telemetry.traces import RequestSpan, TraceContext, begin_trace, continue_trace
+from farthing.telemetry.traces import RequestSpan, begin_trace, continue_trace
 from farthing.types.errors import InvalidSetting
-from farthing.types.requests import Timing
+from farthing.types.trace import SPANS_MAX, Trace
 
 START_NS = 1_795_436_413_000_000_000
 HEADER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-TIMING = Timing(queue_ns=400, input_ns=30, compute_ns=2000, output_ns=50, batch_rows=8, batch_requests=3)
 
 
-def finished(context: TraceContext | None = None, status: int = 200, **more: Any) -> RequestSpan:
+def finished(trace: Trace | None = None, **more: Any) -> RequestSpan:
     return RequestSpan(
-        context=context or begin_trace(is_sampled=True),
-        method="POST",
-        route="/v2/models/{model}/infer",
-        status=status,
-        start_ns=START_NS,
-        end_ns=START_NS + 5000,
-        request_id="a-1",
+        trace=trace or Trace(begin_trace(is_sampled=True)),
+        name="POST /v2/models/{m}/infer",
+        start_ns=0,
+        end_ns=5000,
+        to_epoch_ns=START_NS,
+        attributes={"http.response.status_code": 200},
         **more,
     )
-
-
-class Collector:
-    """A collector that keeps what it is sent."""
-
-    def __init__(self) -> None:
-        self.received: list[tuple[str, bytes]] = []
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                collector.received.append((self.path, body))
-                self.send_response(200)
-                self.end_headers()
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self.server = HTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}"
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    collector = Collector()
-    thread = threading.Thread(target=collector.server.serve_forever)
-    thread.start()
-    yield collector
-    collector.server.shutdown()
-    thread.join()
-    collector.server.server_close()
 
 
 def exported(requests: Sequence[RequestSpan]) -> Sequence[Any]:
@@ -81,47 +47,65 @@ def exported(requests: Sequence[RequestSpan]) -> Sequence[Any]:
     return spans
 
 
-def test_a_request_becomes_a_server_span_below_its_caller_with_its_stages_below_it() -> None:
+def test_a_request_becomes_a_server_span_below_its_caller_with_what_was_noted_below_it() -> None:
     context = continue_trace(HEADER)
     assert context is not None
-    spans = exported([finished(context, model="mlp", version="1", queued_ns=START_NS + 100, timing=TIMING)])
-    server, *stages = spans
-    assert server.name == "POST /v2/models/{model}/infer"
-    assert server.kind.name == "SERVER"
+    trace = Trace(context)
+    step = trace.below()
+    step.note("queue", 100, 500, {"rows": 8, "reasons": ("stop", "length")}, links=(context,))
+    trace.note("step", 50, 600, context=step.context, error="EngineFailed")
+    server, queue, noted = exported([finished(trace)])
+    assert (server.name, server.kind.name, server.status.status_code.name) == (
+        "POST /v2/models/{m}/infer",
+        "SERVER",
+        "UNSET",
+    )
     assert f"{server.context.trace_id:032x}" == context.trace_id
     assert f"{server.context.span_id:016x}" == context.span_id, "the span has the id that the client was told"
     assert f"{server.parent.span_id:016x}" == "b7ad6b7169203331"
     assert server.parent.is_remote
     assert (server.start_time, server.end_time) == (START_NS, START_NS + 5000)
-    assert dict(server.attributes) == {
-        "http.request.method": "POST",
-        "http.route": "/v2/models/{model}/infer",
-        "http.response.status_code": 200,
-        "farthing.request.id": "a-1",
-        "farthing.model.name": "mlp",
-        "farthing.model.version": "1",
-    }
-    assert [(s.name, s.start_time - START_NS, s.end_time - START_NS) for s in stages] == [
-        ("queue", 100, 500),
-        ("compute_input", 500, 530),
-        ("compute_infer", 530, 2530),
-        ("compute_output", 2530, 2580),
-    ]
-    assert {stage.parent.span_id for stage in stages} == {server.context.span_id}
-    assert len({stage.context.span_id for stage in stages}) == 4
-    assert dict(stages[2].attributes) == {"farthing.batch.rows": 8, "farthing.batch.requests": 3}
+    assert dict(server.attributes) == {"http.response.status_code": 200}
+    assert (noted.name, noted.parent.span_id, noted.parent.is_remote) == ("step", server.context.span_id, False)
+    assert (noted.status.status_code.name, noted.attributes["error.type"]) == ("ERROR", "EngineFailed")
+    assert (queue.kind.name, queue.parent.span_id) == ("INTERNAL", noted.context.span_id)
+    assert (queue.start_time - START_NS, queue.end_time - START_NS) == (100, 500)
+    assert dict(queue.attributes) == {"rows": 8, "reasons": ("stop", "length")}
+    assert [link.context.span_id for link in queue.links] == [server.context.span_id]
 
 
-def test_a_request_that_never_reached_a_model_is_one_span() -> None:
-    (span,) = exported([finished(status=404, error="NotFound")])
+def test_what_the_server_did_wrong_is_an_error_of_the_span() -> None:
+    (span,) = exported([finished(error="500")])
     assert span.parent is None
-    assert span.attributes["error.type"] == "NotFound"
-    assert span.status.status_code.name == "UNSET", "what the client did wrong is not the server's error"
+    assert (span.attributes["error.type"], span.status.status_code.name) == ("500", "ERROR")
 
 
-def test_our_own_failures_are_errors() -> None:
-    (span,) = exported([finished(status=500, error="EngineFailed")])
-    assert span.status.status_code.name == "ERROR"
+def test_there_is_an_end_to_what_one_request_notes() -> None:
+    trace = Trace(begin_trace(is_sampled=True))
+    for number in range(SPANS_MAX + 10):
+        trace.below().note("call", number, number + 1)
+    assert len(exported([finished(trace)])) == SPANS_MAX + 1
+
+
+def test_so_many_finished_requests_make_an_export() -> None:
+    sizes: list[int] = []
+    done = threading.Event()
+
+    class Counting:
+        def export(self, spans: Sequence[object]) -> None:
+            sizes.append(len(spans))
+            if sum(sizes) == 4:
+                done.set()
+
+        def shutdown(self) -> None:
+            pass
+
+    sink = OtelSpanSink(Counting(), "0", delay_s=3600.0)  # type: ignore[arg-type] # what the sink uses of an exporter
+    for _ in range(4):
+        sink.request_span(finished(export_after=2))
+    assert done.wait(20.0), "nobody waits an hour for more"
+    assert sizes == [2, 2]
+    sink.close()
 
 
 def test_the_operators_names_for_the_service_go_before_ours(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,27 +122,23 @@ def test_the_operators_names_for_the_service_go_before_ours(monkeypatch: pytest.
     assert span.resource.attributes["deployment.environment"] == "test"
 
 
-def test_spans_reach_a_collector_over_otlp_http(collector: Collector) -> None:
+def test_spans_reach_a_collector_over_otlp_http() -> None:
     pytest.importorskip("opentelemetry.exporter.otlp.proto.http")
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
-    sink = open_span_sink(setting="", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address}, version="0.1.0")
-    assert sink is not None
-    contexts = [begin_trace(is_sampled=True) for _ in range(BATCH_REQUESTS_MAX + 1)]
-    for context in contexts:
-        sink.request_span(finished(context, model="mlp", version="1", queued_ns=START_NS + 100, timing=TIMING))
-    sink.close()
-    assert {path for path, _ in collector.received} == {"/v1/traces"}
-    spans = [
-        span
-        for _, body in collector.received
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
+    with collecting() as collector:
+        sink = open_span_sink(setting="", environ={"OTEL_EXPORTER_OTLP_ENDPOINT": collector.address}, version="0.1.0")
+        assert sink is not None
+        traces = [Trace(begin_trace(is_sampled=True)) for _ in range(BATCH_REQUESTS_MAX + 1)]
+        for trace in traces:
+            trace.note("queue", 100, 500)
+            sink.request_span(finished(trace))
+        sink.close()
+        assert collector.paths == {"/v1/traces"}
+        spans = collector.spans()
     servers = [span for span in spans if span.kind == span.SPAN_KIND_SERVER]
-    assert [(s.trace_id.hex(), s.span_id.hex()) for s in servers] == [(c.trace_id, c.span_id) for c in contexts]
-    assert len(spans) == 5 * len(contexts)
+    assert [(s.trace_id.hex(), s.span_id.hex()) for s in servers] == [
+        (trace.context.trace_id, trace.context.span_id) for trace in traces
+    ]
+    assert len(spans) == 2 * len(traces)
     assert sink.dropped == 0
 
 

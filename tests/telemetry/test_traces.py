@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.telemetry.traces import (
-    FLAG_SAMPLED,
     REQUEST_ID_CHARS_MAX,
     TRACEPARENT_CHARS_MAX,
     begin_trace,
@@ -14,6 +13,7 @@ from farthing.telemetry.traces import (
     request_ids,
     samples,
 )
+from farthing.types.trace import FLAG_SAMPLED
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 SPAN_ID = "b7ad6b7169203331"

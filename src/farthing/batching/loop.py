@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any, Final
 
+from farthing.batching.batch_spans import note_batch
 from farthing.batching.batcher import Callers, Limits, Run, Wait, decide
 from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
 from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
@@ -320,6 +321,10 @@ class BatchLoop:
             self._rested(job.instance)
         self._free_ns = end_ns = self._now_ns()
         self._away = job.requests
+        for waiter in job.waiters:
+            if waiter.request.trace is not None:
+                note_batch(self.spec, job, ran)
+                break
         timing_rest = (ran.input_ns, ran.compute_ns, ran.output_ns, job.rows, job.requests)
         queue_ns = 0
         answered = 0
@@ -402,6 +407,8 @@ class BatchLoop:
         for waiter in late:
             self.statistics.failed(FailureReason.REJECTED, 1, now - waiter.arrival_ns)
             waited_ms = (now - waiter.arrival_ns) / 1e6
+            if waiter.request.trace is not None:
+                waiter.request.trace.note("queue", waiter.arrival_ns, now, error=DeadlineExceeded.__name__)
             self._answer(
                 waiter,
                 DeadlineExceeded(

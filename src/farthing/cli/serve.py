@@ -150,10 +150,20 @@ class BytesType(click.ParamType[int]):
     multiple=True,
     metavar="CATEGORY[,...]:HEADER=VALUE",
     help="Endpoints that want a header, as in Triton: health, metadata, inference, model-config, model-repository, "
-    "statistics.",
+    "statistics, shared-memory, trace, logging.",
+)
+@click.option(
+    "--grpc-restricted-protocol",
+    "grpc_restricted",
+    multiple=True,
+    metavar="CATEGORY[,...]:HEADER=VALUE",
+    help="The same over gRPC; clients send triton-grpc-protocol-HEADER.",
 )
 @click.option(
     "--http-header-forward-pattern", default="", metavar="REGEX", help="Headers that models see as parameters."
+)
+@click.option(
+    "--grpc-header-forward-pattern", default="", metavar="REGEX", help="Metadata that models see as parameters."
 )
 @click.option("--access-log", is_flag=True, help="One log line a request.")
 @click.option("--log-format", type=click.Choice(["auto", "json", "text"]), default="auto", help="auto: by terminal.")
@@ -213,6 +223,8 @@ class Options(dict[str, object]):
                 "exit_timeout_s": values["exit_timeout_secs"],
                 "restricted": values["restricted"],
                 "header_forward_pattern": values["http_header_forward_pattern"],
+                "grpc_restricted": values["grpc_restricted"],
+                "grpc_header_forward_pattern": values["grpc_header_forward_pattern"],
                 "access_log": values["access_log"],
             },
             ServerConfig,

@@ -180,5 +180,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """`CATEGORY[,CATEGORY...]:HEADER=VALUE` (Triton's `--http-restricted-api`)."""
     header_forward_pattern: str = ""
     """Headers with such names become request parameters (Triton's `--http-header-forward-pattern`); none by default."""
+    grpc_restricted: tuple[str, ...] = ()
+    """As `restricted`, over gRPC (Triton's `--grpc-restricted-protocol`): clients send `triton-grpc-protocol-…`."""
+    grpc_header_forward_pattern: str = ""
+    """As `header_forward_pattern`, for metadata (Triton's `--grpc-header-forward-pattern`)."""
     access_log: bool = False
     """One log line a request: useful to people, 10 us of CPU each."""

@@ -33,6 +33,7 @@ from farthing.types.errors import (
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse, Timing
 from farthing.types.tensors import Tensor
+from farthing.types.trace import Trace
 
 PLATFORM: Final = "ensemble"
 BUSY_RETRY_S: Final = 1.0
@@ -207,7 +208,7 @@ class _Passage:
 
     __slots__ = (
         "_arrival_ns", "_begun", "_compute_ns", "_done", "_ensemble", "_is_ended", "_outputs", "_queue_ns", "_request",
-        "_rows", "_tensors", "_waiting", "_withdraws",
+        "_rows", "_step_traces", "_tensors", "_waiting", "_withdraws",
     )  # fmt: skip
 
     def __init__(self, ensemble: Ensemble, request: InferRequest, rows: int, arrival_ns: int, done: Done) -> None:
@@ -222,6 +223,8 @@ class _Passage:
         """Steps that are due, wait in their models or run: as long as there are any, an answer will come."""
         self._withdraws: dict[int, Callable[[], None]] = {}
         """Of those, as far as their models have taken them."""
+        self._step_traces: dict[int, tuple[Trace, int]] = {}
+        """Of those, if the request is traced: where they note what happens, and since when."""
         self._queue_ns = self._compute_ns = 0
         graph = ensemble.graph
         asked = frozenset(output.name for output in request.outputs) or graph.outputs
@@ -284,6 +287,10 @@ class _Passage:
                 late = DeadlineExceeded(f"the request's time ran out before step `{step.model}`")
                 self.fail(late, FailureReason.REJECTED)
                 return
+        trace = None
+        if request.trace is not None:
+            trace = request.trace.below()
+            self._step_traces[place] = (trace, now_ns)
         asked = InferRequest(
             model_name=step.model,
             model_version=step.version,
@@ -294,7 +301,7 @@ class _Passage:
             priority=request.priority,
             timeout_us=timeout_us,
             tenant=request.tenant,
-            trace_id=request.trace_id,
+            trace=trace,
         )
         try:
             served = ensemble.resolve(step.model, step.version)
@@ -311,6 +318,8 @@ class _Passage:
         if self._is_ended:
             return
         step = self._ensemble.graph.steps[place]
+        if place in self._step_traces:
+            self._note(step, *self._step_traces.pop(place), answer)
         if isinstance(answer, FarthingError):
             self.fail(_told(answer, step), FailureReason.BACKEND)
             return
@@ -327,6 +336,17 @@ class _Passage:
             self._tensors[tensor] = outputs[name]
             made.append(tensor)
         self._arrived(made)
+
+    def _note(self, step: Step, trace: Trace, start_ns: int, answer: InferResponse | FarthingError) -> None:
+        assert self._request.trace is not None
+        self._request.trace.note(
+            f"step {step.model}",
+            start_ns,
+            self._ensemble.now_ns(),
+            {"farthing.ensemble.name": self._ensemble.spec.name, "farthing.model.name": step.model},
+            context=trace.context,
+            error=type(answer).__name__ if isinstance(answer, FarthingError) else "",
+        )
 
     def _finish(self) -> None:
         ensemble = self._ensemble

@@ -15,17 +15,11 @@ from farthing.server.auth import Door, Keys
 from farthing.server.exchange import Exchange
 from farthing.server.restricted import Restrictions
 from farthing.server.routes import Match, Routes
+from farthing.server.tracing import Tracing
 from farthing.telemetry.counters import HttpCounters, RejectReason
-from farthing.telemetry.traces import (
-    RequestSpan,
-    SpanSink,
-    TraceContext,
-    begin_trace,
-    clean_request_id,
-    continue_trace,
-    request_ids,
-)
+from farthing.telemetry.traces import clean_request_id, continue_trace, request_ids
 from farthing.types.errors import FarthingError, Forbidden, TenantLimited, Unauthenticated
+from farthing.types.trace import TraceContext
 
 access_log = logging.getLogger("farthing.access")
 log = logging.getLogger(__name__)
@@ -42,8 +36,7 @@ class App:
         restrictions: Restrictions,
         admission: Admission,
         counters: HttpCounters,
-        spans: SpanSink | None = None,
-        begins_trace: Callable[[], bool] = lambda: False,
+        tracing: Tracing | None = None,
         has_access_log: bool = False,
     ) -> None:
         self._routes = routes
@@ -51,8 +44,7 @@ class App:
         self._restrictions = restrictions
         self._admission = admission
         self._counters = counters
-        self._spans = spans
-        self._begins_trace = begins_trace
+        self._tracing = tracing
         self._has_access_log = has_access_log
         self._next_id = request_ids()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,18 +57,18 @@ class App:
             given is not None and clean_request_id(given.decode("latin-1"))
         ) or self._next_id()
         exchange.reply_headers = b"X-Request-Id: " + request_id.encode() + b"\r\n"
-        trace = None
+        context = None
         if b"traceparent" in headers:
-            trace = continue_trace(headers[b"traceparent"].decode("latin-1"))
-            if trace is not None:
-                exchange.reply_headers += b"traceparent: " + trace.header().encode() + b"\r\n"
-        elif self._spans is not None and self._begins_trace():
-            trace = begin_trace(is_sampled=True)
+            context = continue_trace(headers[b"traceparent"].decode("latin-1"))
+            if context is not None:
+                exchange.reply_headers += b"traceparent: " + context.header().encode() + b"\r\n"
         match = self._routes.match(exchange.method, exchange.path)
         route = match.route
         exchange.route = route.kind
-        if self._has_access_log or (self._spans is not None and trace is not None and trace.is_sampled):
-            exchange.on_end = partial(self._ended, exchange, match, trace)
+        if self._tracing is not None:
+            self._tracing.exchange_began(exchange, match, context)
+        if self._has_access_log or exchange.trace is not None or exchange.begin_trace is not None:
+            exchange.on_end = partial(self._ended, exchange, match, context)
         if self._keys is not None:
             self._admit(exchange, route.door)
         if self._restrictions:
@@ -115,9 +107,10 @@ class App:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _ended(self, exchange: Exchange, match: Match, trace: TraceContext | None, status: int) -> None:
+    def _ended(self, exchange: Exchange, match: Match, context: TraceContext | None, status: int) -> None:
         end_ns = time.monotonic_ns()
-        model, version = (*match.args, "", "")[:2]
+        if exchange.trace is not None:
+            context = exchange.trace.context
         if self._has_access_log:
             access_log.info(
                 "%s %s %d",
@@ -126,29 +119,14 @@ class App:
                 status,
                 extra={
                     "request_id": exchange.request_id,
-                    "trace_id": trace.trace_id if trace else "",
+                    "trace_id": context.trace_id if context else "",
                     "tenant": exchange.tenant,
                     "duration_ms": round((end_ns - exchange.received_ns) / 1e6, 3),
                     "body_bytes": exchange.body_bytes,
                 },
             )
-        if self._spans is not None and trace is not None and trace.is_sampled:
-            to_epoch_ns = time.time_ns() - end_ns
-            self._spans.request_span(
-                RequestSpan(
-                    context=trace,
-                    method=exchange.method.decode(),
-                    route=match.route.pattern,
-                    status=status,
-                    start_ns=exchange.received_ns + to_epoch_ns,
-                    end_ns=end_ns + to_epoch_ns,
-                    request_id=exchange.request_id,
-                    model=model,
-                    version=version,
-                    queued_ns=exchange.received_ns + to_epoch_ns if exchange.timing else 0,
-                    timing=exchange.timing,
-                )
-            )
+        if self._tracing is not None:
+            self._tracing.exchange_ended(exchange, match, status, end_ns)
 
 
 async def _finish(exchange: Exchange, answer: Awaitable[None]) -> None:

@@ -11,7 +11,7 @@ from farthing.protocols import openai
 from farthing.protocols.kserve import encode_error
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import FarthingError, MethodNotAllowed
-from farthing.types.requests import Timing
+from farthing.types.trace import Trace
 
 JSON: Final = b"application/json"
 OPENAI_PATHS: Final = (b"/v1/", b"/tokenize", b"/detokenize")
@@ -53,6 +53,7 @@ class Exchange:
     """One request and the place for its answer."""
 
     __slots__ = (
+        "begin_trace",
         "body",
         "body_bytes",
         "connection",
@@ -72,7 +73,7 @@ class Exchange:
         "request_id",
         "route",
         "tenant",
-        "timing",
+        "trace",
     )
 
     def __init__(self, connection: Sender, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
@@ -96,8 +97,10 @@ class Exchange:
         self.request_id = ""
         self.route = RouteClass.OTHER
         self.tenant = ""
-        self.timing: Timing | None = None
-        """Where an inference request's time went; its handler then sends the `Server-Timing` itself."""
+        self.trace: Trace | None = None
+        """Where to note what happens to it, if it is traced."""
+        self.begin_trace: Callable[[str], Trace | None] | None = None
+        """Asked for one once its handler knows the model, where the path does not say."""
         self.refusal: FarthingError | None = None
         """Why this was never a request at all."""
         self.is_done = False

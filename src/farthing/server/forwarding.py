@@ -1,6 +1,7 @@
-"""HTTP headers a model may see: those whose names match the operator's pattern become request parameters.
+"""Headers a model may see: those whose names match the operator's pattern become request parameters.
 
-Triton's `--http-header-forward-pattern`. Names are matched whole and in any case, and arrive in lower case.
+Triton's `--http-header-forward-pattern`, and `--grpc-header-forward-pattern` for metadata. Names are matched whole and
+in any case, and arrive in lower case.
 """
 
 import re
@@ -14,13 +15,13 @@ from farthing.types.requests import InferRequest
 class HeaderForwarding:
     """Copies matching headers into a request's parameters."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, *, option: str = "--http-header-forward-pattern") -> None:
         """Raises `InvalidSetting` for a pattern that is not a regular expression."""
         try:
             self._pattern = re.compile(pattern, re.IGNORECASE)
         except re.error as error:
             raise InvalidSetting(
-                f"--http-header-forward-pattern `{pattern}` is not a regular expression: {error}",
+                f"{option} `{pattern}` is not a regular expression: {error}",
                 hint="such as `x-tenant-.*`",
             ) from None
 

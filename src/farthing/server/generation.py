@@ -14,14 +14,17 @@ from farthing.protocols import sse
 from farthing.protocols.openai import Choice
 from farthing.runtime.language_model import Event, LanguageModel
 from farthing.server.exchange import Exchange
+from farthing.telemetry.generation_spans import note_generation
 from farthing.types.errors import FarthingError
-from farthing.types.generation import Delta, Finished, GenerateRequest, PromptDone, TokenLogprob, Usage
+from farthing.types.generation import Delta, Finished, FinishReason, GenerateRequest, PromptDone, TokenLogprob, Usage
 from farthing.types.tools import CallReader
 
 HEAD_AFTER_S: Final = 5.0
 """A stream's head waits so long for the first event: until then an error still gets its own status."""
 PING_S: Final = 15.0
 """A stream with nothing to say sends a comment: proxies cut silent connections after about 60 s."""
+
+CHAT_PATH: Final = b"/v1/chat/"
 
 Logprobs = Sequence[TokenLogprob]
 
@@ -47,11 +50,15 @@ class Answer:
         self._left = len(requests)
         self._cancels: list[Callable[[], None]] = []
         self._finished: list[Finished] = []
+        self._reasons: list[list[FinishReason]] = [[] for _ in requests]
         self._is_over = False
 
     def start(self, model: LanguageModel) -> None:
         """Hands the requests to the model. Raises that one cannot be taken; then none goes on."""
-        self._exchange.on_gone = self._cancel
+        exchange = self._exchange
+        exchange.on_gone = self._cancel
+        if exchange.begin_trace is not None:
+            exchange.trace = exchange.begin_trace(model.spec.name)
         try:
             for number, request in enumerate(self._requests):
                 self._cancels.append(model.generate(request, partial(self._receive, number)))
@@ -63,11 +70,17 @@ class Answer:
         if self._is_over:
             return
         if isinstance(event, Delta):
+            if event.finish is not None:
+                self._reasons[number].append(event.finish)
             self.on_delta(number, event)
         elif isinstance(event, PromptDone):
             self.on_prompt(number, event)
         elif isinstance(event, Finished):
             self._finished.append(event)
+            if self._exchange.trace is not None:
+                operation = "chat" if self._exchange.path.startswith(CHAT_PATH) else "text_completion"
+                request = self._requests[number]
+                note_generation(self._exchange.trace, operation, request, event, self._reasons[number])
             self._left -= 1
             if not self._left:
                 self._is_over = True

@@ -18,6 +18,8 @@ from farthing.server.grpc_call import Rpc
 from farthing.server.grpc_calls import GrpcCalls
 from farthing.server.http2 import LINGER_S, Http2Socket
 from farthing.server.last_call import refuse_newcomers
+from farthing.server.restricted import Restrictions
+from farthing.server.tracing import Tracing
 from farthing.telemetry.counters import GrpcCounters
 
 FAREWELL_S: Final = 0.2
@@ -38,11 +40,21 @@ class GrpcListener:
         admission: Admission,
         counters: GrpcCounters,
         limits: HttpLimits,
+        tracing: Tracing | None,
+        restrictions: Restrictions,
     ) -> None:
         self.limits = limits
         self.http2_limits = Http2Limits(header_list_bytes_max=limits.head_bytes_max, headers_max=limits.headers_max)
         self.counters = counters
-        self.calls = GrpcCalls(rpcs, keys=keys, admission=admission, counters=counters, limits=limits)
+        self.calls = GrpcCalls(
+            rpcs,
+            keys=keys,
+            admission=admission,
+            counters=counters,
+            limits=limits,
+            tracing=tracing,
+            restrictions=restrictions,
+        )
         self.now_s = time.monotonic()
         """Coarse time, moved by `sweep`."""
         self._sockets: set[Http2Socket] = set()

@@ -9,7 +9,7 @@ import asyncio
 import inspect
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -40,9 +40,11 @@ from farthing.types.errors import (
     RequestTimeout,
     Unsupported,
 )
+from farthing.types.trace import Trace
 
 if TYPE_CHECKING:
     from farthing.server.grpc_calls import GrpcCalls
+    from farthing.server.tracing import Tracing
 
 INLINE_CODING_BYTES_MAX: Final = 32 * 1024
 """Messages up to this size are inflated and deflated on the event loop (gzip: up to 0.5 ms), larger ones elsewhere."""
@@ -83,10 +85,11 @@ class Rpc(msgspec.Struct, frozen=True):
 class Plan:
     """What a call's head asks for; worked out once for all calls with the same head."""
 
-    __slots__ = ("accepts", "coding", "ends_on_error", "not_grpc", "refusal", "rpc", "timeout_us")
+    __slots__ = ("accepts", "coding", "ends_on_error", "fields", "not_grpc", "refusal", "rpc", "timeout_us")
 
     def __init__(self, head: Head, rpcs: dict[bytes, Rpc]) -> None:
         self.rpc = rpcs.get(head.path)
+        self.fields = head.fields
         self.timeout_us = -1
         """The deadline; -1 for none."""
         self.coding: Coding = "identity"
@@ -134,7 +137,9 @@ class Call:
         "_tenant_entered",
         "bytes",
         "code",
+        "has_context",
         "is_done",
+        "model",
         "on_gone",
         "plan",
         "received_ns",
@@ -142,6 +147,7 @@ class Call:
         "stream",
         "tenant",
         "timeout_us",
+        "trace",
     )
 
     def __init__(self, calls: "GrpcCalls", stream: Stream, plan: Plan, rpc: Rpc) -> None:
@@ -160,12 +166,28 @@ class Call:
         self.is_done = False
         self.on_gone: Callable[[], object] | None = None
         """Called once if the caller leaves, or runs out of time, before it was answered."""
+        self.trace: Trace | None = None
+        """Where to note what happens to it, if it is traced."""
+        self.has_context = False
+        """Whether its caller has a trace, sampled or not: then it begins none of its own."""
+        self.model = ""
+        """Whom it asks; told for the trace's sake."""
         self._reader: MessageReader | None = None
         self._tenant_entered = False
         self._is_over = False
         self._held_since_s = 0.0
         """Since when its caller reads too little of the answer; 0 while nothing waits."""
         self._sent_before = 0
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """Its metadata; names in lower case."""
+        return self.plan.fields
+
+    @property
+    def tracing(self) -> "Tracing | None":
+        """Where traces go; None where they go nowhere."""
+        return self._calls.tracing
 
     # -- the request ---------------------------------------------------------------------------------------------
 
@@ -332,6 +354,8 @@ class Call:
         calls.admission.give_bytes(self.bytes)
         if self._tenant_entered:
             calls.admission.leave(self.tenant)
+        if self.trace is not None and calls.tracing is not None:
+            calls.tracing.call_ended(self, self.trace)
         calls.counters.answered(self.rpc.kind, CODES[self.code])
 
     def check_time(self, now_s: float) -> None:

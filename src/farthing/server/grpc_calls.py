@@ -15,6 +15,8 @@ from farthing.server.admission import Admission
 from farthing.server.auth import Door, Keys
 from farthing.server.grpc_call import Call, Plan, Rpc
 from farthing.server.grpc_stream_call import StreamCall
+from farthing.server.restricted import Restrictions
+from farthing.server.tracing import Tracing
 from farthing.telemetry.counters import GrpcCounters, RouteClass
 from farthing.types.errors import DeadlineExceeded, FarthingError, Overloaded, Unavailable
 
@@ -38,12 +40,16 @@ class GrpcCalls:
         admission: Admission,
         counters: GrpcCounters,
         limits: HttpLimits,
+        tracing: Tracing | None,
+        restrictions: Restrictions,
     ) -> None:
         self._rpcs = {rpc.path.encode(): rpc for rpc in rpcs}
         self._keys = keys
         self.admission = admission
         self.counters = counters
         self.limits = limits
+        self.tracing = tracing
+        self._restrictions = restrictions
         self.message_bytes_max = limits.body_bytes_max + NAMES_BYTES_MAX
         self.is_stopping = False
         """New calls are refused."""
@@ -68,6 +74,8 @@ class GrpcCalls:
             self._owed += 1
             if self._owed == 1:
                 self.empty.clear()
+        if self.tracing is not None:
+            self.tracing.call_began(call, head.fields)
         if plan.refusal is not None:
             call.fail(plan.refusal)
             return
@@ -92,6 +100,8 @@ class GrpcCalls:
             key = self._keys.check(rpc.door, head.fields)
             if key is not None:
                 call.enter(key.name, key.inflight_max)
+        if self._restrictions:
+            self._restrictions.check(rpc.kind, head.fields)
 
     def data(self, stream: Stream, data: Data, is_last: bool) -> None:
         """More of a call's body came."""

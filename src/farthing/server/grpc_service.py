@@ -29,10 +29,12 @@ from farthing.protocols.kserve_grpc import (
 )
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
+from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_call import Call, Rpc
 from farthing.server.grpc_stream_call import StreamCall
 from farthing.server.grpc_streams import InferStream
 from farthing.server.kserve import extensions, load_as_asked
+from farthing.server.tracing import Tracing
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import FarthingError, NotFound, Unavailable
 from farthing.types.models import ModelSpec
@@ -42,8 +44,17 @@ from farthing.types.requests import InferRequest, InferResponse
 class GrpcService:
     """The handlers of one server."""
 
-    def __init__(self, runtime: Runtime, body_bytes_max: int) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        body_bytes_max: int,
+        *,
+        tracing: Tracing | None = None,
+        forwarding: HeaderForwarding | None = None,
+    ) -> None:
         self._runtime = runtime
+        self._tracing = tracing
+        self._forwarding = forwarding
         self._limits = WireLimits(body_bytes_max=body_bytes_max)
 
     def rpcs(self) -> list[Rpc]:
@@ -78,11 +89,15 @@ class GrpcService:
 
     def infer(self, message: Any, call: Call) -> None:
         """`ModelInfer`. A caller that leaves takes the request out of its queue."""
+        trace = None if self._tracing is None else self._tracing.of_call(call, message.model_name)
         served = self._runtime.resolve(message.model_name, message.model_version)
         request = decode_infer(message, self._limits, self._runtime.regions)
         if request.shared_bytes:
             call.hold(request.shared_bytes)
+        if self._forwarding is not None:
+            self._forwarding.forward(call.headers, request)
         request.tenant = call.tenant
+        request.trace = trace
         if call.timeout_us and (not request.timeout_us or call.timeout_us < request.timeout_us):
             request.timeout_us = call.timeout_us
         rows, signature = served.check(request)
@@ -109,7 +124,7 @@ class GrpcService:
 
     async def stream_infer(self, kind: Any, call: StreamCall) -> None:
         """`ModelStreamInfer`."""
-        await InferStream(self._runtime, self._limits, kind, call).serve()
+        await InferStream(self._runtime, self._limits, kind, call, self._forwarding).serve()
 
     # -- health --------------------------------------------------------------------------------------------------
 

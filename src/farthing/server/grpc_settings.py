@@ -25,11 +25,14 @@ class GrpcSettings:
     def rpcs(self) -> list[Rpc]:
         """Both RPCs."""
 
-        def rpc(name: str, handler: Any) -> Rpc:
+        def rpc(name: str, handler: Any, kind: RouteClass) -> Rpc:
             path = f"/{SERVICE}/{name}"
-            return Rpc(path, lambda: message_class(f"{name}Request"), handler, Door.CONTROL, RouteClass.OTHER)
+            return Rpc(path, lambda: message_class(f"{name}Request"), handler, Door.CONTROL, kind)
 
-        return [rpc("TraceSetting", self.traces), rpc("LogSettings", self.logs)]
+        return [
+            rpc("TraceSetting", self.traces, RouteClass.TRACE),
+            rpc("LogSettings", self.logs, RouteClass.LOGGING),
+        ]
 
     def logs(self, message: Any, call: Call) -> Any:
         """`LogSettings`."""

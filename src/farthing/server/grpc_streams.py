@@ -29,11 +29,14 @@ from farthing.protocols.kserve_grpc import (
 from farthing.runtime.generate import generate_request, prompt_tokens
 from farthing.runtime.language_model import Event, LanguageModel
 from farthing.runtime.runtime import Runtime
+from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_stream_call import StreamCall
+from farthing.telemetry.generation_spans import note_generation
 from farthing.types.errors import Cancelled, FarthingError
 from farthing.types.generation import Delta, Finished, GenerateRequest
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
+from farthing.types.trace import Trace
 
 REQUESTS_MAX: Final = 256
 """Requests of one stream under way; no further one is read before one is answered."""
@@ -45,7 +48,7 @@ INLINE_CHARACTERS_MAX: Final = 4 * 1024
 class _Request:
     """One request of a stream, until it is answered."""
 
-    __slots__ = ("answer", "bytes", "id", "is_entered", "withdraw")
+    __slots__ = ("answer", "bytes", "error", "id", "is_entered", "model", "received_ns", "trace", "withdraw")
 
     def __init__(self, size: int) -> None:
         self.bytes = size
@@ -53,14 +56,28 @@ class _Request:
         self.answer: bytes | None = None
         """Waits for its turn."""
         self.is_entered = False
+        self.received_ns = time.monotonic_ns()
+        self.model = ""
+        self.trace: Trace | None = None
+        self.error: FarthingError | None = None
+        """What was answered, if it was one; for the trace."""
         self.withdraw: Callable[[], None] | None = None
 
 
 class InferStream:
     """One call of `ModelStreamInfer`."""
 
-    def __init__(self, runtime: Runtime, limits: WireLimits, kind: Any, call: StreamCall) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        limits: WireLimits,
+        kind: Any,
+        call: StreamCall,
+        forwarding: HeaderForwarding | None = None,
+    ) -> None:
         self._runtime = runtime
+        self._forwarding = forwarding
+        self._tracing = call.tracing
         self._limits = limits
         self._kind = kind
         self._call = call
@@ -97,6 +114,9 @@ class InferStream:
         try:
             message = parse_message(self._kind, data)
             request.id = message.id
+            if self._tracing is not None:
+                request.model = message.model_name
+                request.trace = self._tracing.of_stream_request(self._call, request.model)
             self._call.enter_request()
             request.is_entered = True
             served = self._runtime.resolve(message.model_name, message.model_version)
@@ -104,7 +124,10 @@ class InferStream:
             if asked.shared_bytes:
                 self._call.hold(asked.shared_bytes)
                 request.bytes += asked.shared_bytes
+            if self._forwarding is not None:
+                self._forwarding.forward(self._call.headers, asked)
             asked.tenant = self._call.tenant
+            asked.trace = request.trace
             if isinstance(served, LanguageModel):
                 await self._generate(request, asked, served, wants_empty_final(message))
                 return
@@ -138,6 +161,7 @@ class InferStream:
 
     def _failed(self, request: _Request, error: FarthingError) -> None:
         request.withdraw = None
+        request.error = error
         if self._call.plan.ends_on_error:
             self._end(error)
             return
@@ -166,6 +190,10 @@ class InferStream:
     def _forget(self, request: _Request) -> None:
         if request in self._under_way:
             self._under_way.discard(request)
+            if request.trace is not None and self._tracing is not None:
+                self._tracing.stream_request_ended(
+                    self._call, request.trace, request.model, request.received_ns, request.error
+                )
             self._call.let_go(request.bytes)
             if request.is_entered:
                 self._call.leave_request()
@@ -181,7 +209,7 @@ class InferStream:
         else:
             wanted = await asyncio.get_running_loop().run_in_executor(None, prepare)
         stream = GenerateStream(asked, fields, model.spec.name, model.version, wants_empty_final=ends_empty)
-        request.withdraw = model.generate(wanted, partial(self._generated, request, stream))
+        request.withdraw = model.generate(wanted, partial(self._generated, request, stream, wanted))
         for answer in stream.begin():  # before any event, which come in a later turn of the event loop
             self._send(answer)
 
@@ -202,7 +230,7 @@ class InferStream:
             field="text_input",
         )
 
-    def _generated(self, request: _Request, stream: GenerateStream, event: Event) -> None:
+    def _generated(self, request: _Request, stream: GenerateStream, wanted: GenerateRequest, event: Event) -> None:
         if request not in self._under_way:
             return
         if isinstance(event, Delta):
@@ -211,8 +239,11 @@ class InferStream:
             if self._call.is_backed_up:  # whoever makes text does not wait for whoever reads it
                 self._end(Cancelled("the client leaves too much of its answers unread", hint="read them as they come"))
         elif isinstance(event, Finished):
+            if request.trace is not None:
+                note_generation(request.trace, "text_completion", wanted, event, ())
             self._forget(request)
         elif isinstance(event, FarthingError):
+            request.error = event
             self._forget(request)
             if self._call.plan.ends_on_error:
                 self._end(event)

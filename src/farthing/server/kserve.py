@@ -141,6 +141,7 @@ class KServe:
         if self._forwarding is not None:
             self._forwarding.forward(headers, request)
         request.tenant = exchange.tenant
+        request.trace = exchange.trace
         rows, signature = served.check(request)
         check_outputs(request, served.spec)
         exchange.on_gone = served.submit(
@@ -158,7 +159,7 @@ class KServe:
         except FarthingError as error:
             exchange.fail(error)
             return
-        timing = exchange.timing = answer.timing
+        timing = answer.timing
         headers = (
             b'Server-Timing: queue;dur=%.3f, batch;dur=%.3f;desc="%d rows of %d requests", compute;dur=%.3f\r\n'
             % (

@@ -30,11 +30,12 @@ from farthing.server.last_call import refuse_newcomers
 from farthing.server.listener import Listener
 from farthing.server.openai import OpenAi
 from farthing.server.operations import Operations
-from farthing.server.restricted import Restrictions
+from farthing.server.restricted import GRPC, Restrictions
 from farthing.server.routes import Route, Routes
 from farthing.server.settings import Settings, SettingsExtension
 from farthing.server.shared_memory import SharedMemoryExtension
 from farthing.server.tls import tls_context
+from farthing.server.tracing import Tracing
 from farthing.telemetry.counters import GrpcCounters, HttpCounters
 from farthing.telemetry.looplag import LoopLag
 from farthing.telemetry.metrics import Metrics
@@ -85,6 +86,8 @@ class Server:
             spans_dropped=lambda: spans.dropped if spans is not None else 0,
         )
         trace_settings = TraceSettings(has_sink=spans is not None, ratio=trace_ratio)
+        scheme = "http" if config.tls is None else "https"
+        self._tracing = tracing = None if spans is None else Tracing(spans, trace_settings, scheme=scheme)
         self._settings = Settings(self.runtime, config.model_control, trace_settings)
         self._admission = admission = Admission(config.admission)
         operations = Operations(self.runtime, self._metrics, not_ready_status=config.not_ready_status)
@@ -105,8 +108,7 @@ class Server:
                 keys=keys,
                 admission=admission,
                 counters=self._counters,
-                spans=spans,
-                begins_trace=trace_settings.begins,
+                tracing=tracing,
                 restrictions=restrictions,
                 has_access_log=config.access_log,
             )
@@ -158,7 +160,13 @@ class Server:
         from farthing.server.grpc_settings import GrpcSettings
         from farthing.server.grpc_shared_memory import GrpcSharedMemory
 
-        service = GrpcService(self.runtime, self._config.limits.body_bytes_max)
+        pattern = self._config.grpc_header_forward_pattern
+        service = GrpcService(
+            self.runtime,
+            self._config.limits.body_bytes_max,
+            tracing=self._tracing,
+            forwarding=HeaderForwarding(pattern, option="--grpc-header-forward-pattern") if pattern else None,
+        )
         memory = GrpcSharedMemory(self.runtime.shared_memory)
         settings = GrpcSettings(self._settings)
         listener = GrpcListener(
@@ -167,6 +175,8 @@ class Server:
             admission=self._admission,
             counters=self._grpc_counters,
             limits=self._config.limits,
+            tracing=self._tracing,
+            restrictions=Restrictions(self._config.grpc_restricted, GRPC),
         )
         tls = tls_context(self._config.tls, "h2") if self._config.tls is not None else None
         listener.server = await self._listen(self._config.grpc, listener, tls, "--grpc")

@@ -21,7 +21,7 @@ from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.telemetry.log_settings import LogSettings, Value
 from farthing.telemetry.trace_settings import TraceSettings
-from farthing.types.errors import Forbidden, Unsupported
+from farthing.types.errors import Forbidden
 
 
 class Settings:
@@ -41,15 +41,13 @@ class Settings:
         return self._logs.current()
 
     def traces(self, model: str, wanted: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-        """All trace settings, after these were changed. A model has none of its own: it has the server's."""
+        """All trace settings, of a model or the server, after these were changed. No value: the server's again."""
         if model:
             self._runtime.resolve(model)
         if wanted:
             self._require_open()
-            if model:
-                raise Unsupported("a model has no trace settings of its own", hint="change the server's")
-            self._traces.update(wanted)
-        return self._traces.current()
+            self._traces.update(wanted, model)
+        return self._traces.current(model)
 
     def _require_open(self) -> None:
         if not self._is_open:
@@ -67,16 +65,15 @@ class SettingsExtension:
     def routes(self) -> list[Route]:
         """The lines of the table."""
 
-        def both(path: str, tell: Any, change: Any) -> list[Route]:
-            return [
-                Route(b"GET", path, tell, Door.CONTROL, RouteClass.OTHER),
-                Route(b"POST", path, change, Door.CONTROL, RouteClass.OTHER),
-            ]
+        def both(path: str, tell: Any, change: Any, kind: RouteClass) -> list[Route]:
+            return [Route(b"GET", path, tell, Door.CONTROL, kind), Route(b"POST", path, change, Door.CONTROL, kind)]
+
+        trace = RouteClass.TRACE
 
         return [
-            *both("/v2/logging", self.tell_logs, self.change_logs),
-            *both("/v2/trace/setting", self.tell_traces, self.change_traces),
-            *both("/v2/models/{m}/trace/setting", self.tell_traces, self.change_traces),
+            *both("/v2/logging", self.tell_logs, self.change_logs, RouteClass.LOGGING),
+            *both("/v2/trace/setting", self.tell_traces, self.change_traces, trace),
+            *both("/v2/models/{m}/trace/setting", self.tell_traces, self.change_traces, trace),
         ]
 
     def tell_logs(self, exchange: Exchange) -> None:

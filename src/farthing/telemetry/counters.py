@@ -21,6 +21,8 @@ class RouteClass(StrEnum):
     STATISTICS = "statistics"
     REPOSITORY = "repository"
     SHARED_MEMORY = "shared_memory"
+    TRACE = "trace"
+    LOGGING = "logging"
     METRICS = "metrics"
     OTHER = "other"
 

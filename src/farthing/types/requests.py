@@ -6,6 +6,7 @@ from typing import Final, Protocol
 import msgspec
 
 from farthing.types.tensors import Tensor
+from farthing.types.trace import Trace
 
 Parameter = str | bool | int | float
 """A request or response parameter's value (Open Inference Protocol, parameters extension)."""
@@ -60,7 +61,8 @@ class InferRequest(msgspec.Struct, kw_only=True):
     shared_bytes: int = 0
     """Bytes of inputs that were read from shared memory."""
     tenant: str = ""
-    trace_id: str = ""
+    trace: Trace | None = None
+    """Where to note what happens to it; None for most requests."""
 
 
 class Timing(msgspec.Struct, frozen=True, gc=False):
