@@ -68,7 +68,7 @@ def request_options(parameters: Mapping[str, Parameter]) -> RequestOptions:
                     raise InvalidInput(
                         f"{where}: this name is reserved", hint="names starting with `triton_` are the server's own"
                     )
-                if type(value) is int and not -INT64_MAX <= value <= UINT64_MAX:
+                if type(value) is int and not -INT64_MAX - 1 <= value <= UINT64_MAX:
                     raise InvalidInput(f"{where}: an integer parameter must fit 64 bits")
                 others[name] = value
     return RequestOptions(others, priority, timeout_us, binary_output)
