@@ -18,6 +18,7 @@ from farthing.cli.serve import GRPC_DEFAULT, HTTP_DEFAULT
 from farthing.config.server import HttpLimits
 from farthing.protocols.kserve_grpc import message_class
 from farthing.server import grpc as grpc_room
+from farthing.server import http2 as http2_room
 from farthing.types import errors
 
 PAIR = tensor([[1.0, 2.0]])
@@ -160,6 +161,7 @@ def test_t14_what_is_under_way_is_answered_at_the_end(tmp_path: Path) -> None:
     gate = Gate(tmp_path / "gate")
     with (
         mock.patch.object(grpc_room, "LINGER_S", 0.1),  # this client stays connected
+        mock.patch.object(http2_room, "LINGER_S", 0.1),
         grpc_serving(gate.path, drain_notice_s=0.0) as (live, client),
     ):
         call = client.begin([[1.0]])

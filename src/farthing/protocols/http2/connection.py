@@ -29,7 +29,7 @@ from farthing.protocols.http2.frames import (
     settings,
     window_update,
 )
-from farthing.protocols.http2.header_blocks import HeaderReader
+from farthing.protocols.http2.header_blocks import Head, HeaderReader
 from farthing.protocols.http2.limits import (
     CONNECTION_WINDOW_BYTES,
     FRAME_BYTES,
@@ -203,12 +203,12 @@ class Connection(SendingHalf):
     def _header_block(self, stream_id: int, block: bytes, ends_stream: bool) -> None:
         head = self._reader.read(block)  # whatever becomes of the request: the table must follow (RFC 9113, 4.3)
         if stream_id <= self.last_id:
-            self._trailers(stream_id, ends_stream)
+            self._trailers(stream_id, head, ends_stream)
             return
         self.last_id = stream_id
         if stream_id > self._ids_max:
             return
-        if head.wrong:
+        if head.wrong or (ends_stream and head.content_bytes > 0):
             self._refuse(stream_id, ErrorCode.PROTOCOL_ERROR, "a malformed request")
             return
         streams = self.streams
@@ -217,17 +217,22 @@ class Connection(SendingHalf):
             return
         streams[stream_id] = stream = Stream(self, stream_id)
         stream.has_ended_in = ends_stream
+        stream.body_left = head.content_bytes
         self._handler.request(stream, head)
         if ends_stream and not stream.is_closed:
             self._handler.data(stream, b"", True)
 
-    def _trailers(self, stream_id: int, ends_stream: bool) -> None:
+    def _trailers(self, stream_id: int, head: Head, ends_stream: bool) -> None:
         """Trailers of a request: gRPC has none, so they only end it. On a stream that is over, they are late."""
         stream = self.streams.get(stream_id)
         if stream is None:
+            if head.method:  # no late trailers, but a request; numbers only rise (5.1.1)
+                raise BrokenConnection(ErrorCode.PROTOCOL_ERROR, f"a request on stream {stream_id}, which was used")
             self._allowance.spend(self._now_s, "HEADERS on a closed stream")
-        elif stream.has_ended_in or not ends_stream:
-            self._reset(stream, ErrorCode.STREAM_CLOSED if stream.has_ended_in else ErrorCode.PROTOCOL_ERROR)
+        elif stream.has_ended_in:
+            self._reset(stream, ErrorCode.STREAM_CLOSED)
+        elif not ends_stream or head.wrong_as_trailers or not stream.is_as_long_as_said(0, is_last=True):
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
         else:
             stream.has_ended_in = True
             self._handler.data(stream, b"", True)
@@ -264,6 +269,9 @@ class Connection(SendingHalf):
             payload = _without_padding(payload)
             if not is_last:
                 self.take(stream, size - len(payload))
+        if stream.body_left >= 0 and not stream.is_as_long_as_said(len(payload), is_last=is_last):
+            self._reset(stream, ErrorCode.PROTOCOL_ERROR)
+            return
         stream.has_ended_in = is_last
         self._handler.data(stream, payload, is_last)
 

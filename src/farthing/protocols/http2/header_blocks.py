@@ -33,13 +33,16 @@ CONNECTION_SPECIFIC: Final = frozenset(
 )
 """Fields of HTTP/1.1 that make a request malformed here (RFC 9113, 8.2.2)."""
 
+CONTENT_LENGTH_DIGITS_MAX: Final = 15
+"""A body of a petabyte."""
+
 PSEUDO: Final = frozenset((b":method", b":scheme", b":path", b":authority"))
 
 
 class Head:
     """A request's header list, read once for all requests that send the same."""
 
-    __slots__ = ("fields", "is_too_large", "meaning", "method", "path", "wrong")
+    __slots__ = ("content_bytes", "fields", "is_too_large", "meaning", "method", "path", "wrong", "wrong_as_trailers")
 
     def __init__(self, fields: Iterable[Field], limits: Http2Limits) -> None:
         self.method = b""
@@ -48,6 +51,10 @@ class Head:
         """Names in lower case; repeated ones joined by a comma, as RFC 9110, 5.2 has it."""
         self.wrong = ""
         """Why this is no request (RFC 9113, 8.1.1); empty if it is one."""
+        self.wrong_as_trailers = ""
+        """Why these are no trailers (8.1); empty if they are."""
+        self.content_bytes = -1
+        """How long the body is said to be; -1 where nothing is said."""
         self.is_too_large = False
         self.meaning: Any = None
         """What the layer above made of it; remembered with it."""
@@ -72,6 +79,12 @@ class Head:
         self.is_too_large = size > limits.header_list_bytes_max or len(fields) > limits.headers_max
         self.method = pseudo.get(b":method", b"")
         self.path = pseudo.get(b":path", b"")
+        if (said := plain.get(b"content-length")) is not None:
+            if said.isdigit() and len(said) <= CONTENT_LENGTH_DIGITS_MAX:
+                self.content_bytes = int(said)
+            else:
+                self.wrong = "content-length is no number"
+        self.wrong_as_trailers = self.wrong or ("a pseudo-header among trailers" if pseudo else "")
         if not self.wrong and not (self.method and self.path and pseudo.get(b":scheme")):
             self.wrong = ":method, :scheme or :path is missing"
 

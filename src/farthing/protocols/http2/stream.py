@@ -19,6 +19,7 @@ class Stream:
     """A stream that is open or half-closed; after its end, only its own flags are still true."""
 
     __slots__ = (
+        "body_left",
         "call",
         "connection",
         "has_ended_in",
@@ -41,6 +42,8 @@ class Stream:
         self.id = stream_id
         self.id_bytes = UINT32.pack(stream_id)
         self.call: Any = None
+        self.body_left = -1
+        """Bytes that its content-length says are still to come; -1 where it says nothing."""
         self.has_ended_in = False
         """The client has sent all it will."""
         self.has_sent_head = False
@@ -60,3 +63,10 @@ class Stream:
         self.unsent_bytes = 0
         self.last_fields: tuple[Fields, tuple[Field, ...]] | None = None
         """Trailers that wait behind `unsent`."""
+
+    def is_as_long_as_said(self, size: int, *, is_last: bool) -> bool:
+        """Counts a part of the body against its content-length (RFC 9113, 8.1.1)."""
+        if self.body_left < 0:
+            return True
+        self.body_left -= size
+        return self.body_left == 0 if is_last else self.body_left >= 0
