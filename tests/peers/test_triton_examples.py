@@ -195,9 +195,9 @@ def test_simple_grpc_stream_cancel(served: Served, shut: Gate) -> None:
     with closing(CLIENTS["grpc"].InferenceServerClient(served.addresses["grpc"])) as client:
         answers: queue.Queue[Any] = queue.Queue()
         client.start_stream(callback=lambda result, error: answers.put((result, error)))
-        for value in (1, 2):
-            client.async_stream_infer("gate", [one("grpc", value)])
+        client.async_stream_infer("gate", [one("grpc", 1)])
         eventually(lambda: shut.seen() == [1.0])
+        client.async_stream_infer("gate", [one("grpc", 2)])
         client.stop_stream(cancel_requests=True)
         shut.open()
         assert client.infer("gate", [one("grpc", 3)]).as_numpy("y") == 3
@@ -331,8 +331,9 @@ async def test_simple_grpc_aio_sequence_stream_and_its_cancelling(served: Served
             }
 
     async def gated() -> AsyncIterator[dict[str, Any]]:
-        for value in (11, 12):
-            yield {"model_name": "gate", "inputs": [one("grpc", value)]}
+        yield {"model_name": "gate", "inputs": [one("grpc", 11)]}
+        await asyncio.to_thread(eventually, lambda: shut.seen() == [11.0])
+        yield {"model_name": "gate", "inputs": [one("grpc", 12)]}
 
     async with AIO["grpc"].InferenceServerClient(served.addresses["grpc"]) as client:
         found = []
