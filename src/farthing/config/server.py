@@ -164,6 +164,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model_control: ModelControl = ModelControl.NONE
     load_models: tuple[str, ...] = ()
     """Models to load at start in explicit mode; `*` for all."""
+    model_memory_bytes: int | None = None
+    """What all models may hold together, as measured when they are loaded; None: all that is loaded stays."""
+    pinned_models: tuple[str, ...] = ()
+    """Not unloaded to make room."""
     poll_s: float = 15.0
     """Seconds between looks at the repositories in poll mode (Triton's `--repository-poll-secs`)."""
     strict_readiness: bool = True

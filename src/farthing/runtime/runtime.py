@@ -49,6 +49,8 @@ class Runtime:
             drain_s=config.exit_timeout_s,
             scheduling=config.scheduling,
             load=partial(load_any, config.language, config.admission.queue_requests_max, Promises()),
+            memory_bytes=config.model_memory_bytes,
+            pinned=config.pinned_models,
         )
         self.shared_memory = SharedMemory(is_open=config.model_control is ModelControl.EXPLICIT)
         self._seen = Snapshot(models={}, problems={})
@@ -148,6 +150,11 @@ class Runtime:
     def model_samples(self) -> Iterable[ModelSample]:
         """For the metrics."""
         return self.catalog.samples()
+
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """What the models hold together and what they may; None without a budget."""
+        room = self.catalog.room
+        return None if room is None else (room.held_bytes, room.budget_bytes)
 
     def not_ready(self) -> str:
         """Why the server is not ready; empty when it is."""
