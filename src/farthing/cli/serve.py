@@ -25,6 +25,7 @@ from farthing.config.server import (
     HttpLimits,
     KvPrecision,
     LanguageSettings,
+    LoadOverrides,
     ModelControl,
     RateLimit,
     ServerConfig,
@@ -96,6 +97,12 @@ class BytesType(click.ParamType[int]):
     type=click.Choice([mode.value for mode in ModelControl]),
     default=ModelControl.NONE.value,
     help="Who loads models: all at start, clients, or whatever appears in the repositories.",
+)
+@click.option(
+    "--load-overrides",
+    type=click.Choice([allowed.value for allowed in LoadOverrides]),
+    default=LoadOverrides.CONFIG.value,
+    help="What a client's load may bring; code among files only with --keys.",
 )
 @click.option("--load-model", "load_models", multiple=True, help="In explicit mode: load this at start (`*`: all).")
 @click.option(
@@ -222,6 +229,7 @@ class Options(dict[str, object]):
             {
                 "model_control": values["model_control_mode"],
                 "load_models": values["load_models"],
+                "load_overrides": values["load_overrides"],
                 "model_memory_bytes": values["model_memory"],
                 "pinned_models": values["pinned_models"],
                 "poll_s": values["repository_poll_secs"],

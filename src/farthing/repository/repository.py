@@ -90,6 +90,10 @@ class Repository:
             )
         return snapshot.models[name]
 
+    def look_in(self, folder: Path, *, name: str, config: ModelConfig) -> FoundModel:
+        """The model in a folder that is not in the repository. Raises `InvalidInput`, `LoadFailed`, `OSError`."""
+        return model_in_folder(folder, real_path(folder), self._filenames, name=name, config=config)
+
     def _candidates(self) -> tuple[list[_Candidate], list[Problem], list[Path]]:
         candidates: list[_Candidate] = []
         problems: list[Problem] = []

@@ -312,6 +312,11 @@ class Catalog:
         while self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)
 
+    async def ended(self) -> None:
+        """Returns once every version that is on its way out now is closed."""
+        if self._endings:
+            await asyncio.wait(list(self._endings))
+
     async def _load_version(
         self, model: Model, found: FoundModel, source: FoundVersion, *, is_on_demand: bool = False
     ) -> FarthingError | None:
