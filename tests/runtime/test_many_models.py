@@ -9,6 +9,8 @@ import pytest
 from tests.runtime.shop import Shop, Stuck, answer_of, ask, lines, reason, settle
 
 from farthing.config.server import ModelControl
+from farthing.repository import repository
+from farthing.runtime import load_any
 from farthing.runtime.resting import RESTING, Resting
 from farthing.runtime.room import Room
 from farthing.runtime.runtime import Runtime
@@ -243,6 +245,27 @@ async def test_an_ensemble_s_steps_are_loaded_when_it_is_asked(fleet: Shop) -> N
         assert await ask(runtime, "both", value=3) == pytest.approx(9)
         assert loads(runtime, "both") == (1, 0)
         assert loads(runtime, "a")[0] >= 2
+
+
+async def test_a_hundred_models_are_each_read_once_and_all_answer(shop: Shop) -> None:
+    for number in range(100):
+        shop.put(f"m{number:02d}", number)
+    looked, loaded = mock.Mock(wraps=repository.model_in_folder), mock.Mock(wraps=load_any.load_version)
+    with (
+        mock.patch.object(repository, "model_in_folder", looked),
+        mock.patch.object(load_any, "load_version", loaded),
+    ):
+        async with shop.open() as runtime:
+            assert (looked.call_count, loaded.call_count) == (100, 100)
+            assert runtime.not_ready() == ""
+            answers = await asyncio.gather(*(ask(runtime, f"m{number:02d}") for number in range(100)))
+            assert answers == list(range(100))
+        looked.reset_mock()
+        async with shop.open(ModelControl.EXPLICIT) as runtime:
+            looked.reset_mock()
+            for number in range(100):
+                await runtime.load(f"m{number:02d}")
+            assert looked.call_count == 100, "a load by name looks at that model alone"
 
 
 async def test_a_python_model_is_weighed_with_its_process(shop: Shop, tmp_path: Path) -> None:
