@@ -14,5 +14,5 @@ def test_under_mixed_load_every_answer_is_right_and_nothing_is_left_over(tmp_pat
 def test_what_grew_is_told() -> None:
     warm = Holding(100 << 20, 20, 10, 1, 2, 3)
     assert list(compared(warm, warm)) == []
-    grown = Holding(200 << 20, 21, 10, 1, 2, 3)
-    assert [fault.split(":")[0] for fault in compared(warm, grown)] == ["open files", "memory"]
+    grown = Holding(200 << 20, 21, 30, 1, 2, 3)
+    assert [fault.split(":")[0] for fault in compared(warm, grown)] == ["open files", "threads", "memory"]

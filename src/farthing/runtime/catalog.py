@@ -340,8 +340,13 @@ class Catalog:
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
             is_ours = not isinstance(error, FarthingError)
-            log.error(
-                "model %s version %d is unavailable: %s", model.name, source.number, failure, exc_info=is_ours and error
+            log.log(
+                logging.WARNING if isinstance(error, Unavailable) else logging.ERROR,  # for want of room, or broken
+                "model %s version %d is unavailable: %s",
+                model.name,
+                source.number,
+                failure,
+                exc_info=is_ours and error,
             )
             if version.served is None:
                 version.state, version.reason = ModelState.UNAVAILABLE, str(failure)
