@@ -20,9 +20,8 @@ from farthing.runtime.language_model import LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion
 from farthing.runtime.placement import STAY_LOADS, Key, Load, Refuse, Resident, Wait, place
 from farthing.runtime.resting import WAIT_S_MAX
+from farthing.runtime.serve_loaded import Loaded
 from farthing.types.errors import LoadFailed, Overloaded
-
-Loaded = LoadedVersion | LoadedLanguageModel | LoadedEnsemble
 
 TWICE_BYTES_MAX: Final = 32 << 20
 """The first model of its kind brings its engine's library with it (ONNX Runtime: 32 MB), which is not its own. If it is
