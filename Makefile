@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/CMakeLists.txt native/src/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-reference sanitize check format bench bench-llm clean
+.PHONY: help demo serve test test-reference soak sanitize check format bench bench-llm clean
 
 help:  ## what one can say here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -29,6 +29,9 @@ test: $(STAMP)  ## set up and run all tests
 test-reference: $(STAMP)  ## with torch and transformers too: every family of language models against its origin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,reference]"
 	$(BIN)/python -m pytest tests/llm tests/native
+
+soak: $(STAMP)  ## 20 minutes of mixed load, loads and unloads: every answer right, nothing left over, memory flat
+	$(BIN)/python -m tests.soak --minutes 20
 
 sanitize: $(STAMP)  ## the native tests under address and undefined-behaviour sanitizers (some minutes)
 	$(BIN)/cmake -S native -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \

@@ -29,6 +29,18 @@ def times(factor: float) -> bytes:
     return model([node], [tensor_info("x", "FP32", ["batch", 1])], [tensor_info("y", "FP32", ["batch", 1])], weights)
 
 
+def heavy(factor: float, mib: int) -> bytes:
+    """The same, by so many mebibytes of weights."""
+    side = round((mib << 18) ** 0.5)
+    nodes = [
+        helper.make_node("MatMul", ["x", "spread"], ["wide"]),
+        helper.make_node("MatMul", ["wide", "w"], ["mixed"]),
+        helper.make_node("ReduceMean", ["mixed"], ["y"], axes=[1]),
+    ]
+    weights = {"spread": np.ones((1, side), np.float32), "w": np.full((side, side), factor / side, np.float32)}
+    return model(nodes, [tensor_info("x", "FP32", ["batch", 1])], [tensor_info("y", "FP32", ["batch", 1])], weights)
+
+
 class Shop:
     """A model repository on disk that tests change, and requests to what is served of it."""
 
@@ -48,6 +60,11 @@ class Shop:
             if not any(written.parent.iterdir()):
                 written.parent.rmdir()
         return path
+
+    def put_heavy(self, name: str, factor: float, mib: int) -> Path:
+        """Writes a model of a certain weight."""
+        save(self.folder / name, heavy(factor, mib))
+        return self.folder / name / "1" / "model.onnx"
 
     def configure(self, name: str, text: str) -> None:
         (self.folder / name).mkdir(exist_ok=True)

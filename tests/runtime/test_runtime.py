@@ -1,6 +1,7 @@
 """The whole server without a socket: real files through real engines, changed on disk while they serve."""
 
 import asyncio
+import hashlib
 import shutil
 from pathlib import Path
 from unittest import mock
@@ -15,7 +16,7 @@ from farthing.engines.onnxruntime import OnnxExecutable
 from farthing.runtime.runtime import Runtime
 from farthing.telemetry.clock import ManualClock
 from farthing.telemetry.statistics import FailureReason
-from farthing.types.errors import InvalidInput, NotFound, Unavailable
+from farthing.types.errors import InvalidInput, LoadFailed, NotFound, Unavailable
 from farthing.types.requests import InferRequest
 
 EXPLICIT, POLL = ModelControl.EXPLICIT, ModelControl.POLL
@@ -330,3 +331,18 @@ async def test_the_answer_says_which_version_gave_it_and_where_its_time_went(sho
         assert (answer.model_name, answer.model_version) == ("net", "7")
         assert answer.timing.compute_ns > 0
         assert answer.timing.batch_requests == 1
+
+
+async def test_a_model_whose_file_is_not_what_its_checksum_says_is_not_loaded(shop: Shop) -> None:
+    file = shop.put("net", 2)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    agent = (
+        'model_repository_agents { agents { name: "checksum" parameters { key: "SHA256:1/model.onnx" value: "%s" } } }'
+    )
+    shop.configure("net", agent % digest)
+    async with shop.open(EXPLICIT, load_models=("*",)) as runtime:
+        assert await ask(runtime, "net") == 2
+        shop.put("net", 3)
+        with pytest.raises(LoadFailed, match="the file was damaged or changed"):
+            await runtime.load("net")
+        assert await ask(runtime, "net") == 2, "what serves goes on serving"

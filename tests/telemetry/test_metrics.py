@@ -33,6 +33,9 @@ class Models:
         self.busy.pending_requests, self.busy.pending_rows, self.busy.running_batches = 5, 6, 1
         self.busy.memory_usage = (MemoryUsage(type="CPU", id=0, byte_size=4096),)
 
+    def memory_bytes(self) -> tuple[int, int]:
+        return 3 << 20, 1 << 30
+
     def model_samples(self) -> Iterable[ModelSample]:
         yield ModelSample("mlp", "1", True, self.busy)
         yield ModelSample("mlp", "2", False, ModelStatistics())

@@ -25,6 +25,7 @@ from farthing.config.server import (
     HttpLimits,
     KvPrecision,
     LanguageSettings,
+    LoadOverrides,
     ModelControl,
     RateLimit,
     ServerConfig,
@@ -55,6 +56,15 @@ class AddressType(click.ParamType[Address]):
         if not port.isdigit() or int(port) > 65535:
             self.fail(f"`{value}` is not HOST:PORT, such as 127.0.0.1:8000 (port 0 takes a free one)", param, ctx)
         return Address(host.strip("[]") or "127.0.0.1", int(port))
+
+
+class BudgetType(click.ParamType[int | None]):
+    """A number of bytes, or `none`."""
+
+    name = "BYTES|none"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        return None if value == "none" else BytesType().convert(value, param, ctx)
 
 
 class BytesType(click.ParamType[int]):
@@ -88,7 +98,20 @@ class BytesType(click.ParamType[int]):
     default=ModelControl.NONE.value,
     help="Who loads models: all at start, clients, or whatever appears in the repositories.",
 )
+@click.option(
+    "--load-overrides",
+    type=click.Choice([allowed.value for allowed in LoadOverrides]),
+    default=LoadOverrides.CONFIG.value,
+    help="What a client's load may bring; code among files only with --keys.",
+)
 @click.option("--load-model", "load_models", multiple=True, help="In explicit mode: load this at start (`*`: all).")
+@click.option(
+    "--model-memory",
+    type=BudgetType(),
+    default="none",
+    help="What all models may hold, such as 8GB: idle ones make room, and are loaded again on demand.",
+)
+@click.option("--pin-model", "pinned_models", multiple=True, help="A model that is never unloaded to make room.")
 @click.option("--repository-poll-secs", type=click.FloatRange(min=0.1), default=15.0, help="In poll mode.")
 @click.option("--keys", type=click.Path(path_type=Path), help="API keys file; without one everyone may infer.")
 @click.option("--tls-cert", type=click.Path(path_type=Path), help="Certificate, PEM.")
@@ -216,6 +239,9 @@ class Options(dict[str, object]):
             {
                 "model_control": values["model_control_mode"],
                 "load_models": values["load_models"],
+                "load_overrides": values["load_overrides"],
+                "model_memory_bytes": values["model_memory"],
+                "pinned_models": values["pinned_models"],
                 "poll_s": values["repository_poll_secs"],
                 "strict_readiness": values["strict_readiness"],
                 "not_ready_status": int(str(values["not_ready_status"])),
@@ -380,6 +406,7 @@ def _paths(options: Options) -> list[Path]:
 def _say_what_is_served(server: "Server", url: str) -> None:
     """A line a model and one that calls the first, for the person who started it."""
     from farthing.runtime.language_model import LanguageModel
+    from farthing.runtime.resting import RESTING
 
     lines = server.runtime.index()
     if not lines:
@@ -396,6 +423,8 @@ def _say_what_is_served(server: "Server", url: str) -> None:
                 continue
             batching = f"up to {spec.batch_rows_max} rows" if spec.batch_rows_max else "no batching"
             click.echo(f"  {spec.name} v{spec.version}  {spec.platform}  {_tensors(spec)}  {batching}", err=True)
+        elif line.reason == RESTING:
+            click.echo(f"  {line.name} v{line.version}  {line.reason}", err=True)
         elif line.state:
             click.echo(click.style(f"  {line.name} v{line.version}  {line.state}: {line.reason}", fg="red"), err=True)
     if first is not None:

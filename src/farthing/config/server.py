@@ -25,6 +25,16 @@ class ModelControl(StrEnum):
     """All, and the repositories are looked at again and again."""
 
 
+class LoadOverrides(StrEnum):
+    """What a client that may load models may bring with a load."""
+
+    NONE = "none"
+    CONFIG = "config"
+    """A configuration in place of the repository's."""
+    FILES = "files"
+    """Model files too, in place of the repository's; of kinds that hold code only where there are API keys."""
+
+
 class Address(msgspec.Struct, frozen=True):
     """Where a socket listens. Port 0 lets the system choose."""
 
@@ -164,6 +174,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model_control: ModelControl = ModelControl.NONE
     load_models: tuple[str, ...] = ()
     """Models to load at start in explicit mode; `*` for all."""
+    model_memory_bytes: int | None = None
+    """What all models may hold together, as measured when they are loaded; None: all that is loaded stays."""
+    pinned_models: tuple[str, ...] = ()
+    """Not unloaded to make room."""
+    load_overrides: LoadOverrides = LoadOverrides.CONFIG
+    """Whoever may bring a model's files has an engine read what they like; whoever may bring its code runs it."""
     poll_s: float = 15.0
     """Seconds between looks at the repositories in poll mode (Triton's `--repository-poll-secs`)."""
     strict_readiness: bool = True

@@ -58,37 +58,52 @@ class Repository:
         """Where it looks; absolute."""
         return self._paths
 
-    def scan(self, *, overrides: Mapping[str, ModelConfig] | None = None) -> Snapshot:
-        """Everything there is now. What is wrong with a model is a `Problem` of that model alone.
-
-        `overrides` take the place of configuration files, by model name.
-        """
+    def scan(self) -> Snapshot:
+        """Everything there is now. What is wrong with a model is a `Problem` of that model alone."""
         candidates, problems, unread = self._candidates()
+        return self._looked_at(candidates, None, problems, unread)
+
+    def find(self, name: str, *, config: ModelConfig | None = None) -> FoundModel:
+        """The model of that name as it is now, with `config` in place of its configuration file if given.
+
+        Its neighbours are not read: of a hundred models, loading each in turn looks at each once. Raises `InvalidInput`
+        for a name no model can have, `NotFound`, or `LoadFailed` with the problem.
+        """
+        check_model_name(name)
+        candidates, problems, unread = self._candidates()
+        named = [candidate for candidate in candidates if candidate.name == name]
+        snapshot = self._looked_at(named, config, problems, unread)
+        if name in snapshot.problems:
+            raise LoadFailed(snapshot.problems[name].reason)
+        if name not in snapshot.models:
+            found = sorted({candidate.name for candidate in candidates})
+            raise NotFound(
+                f"no model `{name}` in the repository; looked in {', '.join(map(str, self._paths))}",
+                hint=f"found there: {', '.join(found[:20]) or 'nothing'}",
+            )
+        return snapshot.models[name]
+
+    def _looked_at(
+        self,
+        candidates: Sequence[_Candidate],
+        config: ModelConfig | None,
+        problems: Sequence[Problem],
+        unread: Sequence[Path],
+    ) -> Snapshot:
+        problems = list(problems)
         found: dict[str, list[FoundModel]] = {}
         for candidate in candidates:
             try:
-                model = self._look(candidate, (overrides or {}).get(candidate.name))
+                model = self._look(candidate, config)
             except (FarthingError, OSError) as error:
                 problems.append(_problem(candidate.name, error, candidate.path))
             else:
                 found.setdefault(model.name, []).append(model)
         return _snapshot(found, problems, unread)
 
-    def find(self, name: str, *, config: ModelConfig | None = None) -> FoundModel:
-        """The model of that name as it is now, with `config` in place of its configuration file if given.
-
-        Raises `InvalidInput` for a name no model can have, `NotFound`, or `LoadFailed` with the problem.
-        """
-        check_model_name(name)
-        snapshot = self.scan(overrides={} if config is None else {name: config})
-        if name in snapshot.problems:
-            raise LoadFailed(snapshot.problems[name].reason)
-        if name not in snapshot.models:
-            raise NotFound(
-                f"no model `{name}` in the repository; looked in {', '.join(map(str, self._paths))}",
-                hint=f"found there: {', '.join(sorted(snapshot.models)[:20]) or 'nothing'}",
-            )
-        return snapshot.models[name]
+    def look_in(self, folder: Path, *, name: str, config: ModelConfig) -> FoundModel:
+        """The model in a folder that is not in the repository. Raises `InvalidInput`, `LoadFailed`, `OSError`."""
+        return model_in_folder(folder, real_path(folder), self._filenames, name=name, config=config)
 
     def _candidates(self) -> tuple[list[_Candidate], list[Problem], list[Path]]:
         candidates: list[_Candidate] = []

@@ -16,11 +16,14 @@ from farthing.repository import FoundModel, FoundVersion, versions_to_serve
 from farthing.runtime.ensemble import LoadedEnsemble, check_models
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load import load_version
+from farthing.runtime.placement import Key
 from farthing.runtime.resize import differs_in_instances, resize
+from farthing.runtime.resting import RESTING, Resting
+from farthing.runtime.room import Held, Memory, Room
 from farthing.runtime.serve_loaded import Loaded, Serving
-from farthing.runtime.served import Served
+from farthing.runtime.served import Served, ServedVersion
 from farthing.telemetry.metrics import ModelSample
-from farthing.telemetry.statistics import ModelStatistics
+from farthing.telemetry.statistics import MemoryUsage, ModelStatistics
 from farthing.telemetry.watchdog import Running
 from farthing.types.errors import FarthingError, InvalidInput, LoadFailed, NotFound, Unavailable
 from farthing.types.models import ModelState, ModelStatus
@@ -44,7 +47,7 @@ log = logging.getLogger(__name__)
 class Version:
     """One version of one model: its state, and what serves it while there is something."""
 
-    __slots__ = ("found", "number", "reason", "served", "state", "statistics")
+    __slots__ = ("found", "memory", "number", "reason", "served", "source", "state", "statistics", "waking")
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -54,6 +57,10 @@ class Version:
         self.found: FoundModel | None = None
         """What it was loaded from."""
         self.statistics = ModelStatistics()
+        self.memory = Memory()
+        self.source: FoundVersion | None = None
+        """Its files, which on demand are loaded again."""
+        self.waking: asyncio.Task[None] | None = None
 
 
 class Model:
@@ -86,10 +93,20 @@ class Catalog:
         drain_s: float,
         load: Load = load_version,
         scheduling: SchedulingSettings = SCHEDULING_DEFAULT,
+        memory_bytes: int | None = None,
+        pinned: Iterable[str] = (),
     ) -> None:
-        """`load` reads a version; it is called on the loader's threads."""
+        """`load` reads a version; it is called on the loader's threads. `memory_bytes` is what all may hold together,
+        and `pinned` are the names of those that are not unloaded to make room.
+        """
         self._loader = loader
+        self._room = (
+            None
+            if memory_bytes is None
+            else Room(memory_bytes, pinned=frozenset(pinned), held=self._held, rest=self._rest, loader=loader)
+        )
         self._load = load
+        self._queue_requests_max = queue_requests_max
         self.serving = Serving(scheduling, queue_requests_max=queue_requests_max, resolve=self.resolve)
         self._drain_s = drain_s
         self._models: dict[str, Model] = {}
@@ -199,7 +216,16 @@ class Catalog:
             for version in model.versions.values():
                 served = version.served
                 generation = served.sample() if isinstance(served, LanguageModel) else None
-                yield ModelSample(model.name, str(version.number), served is not None, version.statistics, generation)
+                memory = version.memory
+                yield ModelSample(
+                    model.name,
+                    str(version.number),
+                    served is not None,
+                    version.statistics,
+                    generation,
+                    loads=memory.loads,
+                    evictions=memory.evictions,
+                )
 
     def running(self) -> Iterable[Running]:
         """Batches inside engines now, of versions that are on their way out too."""
@@ -275,6 +301,9 @@ class Catalog:
 
     async def close(self) -> None:
         """Unloads everything and waits until it is gone, or for as long as a drain may take."""
+        for version in [version for model in self._models.values() for version in model.versions.values()]:
+            if version.waking is not None:
+                version.waking.cancel()
         # A load under way holds its model's lock, and may be stuck in somebody's code.
         ends = (asyncio.wait_for(self.unload(name), self._drain_s) for name in list(self._models))
         for name, end in zip(list(self._models), await asyncio.gather(*ends, return_exceptions=True), strict=True):
@@ -283,12 +312,18 @@ class Catalog:
         while self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)
 
-    async def _load_version(self, model: Model, found: FoundModel, source: FoundVersion) -> FarthingError | None:
+    async def ended(self) -> None:
+        """Returns once every version that is on its way out now is closed."""
+        if self._endings:
+            await asyncio.wait(list(self._endings))
+
+    async def _load_version(
+        self, model: Model, found: FoundModel, source: FoundVersion, *, is_on_demand: bool = False
+    ) -> FarthingError | None:
         version = model.versions.setdefault(source.number, Version(source.number))
         if version.served is None:
             version.state, version.reason = ModelState.LOADING, ""
             self._resolved.clear()
-        loop = asyncio.get_running_loop()
         try:
             self.serving.check(found.config)
             if (
@@ -299,31 +334,48 @@ class Catalog:
                 version.found = found
                 log.info("model %s version %d: instances changed", model.name, version.number)
                 return None
-            loaded = await loop.run_in_executor(self._loader, self._load, found, source)
+            loaded = await self._read(version, found, source, is_on_demand=is_on_demand)
             if isinstance(loaded, LoadedEnsemble):
                 check_models(loaded, self.resolve)
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
             is_ours = not isinstance(error, FarthingError)
-            log.error(
-                "model %s version %d is unavailable: %s", model.name, source.number, failure, exc_info=is_ours and error
+            log.log(
+                logging.WARNING if isinstance(error, Unavailable) else logging.ERROR,  # for want of room, or broken
+                "model %s version %d is unavailable: %s",
+                model.name,
+                source.number,
+                failure,
+                exc_info=is_ours and error,
             )
             if version.served is None:
                 version.state, version.reason = ModelState.UNAVAILABLE, str(failure)
                 self._resolved.clear()
             return failure
-        version.found = found
+        version.found, version.source = found, source
         self._replace(model, version, loaded)
         return None
+
+    async def _read(self, version: Version, found: FoundModel, source: FoundVersion, *, is_on_demand: bool) -> Loaded:
+        if self._room is None:
+            return await asyncio.get_running_loop().run_in_executor(self._loader, self._load, found, source)
+        load_s = version.statistics.load_ns / 1e9
+        return await self._room.load(
+            version.memory, found, source, self._load, load_s=load_s, is_on_demand=is_on_demand
+        )
 
     def _replace(self, model: Model, version: Version, loaded: Loaded) -> None:
         old = version.served
         version.served = self.serving.serve(loaded, version.statistics)
         version.statistics.load_ns = int(loaded.load_s * 1e9)
+        version.statistics.memory_usage = _usage(version.memory)
+        version.memory.loads += 1
         version.state, version.reason = ModelState.READY, ""
         self._point(model)
         log.info("model %s version %d is ready (%.2f s)", model.name, version.number, loaded.load_s)
-        if old is not None:
+        if isinstance(old, Resting):
+            old.woken(version.served)
+        elif old is not None:
             self._end(old)
 
     def _let_go(self, model: Model, version: Version, *, is_gone: bool = False) -> None:
@@ -339,10 +391,74 @@ class Catalog:
         self._end(served, version)
         log.info("model %s version %d is unloading", model.name, version.number)
 
-    def _end(self, served: Served, version: Version | None = None) -> None:
+    # -- making room ---------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> Room | None:
+        """The memory budget, if there is one."""
+        return self._room
+
+    def _held(self) -> list[Held]:
+        return [
+            Held(
+                (model.name, version.number),
+                version.memory,
+                version.statistics.last_inference_ms,
+                is_busy=not isinstance(served, ServedVersion) or served.is_busy,
+                may_go=isinstance(served, ServedVersion),
+            )
+            for model in self._models.values()
+            for version in model.versions.values()
+            if (served := version.served) is not None and not isinstance(served, Resting)
+        ]
+
+    async def _rest(self, key: Key) -> None:
+        """Unloads a version to make room; it answers on."""
+        model = self._models[key[0]]
+        version = model.versions[key[1]]
+        served = version.served
+        assert served is not None
+        assert self._room is not None
+        room, statistics = self._room, version.statistics
+        version.served = Resting(
+            served,
+            wake=lambda: self._wake(model, version),
+            load_s=lambda: room.load_s(key, statistics.load_ns / 1e9),
+            requests_max=self._queue_requests_max,
+            loop=asyncio.get_running_loop(),
+        )
+        version.state, version.reason = ModelState.UNAVAILABLE, RESTING
+        version.memory.evictions += 1
+        statistics.memory_usage = ()
+        self._point(model)
+        log.info("model %s version %d is unloaded to make room", model.name, version.number)
+        await asyncio.wait([self._end(served)])
+
+    def _wake(self, model: Model, version: Version) -> None:
+        if version.waking is None:
+            version.waking = asyncio.get_running_loop().create_task(self._bring_back(model, version))
+
+    async def _bring_back(self, model: Model, version: Version) -> None:
+        """Loads a resting version, for the requests that wait for it."""
+        try:
+            async with model.lock:
+                resting = version.served
+                if not isinstance(resting, Resting):
+                    return  # loaded or unloaded meanwhile
+                assert version.found is not None
+                assert version.source is not None
+                failure = await self._load_version(model, version.found, version.source, is_on_demand=True)
+                if failure is not None:
+                    resting.failed(failure)
+                    version.reason = RESTING if isinstance(failure, Unavailable) else str(failure)
+        finally:
+            version.waking = None
+
+    def _end(self, served: Served, version: Version | None = None) -> "asyncio.Task[None]":
         task = asyncio.get_running_loop().create_task(self._drain_and_close(served, version))
         self._endings[task] = served
         task.add_done_callback(self._endings.pop)
+        return task
 
     async def _drain_and_close(self, served: Served, version: Version | None) -> None:
         empty = asyncio.Event()
@@ -364,6 +480,10 @@ class Catalog:
         ready = [number for number, version in model.versions.items() if version.served is not None]
         model.latest = model.versions[max(ready)].served if ready else None
         self._resolved.clear()
+
+
+def _usage(memory: Memory) -> tuple[MemoryUsage, ...]:
+    return (MemoryUsage(type="CPU", id=0, byte_size=memory.bytes),) if memory.bytes else ()
 
 
 def _not_ready(name: str, version: Version) -> Unavailable:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from farthing.config.server import LanguageSettings
 from farthing.repository import FoundModel, FoundVersion
+from farthing.repository.checksums import check_agents
 from farthing.runtime.ensemble import LoadedEnsemble, load_ensemble
 from farthing.runtime.language_model import BACKEND, PLATFORM
 from farthing.runtime.load import LoadedVersion, load_version
@@ -21,6 +22,7 @@ def load_any(
     settings: LanguageSettings, queue_max: int, memory: Promises, found: FoundModel, version: FoundVersion
 ) -> "LoadedVersion | LoadedLanguageModel | LoadedEnsemble":
     """Loads one version. Raises `LoadFailed` naming the model or file and the reason."""
+    check_agents(found)
     if found.config.ensemble_scheduling is not None:
         return load_ensemble(found, version)
     said = found.config.backend or found.config.platform

@@ -6,10 +6,11 @@ on an event loop and never blocks it. Bytes, ports, keys and admission belong to
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Final
+from pathlib import Path
+from typing import Final, TypeVar
 
 from farthing.config.model import ModelConfig
 from farthing.config.server import ModelControl, ServerConfig
@@ -19,6 +20,7 @@ from farthing.runtime.graph import models_of, waves
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load_any import load_any
 from farthing.runtime.memory import Promises
+from farthing.runtime.overrides import Overrides
 from farthing.runtime.served import Served
 from farthing.runtime.shared_memory import SharedMemory
 from farthing.telemetry.clock import Clock, MonotonicClock
@@ -31,6 +33,8 @@ from farthing.types.requests import InferRequest, InferResponse
 
 LOADERS: Final = 2
 """Models loaded at the same time: graph compilation uses all cores by itself, reading files does not."""
+
+Value = TypeVar("Value")
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +53,13 @@ class Runtime:
             drain_s=config.exit_timeout_s,
             scheduling=config.scheduling,
             load=partial(load_any, config.language, config.admission.queue_requests_max, Promises()),
+            memory_bytes=config.model_memory_bytes,
+            pinned=config.pinned_models,
         )
         self.shared_memory = SharedMemory(is_open=config.model_control is ModelControl.EXPLICIT)
+        self._overrides = Overrides(config.load_overrides, may_be_code=config.keys is not None, repository=repository)
         self._seen = Snapshot(models={}, problems={})
+        self._drops: set[asyncio.Task[None]] = set()
         self._poller: asyncio.Task[None] | None = None
         self._is_started = False
         self._is_stopping = False
@@ -87,6 +95,7 @@ class Runtime:
         """Answers what is under way and unloads everything."""
         self.begin_stop()
         await self.catalog.close()
+        self._overrides.close()
         self._loader.shutdown(wait=False, cancel_futures=True)
 
     # -- inference -----------------------------------------------------------------------------------------------
@@ -149,6 +158,11 @@ class Runtime:
         """For the metrics."""
         return self.catalog.samples()
 
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """What the models hold together and what they may; None without a budget."""
+        room = self.catalog.room
+        return None if room is None else (room.held_bytes, room.budget_bytes)
+
     def not_ready(self) -> str:
         """Why the server is not ready; empty when it is."""
         if self._is_stopping:
@@ -163,21 +177,55 @@ class Runtime:
 
     # -- control -------------------------------------------------------------------------------------------------
 
-    async def load(self, name: str, config: ModelConfig | None = None) -> None:
-        """Loads or reloads a model from its repository, with another configuration if one is given.
+    async def load(
+        self, name: str, config: ModelConfig | None = None, files: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Loads or reloads a model from its repository, with another configuration if one is given, or from `files`
+        (path in its folder to content) in place of the repository's.
 
-        Raises `Unavailable` unless models are controlled explicitly, `NotFound` or `LoadFailed` with the reason.
+        Raises `Unavailable` unless models are controlled explicitly, `Forbidden` for what a load may not bring,
+        `NotFound` or `LoadFailed` with the reason.
         """
         self._require_explicit_control()
-        loop = asyncio.get_running_loop()
-        found = await loop.run_in_executor(self._loader, partial(self._repository.find, name, config=config))
+        self._overrides.check(has_config=config is not None, files=files or ())
+        if files:
+            assert config is not None, "files come with their configuration"
+            await self._load_brought(name, config, files)
+            return
+        found = await self._blocking(partial(self._repository.find, name, config=config))
         await self._load_all(await self._missing_models(found))
         await self.catalog.load(found)
+        self._drop_later(self._overrides.keep(name, None))
+
+    async def _load_brought(self, name: str, config: ModelConfig, files: Mapping[str, bytes]) -> None:
+        found = await self._blocking(partial(self._overrides.write, name, config, files))
+        try:
+            await self._load_all(await self._missing_models(found))
+            await self.catalog.load(found)
+        except BaseException:
+            self._drop_later(found.folder)
+            raise
+        self._drop_later(self._overrides.keep(name, found))
+
+    def _drop_later(self, folder: Path | None) -> None:
+        """Removes files that clients brought, once what was loaded from them is closed."""
+        if folder is not None:
+            task = asyncio.get_running_loop().create_task(self._drop(folder))
+            self._drops.add(task)
+            task.add_done_callback(self._drops.discard)
+
+    async def _drop(self, folder: Path) -> None:
+        await self.catalog.ended()
+        await asyncio.get_running_loop().run_in_executor(None, self._overrides.drop, folder)
+
+    async def _blocking(self, call: Callable[[], Value]) -> Value:
+        return await asyncio.get_running_loop().run_in_executor(self._loader, call)
 
     async def unload(self, name: str) -> None:
         """Stops serving a model; returns at once, while requests under way are answered."""
         self._require_explicit_control()
         await self.catalog.unload(name)
+        self._drop_later(self._overrides.keep(name, None))
 
     def _require_explicit_control(self) -> None:
         if self._is_stopping:

@@ -96,6 +96,12 @@ class ServedVersion:
             turns=self._turns,
         )
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests are under way, or sequences would lose their states."""
+        sequences = self.statistics.sequences
+        return not self.loop.is_empty or bool(sequences and (sequences.active or sequences.backlog))
+
     def spec_now(self) -> ModelSpec:
         """The spec, for those who ask later."""
         return self.spec

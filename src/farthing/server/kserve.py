@@ -39,7 +39,6 @@ from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
 from farthing.types.errors import (
     FarthingError,
-    Forbidden,
     InvalidInput,
     Unavailable,
     Unsupported,
@@ -281,16 +280,11 @@ def extensions(runtime: Runtime) -> tuple[str, ...]:
 
 
 async def load_as_asked(runtime: Runtime, model: str, asked: LoadRequest) -> None:
-    """Loads a model the way a client asked for it. Raises `Forbidden` for files, else as `Runtime.load` does."""
-    if asked.files:
-        raise Forbidden(
-            "load with `file:` entries is closed: whoever may write a model's files may run code here",
-            hint="put the files into the repository",
-        )
+    """Loads a model the way a client asked for it. Raises as `Runtime.load` does."""
     config = None
     if asked.config:
         config = parse_model_config(msgspec.json.decode(asked.config), source="parameters.config")
-    await runtime.load(model, config)
+    await runtime.load(model, config, asked.files)
 
 
 def timeout_us(said: bytes) -> int:

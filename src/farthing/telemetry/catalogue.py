@@ -113,6 +113,18 @@ MODEL_READY = Family("farthing_model_ready", "gauge", MODEL, "boolean", "1 if th
 MODEL_MEMORY = Family(
     "farthing_model_memory_bytes", "gauge", (*MODEL, "type", "id"), "bytes", "Memory the model holds on a device"
 )
+MODEL_LOADS = Family(
+    "farthing_model_loads_total", "counter", MODEL, "loads", "Times the model version was loaded, on demand too"
+)
+MODEL_EVICTIONS = Family(
+    "farthing_model_evictions_total", "counter", MODEL, "unloads", "Times the model version was unloaded to make room"
+)
+MODELS_MEMORY = Family(
+    "farthing_models_memory_bytes", "gauge", (), "bytes", "Memory all models hold together, where there is a budget"
+)
+MODELS_MEMORY_BUDGET = Family(
+    "farthing_models_memory_budget_bytes", "gauge", (), "bytes", "Memory all models may hold together"
+)
 REQUEST_SECONDS = Family(
     "farthing_inference_request_duration_seconds",
     "histogram",

@@ -33,6 +33,9 @@ class ModelSample(NamedTuple):
     statistics: ModelStatistics
     generation: GenerationSample | None = None
     """Of a language model."""
+    loads: int = 0
+    evictions: int = 0
+    """Times it was unloaded to make room."""
 
 
 class ModelsSource(Protocol):
@@ -40,12 +43,16 @@ class ModelsSource(Protocol):
 
     def model_samples(self) -> Iterable[ModelSample]: ...
 
+    def memory_bytes(self) -> tuple[int, int] | None:
+        """What the models hold and what they may; None where nothing is said about that."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scrape:
     """What the event loop owns, at one moment; independent of anything that still changes."""
 
     models: tuple[ModelSample, ...]
+    memory_bytes: tuple[int, int] | None
     http: HttpCounters
     grpc: GrpcCounters
     loop_lag: DurationHistogram
@@ -89,6 +96,7 @@ class Metrics:
             models=tuple(
                 sample._replace(statistics=sample.statistics.copy()) for sample in self._models.model_samples()
             ),
+            memory_bytes=self._models.memory_bytes(),
             http=self._http.copy(),
             grpc=self._grpc.copy(),
             loop_lag=self._loop_lag.copy(),
@@ -129,6 +137,8 @@ _MODEL_VALUES: Final[tuple[tuple[Family, Callable[[ModelSample], float]], ...]] 
     (catalogue.CACHE_INSERTIONS, lambda m: m.statistics.cache_insertions),
     (catalogue.CACHE_COALESCED, lambda m: m.statistics.cache_coalesced),
     (catalogue.MODEL_READY, lambda m: int(m.is_ready)),
+    (catalogue.MODEL_LOADS, lambda m: m.loads),
+    (catalogue.MODEL_EVICTIONS, lambda m: m.evictions),
     (catalogue.PENDING_ROWS, lambda m: m.statistics.pending_rows),
     (catalogue.RUNNING_BATCHES, lambda m: m.statistics.running_batches),
 )
@@ -238,6 +248,10 @@ def _machine(writer: ExpositionWriter, machine: MachineSample) -> None:
 
 def _server(writer: ExpositionWriter, scrape: Scrape) -> None:
     http = scrape.http
+    if scrape.memory_bytes is not None:
+        held, budget = scrape.memory_bytes
+        _known(writer, catalogue.MODELS_MEMORY, held)
+        _known(writer, catalogue.MODELS_MEMORY_BUDGET, budget)
     _known(writer, catalogue.HTTP_CONNECTIONS, http.connections_open)
     _known(writer, catalogue.HTTP_CONNECTIONS_TOTAL, http.connections_total)
     writer.family(catalogue.HTTP_REQUESTS)

@@ -8,13 +8,11 @@ from typing import Final
 import msgspec
 
 from farthing.protocols.kserve.messages import BodyParser, malformed
+from farthing.repository.upload_paths import check_paths
 from farthing.types.errors import InvalidInput
 from farthing.types.requests import Parameter
 
 _FILE: Final = "file:"
-
-PATH_PART_BYTES_MAX: Final = 255
-"""Bytes of one part of a path; what file systems allow."""
 
 FILES_MAX: Final = 1024
 """Files in one load request."""
@@ -75,12 +73,13 @@ def load_request(parameters: Mapping[str, Parameter | bytes]) -> LoadRequest:
         elif name.startswith(_FILE):
             if len(files) == FILES_MAX:
                 raise InvalidInput(f"a load request brings at most {FILES_MAX} files")
-            files[_path(name.removeprefix(_FILE))] = _content(name, value)
+            files[name.removeprefix(_FILE)] = _content(name, value)
         else:
             raise InvalidInput(
                 f"parameters.{name[:80]}: a load takes no such parameter",
                 hint="parameters are `config` and `file:<version>/<path>`",
             )
+    check_paths(files)
     if files and not config:
         raise InvalidInput(
             "a load that brings files must bring their configuration",
@@ -116,20 +115,6 @@ def _config(value: Parameter | bytes) -> str:
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise malformed(error, "parameters.config: the text is not a JSON object") from None
     return value
-
-
-def _path(path: str) -> str:
-    """The path if it is one inside a folder, whatever the system's idea of separators and drives."""
-    parts = path.split("/")
-    is_plain = all(part not in ("", ".", "..") and part.isprintable() for part in parts)
-    if not is_plain or "\\" in path or ":" in path:
-        raise InvalidInput(
-            f"parameters.file:{path[:80]}: not a path inside a model's folder",
-            hint="write `file:<version>/<path>`, for example `file:1/model.onnx`",
-        )
-    if any(len(part.encode()) > PATH_PART_BYTES_MAX for part in parts):
-        raise InvalidInput(f"parameters.file:{path[:80]}...: a part of the path is over {PATH_PART_BYTES_MAX} bytes")
-    return path
 
 
 def _content(name: str, value: Parameter | bytes) -> bytes:
