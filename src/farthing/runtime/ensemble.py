@@ -295,6 +295,7 @@ class _Passage:
             timeout_us=timeout_us,
             tenant=request.tenant,
             trace_id=request.trace_id,
+            origin=request.origin,
         )
         try:
             served = ensemble.resolve(step.model, step.version)

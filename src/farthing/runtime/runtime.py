@@ -21,6 +21,7 @@ from farthing.runtime.load_any import load_any
 from farthing.runtime.memory import Promises
 from farthing.runtime.served import Served
 from farthing.runtime.shared_memory import SharedMemory
+from farthing.runtime.subrequests import RuntimeSubrequests
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import StatisticsSnapshot
@@ -43,11 +44,12 @@ class Runtime:
         self._config = config
         self._clock = clock or MonotonicClock()
         self._loader = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
+        self._subrequests = RuntimeSubrequests(self.resolve, self._clock)
         self.catalog = Catalog(
             loader=self._loader,
             queue_requests_max=config.admission.queue_requests_max,
             drain_s=config.exit_timeout_s,
-            load=partial(load_any, config.language, config.admission.queue_requests_max, Promises()),
+            load=partial(load_any, config.language, config.admission.queue_requests_max, Promises(), self._subrequests),
         )
         self.shared_memory = SharedMemory(is_open=config.model_control is ModelControl.EXPLICIT)
         self._seen = Snapshot(models={}, problems={})
@@ -59,6 +61,7 @@ class Runtime:
 
     async def start(self) -> None:
         """Loads what should be loaded. What cannot be is UNAVAILABLE with its reason; the others serve."""
+        self._subrequests.start(asyncio.get_running_loop())
         self._seen = await self._scan()
         control = self._config.model_control
         wanted = set(self._config.load_models)

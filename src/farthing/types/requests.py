@@ -61,6 +61,8 @@ class InferRequest(msgspec.Struct, kw_only=True):
     """Bytes of inputs that were read from shared memory."""
     tenant: str = ""
     trace_id: str = ""
+    origin: object | None = None
+    """The subrequest it came from, where a model sent it and not a client."""
 
 
 class Timing(msgspec.Struct, frozen=True, gc=False):

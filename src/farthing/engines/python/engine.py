@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from farthing.engines.contract import Answer, Batch, MemberAnswer, ModelSource
+from farthing.engines.contract import Answer, Batch, MemberAnswer, ModelSource, Sender
 from farthing.engines.python import backoff, messages
 from farthing.engines.python.channel import Place
 from farthing.engines.python.process import Life
@@ -64,9 +64,18 @@ class PythonModel:
         )
         policy = backoff.Policy(first_delay_s=_seconds(source, "restart_delay_seconds", backoff.DEFAULT.first_delay_s))
         environment = _environment(source)
+        instances = max(1, source.instances)
         self._processes = [
-            Supervisor(_start(source, instance), environment, limits, policy, clock)
-            for instance in range(max(1, source.instances))
+            Supervisor(
+                _start(source, instance),
+                environment,
+                limits,
+                policy,
+                clock,
+                Sender(self, instance, instances),
+                source.subrequests,
+            )
+            for instance in range(instances)
         ]
         try:
             # All must be up; they run the same file, so what the first says holds for each.

@@ -106,9 +106,12 @@ ERRORS: Final[dict[str, type[FarthingError]]] = {
     for kind in (
         errors.AlreadyExists,
         errors.Cancelled,
+        errors.DeadlineExceeded,
         errors.EngineFailed,
         errors.InvalidInput,
         errors.NotFound,
+        errors.Overloaded,
+        errors.TenantLimited,
         errors.TooLarge,
         errors.Unavailable,
         errors.Unsupported,
