@@ -7,6 +7,7 @@ nothing of queues, requests' deadlines or the network. Choosing batch sizes belo
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from socket import socket
 from typing import Any, Protocol
 
 import msgspec
@@ -101,16 +102,22 @@ class Subrequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 class Subrequests(Protocol):
-    """Takes subrequests to their models. Any thread may call it."""
+    """Takes subrequests to their models, on an event loop."""
+
+    def watch(self, sock: socket, on_readable: Callable[[], None]) -> None:
+        """Has this called on the event loop whenever the socket can be read. May be called on any thread."""
+
+    def unwatch(self, sock: socket, then: Callable[[], None]) -> None:
+        """No more; `then` is called on the event loop, or here and now if there is none left. On any thread."""
 
     def submit(self, subrequest: Subrequest, done: Callable[[InferResponse | FarthingError], None]) -> None:
-        """`done` is called once with the answer, on a thread that it must not block, unless it is withdrawn before."""
+        """`done` is called once with the answer, at once or later, unless it is withdrawn. On the event loop."""
 
     def withdraw(self, subrequest: Subrequest) -> None:
-        """Nobody wants the answer any more."""
+        """Nobody wants the answer any more. On the event loop."""
 
     def detach(self, subrequest: Subrequest) -> None:
-        """Its batch has ended without waiting for it; the answer is still wanted."""
+        """Its batch has ended without waiting for it; the answer is still wanted. On any thread."""
 
 
 class MemberAnswer(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from socket import socket
 from typing import Final
 
 from farthing.engines.contract import Parent, Sender, Subrequest
@@ -16,7 +17,7 @@ from farthing.runtime.ensemble import Ensemble
 from farthing.runtime.served import Done, Served, ServedVersion
 from farthing.runtime.subrequest_waits import Wait, stuck
 from farthing.telemetry.clock import Clock
-from farthing.types.errors import DeadlineExceeded, EngineFailed, FarthingError, Unavailable
+from farthing.types.errors import DeadlineExceeded, EngineFailed, FarthingError
 from farthing.types.requests import InferRequest, InferResponse, RequestedOutput
 
 ENSEMBLE_DEPTH_MAX: Final = 16
@@ -42,14 +43,14 @@ class RuntimeSubrequests:
 
     # -- on any thread -----------------------------------------------------------------------------------------------
 
-    def submit(self, subrequest: Subrequest, done: Done) -> None:
-        """`done` is called once with the answer, on the event loop, unless it is withdrawn before."""
-        if not self._soon(self._submit, subrequest, done):
-            done(Unavailable("the server has stopped"))
+    def watch(self, sock: socket, on_readable: Callable[[], None]) -> None:
+        """Has this called on the event loop whenever the socket can be read."""
+        self._soon(self._watch, sock, on_readable)
 
-    def withdraw(self, subrequest: Subrequest) -> None:
-        """Nobody wants the answer any more."""
-        self._soon(self._withdraw, subrequest)
+    def unwatch(self, sock: socket, then: Callable[[], None]) -> None:
+        """No more; `then` is called on the event loop, or at once if it is closed."""
+        if not self._soon(self._unwatch, sock, then):
+            then()
 
     def detach(self, subrequest: Subrequest) -> None:
         """Its batch has ended without waiting for it; the answer is still wanted."""
@@ -66,7 +67,17 @@ class RuntimeSubrequests:
 
     # -- on the event loop ---------------------------------------------------------------------------------------------
 
-    def _submit(self, subrequest: Subrequest, done: Done) -> None:
+    def _watch(self, sock: socket, on_readable: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._loop.add_reader(sock.fileno(), on_readable)
+
+    def _unwatch(self, sock: socket, then: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._loop.remove_reader(sock.fileno())
+        then()
+
+    def submit(self, subrequest: Subrequest, done: Done) -> None:
+        """`done` is called once with the answer, at once or later, unless it is withdrawn."""
         now_ns = self._now_ns()
         try:
             request = self._request(subrequest, now_ns)
@@ -91,7 +102,8 @@ class RuntimeSubrequests:
         self._waits.pop(subrequest, None)
         return self._withdraws.pop(subrequest, _nothing)
 
-    def _withdraw(self, subrequest: Subrequest) -> None:
+    def withdraw(self, subrequest: Subrequest) -> None:
+        """Nobody wants the answer any more."""
         self._over(subrequest)()
 
     def _request(self, subrequest: Subrequest, now_ns: int) -> InferRequest:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import mmap
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -43,8 +44,26 @@ class Server:
         self.waiting: list[tuple[Subrequest, Done]] = []
         self.withdrawn: list[Subrequest] = []
         self.detached: list[Subrequest] = []
+        self.is_over = threading.Event()
         self.holds = False
         self.answer: Callable[[Subrequest], InferResponse | FarthingError] = echo
+
+    def watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
+        self.loop = threading.Thread(target=self._watch, args=(sock, on_readable))
+        self.loop.start()
+
+    def _watch(self, sock: socket.socket, on_readable: Callable[[], None]) -> None:
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        while not self.is_over.is_set():
+            if poll.poll(5):
+                on_readable()
+
+    def unwatch(self, sock: socket.socket, then: Callable[[], None]) -> None:
+        self.is_over.set()
+        if threading.current_thread() is not self.loop:
+            self.loop.join()
+        then()
 
     def submit(self, subrequest: Subrequest, done: Done) -> None:
         self.seen.append(subrequest)
@@ -282,7 +301,8 @@ def test_a_batch_that_ends_leaves_its_requests_to_nobody_and_a_process_takes_the
     assert ends.server.detached == [subrequest]
     ends.asking.shutdown(socket.SHUT_RDWR)
     asking.join(10)
-    ends.port._thread.join(10)
+    assert ends.server.is_over.wait(10)
+    ends.server.loop.join(10)
     assert ends.server.withdrawn == [subrequest]
 
 
@@ -292,8 +312,7 @@ def nonsense(data: bytes, fd: int = -1) -> bool:
     try:
         messages.send(pair.asking, data, fd)
         pair.asking.shutdown(socket.SHUT_WR)
-        pair.port._thread.join(10)
-        assert not pair.port._thread.is_alive()
+        assert pair.server.is_over.wait(10)
         return pair.nonsense.is_set()
     finally:
         pair.close()

@@ -181,6 +181,7 @@ def _start(source: ModelSource, instance: int) -> messages.Start:
         batch_rows_max=source.batch_rows_max,
         parameters=dict(source.parameters),
         config=msgspec.json.encode(source.config).decode(),
+        can_ask=source.subrequests is not None,
     )
 
 

@@ -35,6 +35,8 @@ class Start(_Message, frozen=True, kw_only=True):
     parameters: dict[str, str]
     config: str
     """The model configuration as JSON, in Triton's field names."""
+    can_ask: bool = False
+    """There are other models to ask."""
 
 
 class Run(_Message, frozen=True):

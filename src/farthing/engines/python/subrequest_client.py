@@ -76,6 +76,8 @@ class SubrequestClient:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self.can_ask = True
+        """Somebody listens; set when that is known."""
         self._changed = threading.Condition()
         """Held while anything below is looked at or changed; notified when a message was read."""
         self._pool = ArenaPool(step=1, arenas_max=SUBREQUESTS_MAX)
@@ -166,6 +168,8 @@ class SubrequestClient:
     def _send(self, question: Question, loop: asyncio.AbstractEventLoop | None) -> _Pending | None:
         """Sends a subrequest; None while as many as may be are under way."""
         with self._changed:
+            if not self.can_ask:
+                raise Unavailable(f"model `{question.model}` cannot be asked: there is no server around this one")
             if self._is_over:
                 raise Unavailable("the server is gone")
             if len(self._pending) >= SUBREQUESTS_MAX:

@@ -1,8 +1,8 @@
 """The server's end of a process's subrequests: to the models they are for, and back with the answers.
 
-A thread waits for the process to ask; inputs become views of the memory it wrote, and go to `contract.Subrequests`.
-Answers are written once, into memory that the process maps: small ones where they arrive, large ones on a thread. What
-a process says is believed only as far as it is checked here.
+What the process asks is read on the event loop; inputs become views of the memory it wrote, and go to
+`contract.Subrequests`. Answers are written once, into memory that the process maps: small ones at once, large ones on a
+thread. What a process says is believed only as far as it is checked here.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from farthing.engines.python.arena_pool import ArenaPool, NoRoom
 from farthing.engines.python.channel import Arena, Place, read_tensor, write_tensors
 from farthing.engines.python.subrequest_client import HELD_MAX
 from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Told, Withdraw
-from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, Overloaded, Unavailable
+from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, Overloaded
 from farthing.types.requests import InferResponse
 from farthing.types.tensors import NUMPY_DTYPES, Tensor
 
@@ -63,10 +63,10 @@ class SubrequestPort:
         self._batch: Sequence[Parent | None] = ()
         self._batch_inputs: Tensor | None = None
         self._inputs_renewed = 0
-        self._is_closed = False
+        self._is_over = self._is_closed = False
         self._writes: SimpleQueue[Write | None] | None = None
-        self._thread = threading.Thread(target=self._serve, name=f"{model}#subrequests", daemon=True)
-        self._thread.start()
+        if subrequests is not None:
+            subrequests.watch(sock, self._on_readable)
 
     # -- the batch -----------------------------------------------------------------------------------------------
 
@@ -94,30 +94,38 @@ class SubrequestPort:
 
     # -- what the process asks ---------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        while True:
+    def _on_readable(self) -> None:
+        for _ in range(SUBREQUESTS_MAX):  # then it is others' turn
+            if self._is_over:
+                return
             try:
-                data, fd = messages.receive(self._socket)
+                data, fd = messages.receive(self._socket, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
             except OSError:
                 data, fd = b"", -1
-            if not data:
-                break
-            try:
-                question = messages.decode_question(data)
-                if isinstance(question, Withdraw):
-                    self._withdraw(question.number, question.arena)
-                else:
-                    self._ask(question, fd)
-                    fd = -1
-            except (ValueError, msgspec.DecodeError, KeyError) as problem:
-                _LOG.error("model %s: its process asked nonsense (%s) and is ended", self._model, problem)
-                self._on_nonsense()
-                break
-            except Exception:
-                _LOG.exception("model %s: a subrequest could not be read", self._model)
-                self._on_nonsense()
-                break
-        self._withdraw_all()
+            if not data or not self._is_sense(data, fd):
+                self._end()
+
+    def _is_sense(self, data: bytes, fd: int) -> bool:
+        """Does what the process says; False, and its end, if that cannot be."""
+        try:
+            question = messages.decode_question(data)
+            if isinstance(question, Withdraw):
+                self._withdraw(question.number, question.arena)
+            else:
+                self._ask(question, fd)
+        except (ValueError, msgspec.DecodeError, KeyError) as problem:
+            _LOG.error("model %s: its process asked nonsense (%s) and is ended", self._model, problem)
+            self._on_nonsense()
+            return False
+        return True
+
+    def _end(self) -> None:
+        """Nothing more is heard from the process."""
+        self._is_over = True
+        if self._subrequests is not None:
+            self._subrequests.unwatch(self._socket, self._withdraw_all)
 
     def _ask(self, ask: Ask, fd: int) -> None:
         with self._lock:
@@ -143,8 +151,6 @@ class SubrequestPort:
             raise ValueError("a file descriptor came that nobody announced")
 
     def _subrequest(self, ask: Ask) -> Subrequest:
-        if self._subrequests is None:
-            raise Unavailable(f"model `{ask.model}` cannot be asked: this model runs without a server around it")
         with self._lock:
             if ask.number in self._under_way:
                 raise ValueError(f"subrequest {ask.number} is under way already")
@@ -202,7 +208,6 @@ class SubrequestPort:
     # -- what it is answered ---------------------------------------------------------------------------------------
 
     def _answer(self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError) -> None:
-        """Called on the event loop."""
         if isinstance(answer, FarthingError):
             self._over(number, subrequest)
             self._send(messages.encode(messages.failed(number, answer)))
@@ -301,9 +306,16 @@ class SubrequestPort:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Gives memory and descriptors back. The process is gone and no batch runs."""
+        """Gives memory and descriptors back, soon. The process is gone and no batch runs."""
         self.hang_up()
-        self._thread.join()
+        if self._subrequests is None:
+            self._free()
+        else:
+            self._subrequests.unwatch(self._socket, self._free)
+
+    def _free(self) -> None:
+        self._is_over = True
+        self._withdraw_all()
         with self._lock:
             self._is_closed = True
             if self._writes is not None:

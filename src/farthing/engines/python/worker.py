@@ -58,6 +58,7 @@ class Worker:
         if not isinstance(start, messages.Start):
             return
         self._start = start
+        self._client.can_ask = start.can_ask
         try:
             model = load(start, self._client)
         except Exception as problem:
