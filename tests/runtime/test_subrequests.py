@@ -247,6 +247,7 @@ async def infer(self, inputs):
 @pytest.mark.usefixtures("threads_only")
 async def test_who_leaves_or_dies_takes_its_requests_along(shop: Shop, write: WriteModel) -> None:
     shop.put("double", 2)
+    shop.configure("double", "max_batch_size: 1")
     write("patient", PATIENT)
     async with shop.open() as runtime:
         double, patient = runtime.resolve("double"), executable_of(runtime, "patient")
@@ -275,6 +276,7 @@ async def test_a_model_that_is_unloaded_answers_what_it_was_asked_and_then_is_no
     shop: Shop, write: WriteModel
 ) -> None:
     shop.put("double", 2)
+    shop.configure("double", "max_batch_size: 1")
     write("patient", PATIENT, instances=2)
     async with shop.open(ModelControl.EXPLICIT, load_models=("*",)) as runtime:
         double = runtime.resolve("double")

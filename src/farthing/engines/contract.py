@@ -110,6 +110,9 @@ class Subrequests(Protocol):
     def unwatch(self, sock: socket, then: Callable[[], None]) -> None:
         """No more; `then` is called on the event loop, or here and now if there is none left. On any thread."""
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Has this called in the next turn of the event loop. On the event loop."""
+
     def submit(self, subrequest: Subrequest, done: Callable[[InferResponse | FarthingError], None]) -> None:
         """`done` is called once with the answer, at once or later, unless it is withdrawn. On the event loop."""
 

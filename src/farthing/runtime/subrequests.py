@@ -76,6 +76,11 @@ class RuntimeSubrequests:
         self._loop.remove_reader(sock.fileno())
         then()
 
+    def soon(self, call: Callable[[], None]) -> None:
+        """Has this called in the next turn of the event loop."""
+        assert self._loop is not None
+        self._loop.call_soon(call)
+
     def submit(self, subrequest: Subrequest, done: Done) -> None:
         """`done` is called once with the answer, at once or later, unless it is withdrawn."""
         now_ns = self._now_ns()

@@ -89,6 +89,8 @@ class SubrequestClient:
         self._asked = 0
         self._is_reading = False
         self._is_over = False
+        self._outbox = messages.Outbox()
+        """What coroutines ask in one turn of their event loop leaves at its end, together."""
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
         """Coroutines that wait until fewer subrequests are under way."""
         self._watchers: dict[asyncio.AbstractEventLoop, int] = {}
@@ -202,12 +204,11 @@ class SubrequestClient:
                     freed=freed,
                 )
             )
-            if len(message) > messages.MESSAGE_BYTES_MAX:
+            if len(message) > messages.PART_BYTES_MAX:
                 raise TooLarge(
                     f"a request to model `{question.model}`: names and parameters take {len(message)} bytes; "
-                    f"allowed: {messages.MESSAGE_BYTES_MAX}"
+                    f"allowed: {messages.PART_BYTES_MAX}"
                 )
-            messages.send(self._socket, message, fd)
         except BaseException as problem:
             self._freed.extend(freed)
             with self._changed:
@@ -215,12 +216,25 @@ class SubrequestClient:
                 if pending.arena:
                     self._drop(pending.arena, is_known=fd < 0)
                 self._let_in()
-            if isinstance(problem, ConnectionError):
-                raise Unavailable("the server is gone") from problem
             if isinstance(problem, ValueError | OverflowError | TypeError):
                 raise InvalidInput(f"a request to model `{question.model}`: {problem}") from problem
             raise
+        with self._changed:
+            is_first = not self._outbox
+            self._outbox.add(message, fd)
+        if loop is None:
+            self._flush()
+        elif is_first:
+            loop.call_soon(self._flush)
         return pending
+
+    def _flush(self) -> None:
+        with self._changed:  # which also keeps a new arena's descriptor before its first use
+            try:
+                for message, fds in self._outbox.sends():
+                    messages.send(self._socket, message, fds)
+            except OSError:
+                self._server_is_gone()
 
     def _drop(self, arena: int, *, is_known: bool) -> None:
         if is_known:
@@ -321,32 +335,39 @@ class SubrequestClient:
     def _read(self, flags: int) -> bool:
         """Reads a message and hands it over; False: the server is gone."""
         try:
-            data, fd = messages.receive(self._socket, flags)
+            data, fds = messages.receive(self._socket, flags)
         except BlockingIOError:
             raise
         except OSError:
-            data, fd = b"", -1
+            data, fds = b"", []
         if not data:
             with self._changed:
-                self._is_over = True
-                for pending in self._pending.values():
-                    _wake(pending)
+                self._server_is_gone()
             return False
-        answer = messages.decode_answer(data)
         with self._changed:
-            if isinstance(answer, Told) and answer.has_new_arena:
-                self._answers[answer.arena] = Arena(fd)
-            asked = self._pending.pop(answer.number, None)
-            if asked is None:  # withdrawn
-                if isinstance(answer, Told) and answer.arena:
-                    self._freed.append(answer.arena)
-                return True
-            asked.answer = answer
-            if asked.arena:
-                self._pool.give(asked.arena)
-            _wake(asked)
-            self._let_in()
+            for answer in messages.decode_answers(data):
+                if isinstance(answer, Told) and answer.has_new_arena:
+                    self._answers[answer.arena] = Arena(fds.pop(0))
+                self._hand_over(answer)
         return True
+
+    def _server_is_gone(self) -> None:
+        self._is_over = True
+        for pending in self._pending.values():
+            _wake(pending)
+        self._changed.notify_all()
+
+    def _hand_over(self, answer: Told | Failed) -> None:
+        asked = self._pending.pop(answer.number, None)
+        if asked is None:  # withdrawn
+            if isinstance(answer, Told) and answer.arena:
+                self._freed.append(answer.arena)
+            return
+        asked.answer = answer
+        if asked.arena:
+            self._pool.give(asked.arena)
+        _wake(asked)
+        self._let_in()
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._changed:
@@ -364,6 +385,7 @@ class SubrequestClient:
             loop.remove_reader(self._socket)
 
     def _withdraw(self, pending: _Pending) -> None:
+        self._flush()
         with self._changed:
             number = next((n for n, p in self._pending.items() if p is pending), None)
             if number is None:  # answered meanwhile
@@ -374,7 +396,8 @@ class SubrequestClient:
             if pending.arena:
                 self._pool.drop(pending.arena)  # an engine may be reading it still
             self._let_in()
-        messages.send(self._socket, messages.encode(Withdraw(number, pending.arena)))
+            self._outbox.add(messages.encode(Withdraw(number, pending.arena)))
+        self._flush()
 
     # -- answers -----------------------------------------------------------------------------------------------------
 

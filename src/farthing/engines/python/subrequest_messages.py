@@ -6,8 +6,9 @@ them, whose descriptors travel with the first message that names them. Nothing t
 """
 
 import socket
-import struct
 import sys
+from array import array
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import msgspec
@@ -22,6 +23,9 @@ SUBREQUESTS_MAX: Final = 64
 
 MESSAGE_BYTES_MAX: Final = 1 << 17
 """The longest message: ids, parameters and places. A socket takes it whole (Linux's default buffer is 208 KiB)."""
+
+PART_BYTES_MAX: Final = MESSAGE_BYTES_MAX - 3
+"""The longest subrequest or answer. A message is a MessagePack array of them, whose head takes 3 bytes."""
 
 BATCH_INPUTS: Final = 0
 """The number of the arena that the running batch's inputs lie in. The worker's own count up from 1, the server's
@@ -121,32 +125,64 @@ def pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET if sys.platform == "linux" else socket.SOCK_DGRAM)
 
 
-def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, int]:
-    """The next message and its file descriptor (-1: none); no bytes: the other side is gone. Raises `OSError`."""
+def receive(sock: socket.socket, flags: int = 0) -> tuple[bytes, list[int]]:
+    """The next message and the file descriptors with it; no bytes: the other side is gone. Raises `OSError`."""
     # By hand: `socket.recv_fds` and `send_fds` of Python 3.11 do not pass their flags on.
-    data, ancillary, _, _ = sock.recvmsg(MESSAGE_BYTES_MAX, _ONE_FD_SPACE, flags | _CLOSE_ON_EXEC)
-    fd = -1
+    data, ancillary, _, _ = sock.recvmsg(MESSAGE_BYTES_MAX, _FDS_SPACE, flags | _CLOSE_ON_EXEC)
+    if not ancillary:
+        return data, []
+    fds = array("i")
     for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS and len(content) >= _FD.size:
-            [fd] = _FD.unpack_from(content)
-    return data, fd
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, fds.tolist()
 
 
-def send(sock: socket.socket, message: bytes, fd: int = -1, flags: int = 0) -> None:
-    """Sends one message, and a file descriptor if one is given. Raises `OSError`."""
-    if fd < 0:
-        sock.send(message, flags)
+class Outbox:
+    """Messages that leave together, in as few sends as can be: what the other side is woken for. One thread's."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[bytes, int]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, part: bytes, fd: int = -1) -> None:
+        """One message of at most `PART_BYTES_MAX`, encoded, and its file descriptor if it has one."""
+        self._parts.append((part, fd))
+
+    def sends(self) -> Iterator[tuple[bytes, list[int]]]:
+        """What to send, one after the other; afterwards it is empty."""
+        parts, self._parts = self._parts, []
+        begin = size = 0
+        for end, (part, _) in enumerate(parts):
+            if size + len(part) > PART_BYTES_MAX or end - begin == SUBREQUESTS_MAX:
+                yield _joined(parts[begin:end])
+                begin, size = end, 0
+            size += len(part)
+        if parts:
+            yield _joined(parts[begin:])
+
+
+def _joined(parts: list[tuple[bytes, int]]) -> tuple[bytes, list[int]]:
+    head = b"\xdc" + len(parts).to_bytes(2, "big")  # MessagePack's array of up to 65,535
+    return head + b"".join([part for part, _ in parts]), [fd for _, fd in parts if fd >= 0]
+
+
+def send(sock: socket.socket, message: bytes, fds: Sequence[int] = (), flags: int = 0) -> None:
+    """Sends one message, and file descriptors with it. Raises `OSError`."""
+    if fds:
+        sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", fds))], flags)
     else:
-        sock.sendmsg([message], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, _FD.pack(fd))], flags)
+        sock.send(message, flags)
 
 
-_FD: Final = struct.Struct("@i")
-_ONE_FD_SPACE: Final = socket.CMSG_LEN(_FD.size)
+_FDS_SPACE: Final = socket.CMSG_SPACE(SUBREQUESTS_MAX * array("i").itemsize)
 _TEXT_CHARACTERS_MAX: Final = 4000
 _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 encode: Final = msgspec.msgpack.Encoder().encode
-decode_question: Final = msgspec.msgpack.Decoder(Ask | Withdraw).decode
+decode_questions: Final = msgspec.msgpack.Decoder(list[Ask | Withdraw]).decode
 """What the server reads. Raises `msgspec.DecodeError`, and `ValueError` for text that is not UTF-8."""
-decode_answer: Final = msgspec.msgpack.Decoder(Told | Failed).decode
+decode_answers: Final = msgspec.msgpack.Decoder(list[Told | Failed]).decode
 """What a worker reads."""

@@ -8,6 +8,7 @@ thread. What a process says is believed only as far as it is checked here.
 import contextlib
 import fcntl
 import logging
+import os
 import socket
 import sys
 import threading
@@ -64,6 +65,8 @@ class SubrequestPort:
         self._batch_inputs: Tensor | None = None
         self._inputs_renewed = 0
         self._is_over = self._is_closed = False
+        self._outbox = messages.Outbox()
+        """Answers of one turn of the event loop; they leave at its end, together."""
         self._writes: SimpleQueue[Write | None] | None = None
         if subrequests is not None:
             subrequests.watch(sock, self._on_readable)
@@ -99,24 +102,28 @@ class SubrequestPort:
             if self._is_over:
                 return
             try:
-                data, fd = messages.receive(self._socket, socket.MSG_DONTWAIT)
+                data, fds = messages.receive(self._socket, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             except OSError:
-                data, fd = b"", -1
-            if not data or not self._is_sense(data, fd):
+                data, fds = b"", []
+            if not data or not self._is_sense(data, fds):
                 self._end()
 
-    def _is_sense(self, data: bytes, fd: int) -> bool:
+    def _is_sense(self, data: bytes, fds: list[int]) -> bool:
         """Does what the process says; False, and its end, if that cannot be."""
         try:
-            question = messages.decode_question(data)
-            if isinstance(question, Withdraw):
-                self._withdraw(question.number, question.arena)
-            else:
-                self._ask(question, fd)
+            for question in messages.decode_questions(data):
+                if isinstance(question, Withdraw):
+                    self._withdraw(question.number, question.arena)
+                else:
+                    self._ask(question, fds)
+            if fds:
+                raise ValueError("a file descriptor came that nobody announced")
         except (ValueError, msgspec.DecodeError, KeyError) as problem:
             _LOG.error("model %s: its process asked nonsense (%s) and is ended", self._model, problem)
+            for fd in fds:
+                os.close(fd)
             self._on_nonsense()
             return False
         return True
@@ -127,28 +134,26 @@ class SubrequestPort:
         if self._subrequests is not None:
             self._subrequests.unwatch(self._socket, self._withdraw_all)
 
-    def _ask(self, ask: Ask, fd: int) -> None:
+    def _ask(self, ask: Ask, fds: list[int]) -> None:
         with self._lock:
-            self._take_memory(ask, fd)
+            self._take_memory(ask, fds)
         try:
             subrequest = self._subrequest(ask)
         except FarthingError as refused:
-            self._send(messages.encode(messages.failed(ask.number, refused)))
+            self._send_soon(messages.encode(messages.failed(ask.number, refused)))
             return
         assert self._subrequests is not None
         self._subrequests.submit(subrequest, partial(self._answer, ask.number, subrequest))
 
-    def _take_memory(self, ask: Ask, fd: int) -> None:
+    def _take_memory(self, ask: Ask, fds: list[int]) -> None:
         for number in ask.freed:
             self._answers.give(number)
         if ask.has_new_arena:
-            if fd < 0 or ask.arena <= 0 or ask.arena in self._inputs or len(self._inputs) >= SUBREQUESTS_MAX:
+            if not fds or ask.arena <= 0 or ask.arena in self._inputs or len(self._inputs) >= SUBREQUESTS_MAX:
                 raise ValueError(f"arena {ask.arena} cannot be new")
-            if sys.platform == "linux" and not fcntl.fcntl(fd, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+            if sys.platform == "linux" and not fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
                 raise ValueError(f"arena {ask.arena} can shrink")
-            self._inputs[ask.arena] = Arena(fd)
-        elif fd >= 0:
-            raise ValueError("a file descriptor came that nobody announced")
+            self._inputs[ask.arena] = Arena(fds.pop(0))
 
     def _subrequest(self, ask: Ask) -> Subrequest:
         with self._lock:
@@ -210,14 +215,13 @@ class SubrequestPort:
     def _answer(self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError) -> None:
         if isinstance(answer, FarthingError):
             self._over(number, subrequest)
-            self._send(messages.encode(messages.failed(number, answer)))
+            self._send_soon(messages.encode(messages.failed(number, answer)))
             return
         size = sum(tensor.nbytes for tensor in answer.outputs.values())
-        write = partial(self._write, number, subrequest, answer)
         if size > ANSWER_BYTES_SOON or any(tensor.dtype.hasobject for tensor in answer.outputs.values()):
-            self._on_thread(write)
+            self._on_thread(partial(self._write, number, subrequest, answer, self._send_alone))
         else:
-            write()
+            self._write(number, subrequest, answer, self._send_soon)
 
     def _over(self, number: int, subrequest: Subrequest) -> bool:
         """Ends one; False where it was withdrawn meanwhile."""
@@ -227,7 +231,9 @@ class SubrequestPort:
                 del self._under_way[number]
             return is_wanted
 
-    def _write(self, number: int, subrequest: Subrequest, answer: InferResponse) -> None:
+    def _write(
+        self, number: int, subrequest: Subrequest, answer: InferResponse, send: Callable[[bytes, int], None]
+    ) -> None:
         asked = subrequest.outputs
         outputs = {name: tensor for name, tensor in answer.outputs.items() if not asked or name in asked}
         try:
@@ -243,7 +249,7 @@ class SubrequestPort:
             message, fd = messages.encode(messages.failed(number, said)), -1
         # Withdrawn meanwhile or not: the process frees the memory once it has heard of it.
         self._over(number, subrequest)
-        self._send(message, fd)
+        send(message, fd)
 
     def _told(self, number: int, answer: InferResponse, outputs: Mapping[str, Tensor]) -> tuple[bytes, int]:
         """Writes outputs where the process can see them, and says so. Raises `NoRoom`, `ValueError`, `OSError`."""
@@ -263,8 +269,8 @@ class SubrequestPort:
                 has_new_arena=is_new,
             )
             message = messages.encode(told)
-            if len(message) > messages.MESSAGE_BYTES_MAX:
-                raise ValueError(f"its parameters take more than {messages.MESSAGE_BYTES_MAX} bytes")
+            if len(message) > messages.PART_BYTES_MAX:
+                raise ValueError(f"its parameters take more than {messages.PART_BYTES_MAX} bytes")
         except BaseException:
             with self._lock:
                 if not self._is_closed:
@@ -272,20 +278,35 @@ class SubrequestPort:
             raise
         return message, arena.fd if is_new else -1
 
-    def _send(self, message: bytes, fd: int = -1) -> None:
-        """Sends at once if there is room in the socket, else on a thread."""
-        if self._socket.fileno() < 0:
-            return
-        try:
-            messages.send(self._socket, message, fd, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._on_thread(partial(self._send_patiently, message, fd))
-        except OSError:  # the process is gone
-            return
+    def _send_soon(self, part: bytes, fd: int = -1) -> None:
+        """Sends with all else that is answered in this turn of the event loop."""
+        is_first = not self._outbox
+        self._outbox.add(part, fd)
+        if is_first and self._subrequests is not None:
+            self._subrequests.soon(self._flush)
 
-    def _send_patiently(self, message: bytes, fd: int) -> None:
+    def _send_alone(self, part: bytes, fd: int) -> None:
+        """Sends from another thread."""
+        outbox = messages.Outbox()
+        outbox.add(part, fd)
+        for message, fds in outbox.sends():
+            self._send_patiently(message, fds)
+
+    def _flush(self) -> None:
+        """Sends at once if there is room in the socket, else on a thread."""
+        for message, fds in self._outbox.sends():
+            if self._is_closed:
+                return
+            try:
+                messages.send(self._socket, message, fds, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._on_thread(partial(self._send_patiently, message, fds))
+            except OSError:  # the process is gone
+                return
+
+    def _send_patiently(self, message: bytes, fds: Sequence[int]) -> None:
         with contextlib.suppress(OSError):
-            messages.send(self._socket, message, fd)
+            messages.send(self._socket, message, fds)
 
     def _on_thread(self, write: Write) -> None:
         with self._lock:
