@@ -2,14 +2,17 @@
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import numpy as np
 import pytest
-from tests.models import identity, save
+from onnx import helper
+from tests.models import identity, model, save, tensor_info
 from tests.runtime.shop import Shop, Stuck, ask, settle
 
 from farthing.config.server import ModelControl
@@ -292,6 +295,23 @@ async def test_a_model_that_is_unloaded_answers_what_it_was_asked_and_then_is_no
         await settle(runtime)
         with pytest.raises(Unavailable, match="'double'"):
             await ask(runtime, "patient", value=5)
+
+
+async def test_the_model_of_the_reference_page_compares_two_others(shop: Shop) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "python-models.md").read_text()
+    [shown] = [code for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "infer_async" in code]
+    for name, sign in (("effnet-lite0", 1), ("effnet-int8", -1)):
+        means = [helper.make_node("ReduceMean", ["images"], ["means"], axes=[2, 3], keepdims=0)]
+        means.append(helper.make_node("Mul", ["means", "sign"], ["logits"]))
+        shapes = tensor_info("images", "FP32", ["b", 3, 224, 224]), tensor_info("logits", "FP32", ["b", 3])
+        save(shop.folder / name, model(means, [shapes[0]], [shapes[1]], {"sign": np.float32([sign])}))
+    (shop.folder / "shown" / "1").mkdir(parents=True)
+    (shop.folder / "shown" / "1" / "model.py").write_text(shown)
+    images = np.zeros((2, 3, 224, 224), np.float32)
+    images[1, 2] = 1
+    async with shop.open() as runtime:
+        answer = await runtime.infer(InferRequest(model_name="shown", inputs={"images": images}))
+        assert answer.outputs["agree"].tolist() == [[True], [False]]
 
 
 LARGE = """
