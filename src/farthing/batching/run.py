@@ -85,10 +85,10 @@ def _gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
     wanted = _wanted(outputs, waiters)
     if len(waiters) == 1:
         request = first.request
-        return Batch(first.inputs, wanted, (Member(first.rows, request.id, request.parameters),))
+        return Batch(first.inputs, wanted, (Member(first.rows, request.id, request.parameters),), waiters)
     inputs = {name: np.concatenate([waiter.inputs[name] for waiter in waiters]) for name in first.inputs}
     members = tuple([Member(waiter.rows, waiter.request.id, waiter.request.parameters) for waiter in waiters])
-    return Batch(inputs, wanted, members)
+    return Batch(inputs, wanted, members, waiters)
 
 
 def _wanted(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ def _gather(tensors: SequenceTensors, outputs: Sequence[TensorSpec], rows: Seque
     )
     wanted = _wanted(outputs, rows)
     wanted += tuple(state.output_name for state in tensors.states if state.output_name not in wanted)
-    return Batch(inputs, wanted, members)
+    return Batch(inputs, wanted, members, rows)
 
 
 def _blank(sample: Tensor) -> Tensor:

@@ -5,14 +5,15 @@ nothing of queues, requests' deadlines or the network. Choosing batch sizes belo
 `repository`, and deciding which engine loads a file to `engines.registry`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from socket import socket
 from typing import Any, Protocol, runtime_checkable
 
 import msgspec
 
 from farthing.types.errors import FarthingError
-from farthing.types.requests import Parameter
+from farthing.types.requests import InferRequest, InferResponse, Parameter
 from farthing.types.tensors import Tensor, TensorSpec
 
 
@@ -38,6 +39,8 @@ class ModelSource(msgspec.Struct, frozen=True, kw_only=True):
     """The configuration's `parameters`, as the engine's own knobs."""
     config: Mapping[str, Any] = {}
     """The whole model configuration in Triton's field names, for engines that hand it to user code."""
+    subrequests: "Subrequests | None" = None
+    """How the model may ask other models while it runs; None: it may not."""
 
 
 class Member(msgspec.Struct, frozen=True, gc=False):
@@ -48,6 +51,13 @@ class Member(msgspec.Struct, frozen=True, gc=False):
     parameters: Mapping[str, Parameter] = {}
 
 
+class Parent(Protocol):
+    """A request as it waits and runs: what those that are made on its behalf inherit from."""
+
+    request: InferRequest
+    arrival_ns: int
+
+
 class Batch(msgspec.Struct, frozen=True):
     """Requests that run together. `inputs` hold the members' rows one after the other."""
 
@@ -55,6 +65,62 @@ class Batch(msgspec.Struct, frozen=True):
     outputs: tuple[str, ...]
     """Names of the outputs that somebody wants; never empty."""
     members: tuple[Member, ...]
+    parents: Sequence[Parent | None] = ()
+    """The members' requests, for models that ask others on their behalf; None: padding. Empty: a trial."""
+
+
+class Sender(msgspec.Struct, frozen=True):
+    """The instance of a model that sends subrequests; it waits for their answers."""
+
+    model: object
+    """Its executable."""
+    instance: int
+    instances: Callable[[], int]
+    """How many the model has now."""
+
+
+class Subrequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """A request that a model sends to another model while it runs."""
+
+    model_name: str
+    model_version: str
+    inputs: dict[str, Tensor]
+    outputs: tuple[str, ...]
+    """Empty: all outputs."""
+    id: str
+    parameters: dict[str, Parameter]
+    priority: int
+    """0: as its parents say."""
+    timeout_us: int
+    """0: as its parents say."""
+    parents: Sequence[Parent | None]
+    """On whose behalf it is sent; empty: on nobody's."""
+    sender: Sender | None
+    """None: no batch waits for its answer."""
+    batch: Sequence[Parent | None]
+    """All requests in the sender's batch."""
+
+
+class Subrequests(Protocol):
+    """Takes subrequests to their models, on an event loop."""
+
+    def watch(self, sock: socket, on_readable: Callable[[], None]) -> None:
+        """Has this called on the event loop whenever the socket can be read. May be called on any thread."""
+
+    def unwatch(self, sock: socket, then: Callable[[], None]) -> None:
+        """No more; `then` is called on the event loop, or here and now if there is none left. On any thread."""
+
+    def soon(self, call: Callable[[], None]) -> None:
+        """Has this called in the next turn of the event loop. On the event loop."""
+
+    def submit(self, subrequest: Subrequest, done: Callable[[InferResponse | FarthingError], None]) -> None:
+        """`done` is called once with the answer, at once or later, unless it is withdrawn. On the event loop."""
+
+    def withdraw(self, subrequest: Subrequest) -> None:
+        """Nobody wants the answer any more. On the event loop."""
+
+    def detach(self, subrequest: Subrequest) -> None:
+        """Its batch has ended without waiting for it; the answer is still wanted. On any thread."""
 
 
 class MemberAnswer(msgspec.Struct, frozen=True):

@@ -302,6 +302,7 @@ class _Passage:
             timeout_us=timeout_us,
             tenant=request.tenant,
             trace=trace,
+            origin=request.origin,
         )
         try:
             served = ensemble.resolve(step.model, step.version)

@@ -23,7 +23,7 @@ from farthing.config.model import (
     tensor_specs,
     with_sequence_defaults,
 )
-from farthing.engines.contract import Engine, Executable, ModelSource
+from farthing.engines.contract import Engine, Executable, ModelSource, Subrequests
 from farthing.engines.registry import engine_for, engine_named
 from farthing.repository import FoundModel, FoundVersion, read_labels
 from farthing.runtime.load_sequences import SequencePlan, hidden_names, sequence_plan, state_outputs
@@ -63,8 +63,11 @@ class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
     load_s: float
 
 
-def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
-    """Loads, checks and tries one version. Raises `LoadFailed` naming the model or file and the reason."""
+def load_version(found: FoundModel, version: FoundVersion, subrequests: Subrequests | None = None) -> LoadedVersion:
+    """Loads, checks and tries one version, which may ask other models through `subrequests`.
+
+    Raises `LoadFailed` naming the model or file and the reason.
+    """
     started = time.monotonic()
     config = with_sequence_defaults(found.config)
     _refuse_what_is_not_served(found.name, config)
@@ -85,6 +88,7 @@ def load_version(found: FoundModel, version: FoundVersion) -> LoadedVersion:
             batch_rows_max=config.max_batch_size,
             parameters={key: value.string_value for key, value in config.parameters.items()},
             config=config_json(config),
+            subrequests=subrequests,
         )
     )
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farthing.config.server import LanguageSettings
+from farthing.engines.contract import Subrequests
 from farthing.repository import FoundModel, FoundVersion
 from farthing.repository.checksums import check_agents
 from farthing.runtime.ensemble import LoadedEnsemble, load_ensemble
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 
 def load_any(
-    settings: LanguageSettings, queue_max: int, memory: Promises, found: FoundModel, version: FoundVersion
+    settings: LanguageSettings,
+    queue_max: int,
+    memory: Promises,
+    subrequests: Subrequests,
+    found: FoundModel,
+    version: FoundVersion,
 ) -> "LoadedVersion | LoadedLanguageModel | LoadedEnsemble":
     """Loads one version. Raises `LoadFailed` naming the model or file and the reason."""
     check_agents(found)
@@ -27,7 +33,7 @@ def load_any(
         return load_ensemble(found, version)
     said = found.config.backend or found.config.platform
     if not is_language_model(version.path, said):
-        return load_version(found, version)
+        return load_version(found, version, subrequests)
     from farthing.runtime.load_language_model import load_language_model
 
     return load_language_model(found, version, settings, queue_max=queue_max, memory=memory)

@@ -23,6 +23,7 @@ from farthing.runtime.memory import Promises
 from farthing.runtime.overrides import Overrides
 from farthing.runtime.served import Served
 from farthing.runtime.shared_memory import SharedMemory
+from farthing.runtime.subrequests import RuntimeSubrequests
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import StatisticsSnapshot
@@ -47,12 +48,13 @@ class Runtime:
         self._config = config
         self._clock = clock or MonotonicClock()
         self._loader = ThreadPoolExecutor(LOADERS, thread_name_prefix="load")
+        self._subrequests = RuntimeSubrequests(self.resolve, self._clock)
         self.catalog = Catalog(
             loader=self._loader,
             queue_requests_max=config.admission.queue_requests_max,
             drain_s=config.exit_timeout_s,
             scheduling=config.scheduling,
-            load=partial(load_any, config.language, config.admission.queue_requests_max, Promises()),
+            load=partial(load_any, config.language, config.admission.queue_requests_max, Promises(), self._subrequests),
             memory_bytes=config.model_memory_bytes,
             pinned=config.pinned_models,
         )
@@ -68,6 +70,7 @@ class Runtime:
 
     async def start(self) -> None:
         """Loads what should be loaded. What cannot be is UNAVAILABLE with its reason; the others serve."""
+        self._subrequests.start(asyncio.get_running_loop())
         self._seen = await self._scan()
         control = self._config.model_control
         wanted = set(self._config.load_models)

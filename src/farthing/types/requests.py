@@ -63,6 +63,8 @@ class InferRequest(msgspec.Struct, kw_only=True):
     tenant: str = ""
     trace: Trace | None = None
     """Where to note what happens to it; None for most requests."""
+    origin: object | None = None
+    """The subrequest it came from, where a model sent it and not a client."""
 
 
 class Timing(msgspec.Struct, frozen=True, gc=False):

@@ -1,6 +1,7 @@
 """`triton_python_backend_utils` answers as Triton's does."""
 
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,12 @@ def test_a_request_answers_every_question_of_the_interface() -> None:
 def test_what_is_not_offered_says_so() -> None:
     request = pb_utils.InferenceRequest(model_name="other", requested_output_names=["y"], inputs=[])
     refused: Any
-    for refused in (request.exec, request.get_response_sender, pb_utils.load_model, pb_utils.MetricFamily):
+    for refused in (
+        partial(request.exec, decoupled=True),
+        request.get_response_sender,
+        pb_utils.load_model,
+        pb_utils.MetricFamily,
+    ):
         with pytest.raises(pb_utils.TritonModelException, match="is not offered by this server"):
             refused()
 

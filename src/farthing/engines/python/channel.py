@@ -86,16 +86,18 @@ class Arena:
         """Makes room for `size` bytes; at least doubles, so that growing stays rare. Raises `ValueError`."""
         if size <= self.size:
             if self.size > ARENA_BYTES_KEPT:
-                self._give_back(size)
+                self._small_batches = self._small_batches + 1 if size <= ARENA_BYTES_KEPT else 0
+                if self._small_batches == RARE_BATCHES:
+                    self.give_back()
             return
         if size > ARENA_BYTES_MAX:
             raise ValueError(f"{size} bytes of tensors in one batch; allowed: {ARENA_BYTES_MAX}")
         os.ftruncate(self.fd, min(max(size, 2 * self.size), ARENA_BYTES_MAX))
         self.refresh()
 
-    def _give_back(self, size: int) -> None:
-        self._small_batches = self._small_batches + 1 if size <= ARENA_BYTES_KEPT else 0
-        if self._small_batches == RARE_BATCHES and sys.platform == "linux":
+    def give_back(self) -> None:
+        """Returns what is above `ARENA_BYTES_KEPT` to the system; it reads as zeros until it is written again."""
+        if self.size > ARENA_BYTES_KEPT and sys.platform == "linux":
             # The file keeps its size, which is sealed; its pages return to the system until they are written again.
             self.map.madvise(mmap.MADV_REMOVE, ARENA_BYTES_KEPT, self.size - ARENA_BYTES_KEPT)
 

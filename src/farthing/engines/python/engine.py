@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final
 
 import msgspec
 
-from farthing.engines.contract import Answer, Batch, MemberAnswer, ModelSource
+from farthing.engines.contract import Answer, Batch, MemberAnswer, ModelSource, Sender
 from farthing.engines.python import backoff, messages
 from farthing.engines.python.channel import Place
 from farthing.engines.python.process import Life
@@ -66,10 +66,19 @@ class PythonModel:
         environment = _environment(source)
 
         def supervise(instance: int) -> Supervisor:
-            return Supervisor(_start(source, instance), environment, limits, policy, clock)
+            return Supervisor(
+                _start(source, instance),
+                environment,
+                limits,
+                policy,
+                clock,
+                Sender(self, instance, self._count),
+                source.subrequests,
+            )
 
         self._supervise = supervise
-        self._processes = [self._supervise(instance) for instance in range(max(1, source.instances))]
+        self._processes: list[Supervisor] = []
+        self._processes += [supervise(instance) for instance in range(max(1, source.instances))]
         try:
             # All must be up; they run the same file, so what the first says holds for each.
             self._ready, *_ = [process.loaded() for process in self._processes]
@@ -167,6 +176,9 @@ class PythonModel:
         self._processes = [*self._processes[:instances], *new]
         _close(gone)
 
+    def _count(self) -> int:
+        return len(self._processes)
+
     def close(self) -> None:
         """Has all processes unload and exit, together; kills those that do not."""
         _close(self._processes)
@@ -191,6 +203,7 @@ def _start(source: ModelSource, instance: int) -> messages.Start:
         batch_rows_max=source.batch_rows_max,
         parameters=dict(source.parameters),
         config=msgspec.json.encode(source.config).decode(),
+        can_ask=source.subrequests is not None,
     )
 
 

@@ -35,6 +35,8 @@ class Start(_Message, frozen=True, kw_only=True):
     parameters: dict[str, str]
     config: str
     """The model configuration as JSON, in Triton's field names."""
+    can_ask: bool = False
+    """There are other models to ask."""
 
 
 class Run(_Message, frozen=True):
@@ -106,9 +108,12 @@ ERRORS: Final[dict[str, type[FarthingError]]] = {
     for kind in (
         errors.AlreadyExists,
         errors.Cancelled,
+        errors.DeadlineExceeded,
         errors.EngineFailed,
         errors.InvalidInput,
         errors.NotFound,
+        errors.Overloaded,
+        errors.TenantLimited,
         errors.TooLarge,
         errors.Unavailable,
         errors.Unsupported,

@@ -23,8 +23,11 @@ from typing import Any, Final
 
 import msgspec
 
+from farthing.engines.python import coroutines
 from farthing.engines.python.interface import MemberResult, ModelMistake, as_tensor, rows_of
 from farthing.engines.python.messages import Ready, Run, Start
+from farthing.engines.python.models import Models
+from farthing.engines.python.subrequest_client import SubrequestClient
 from farthing.types.requests import Parameter
 from farthing.types.tensors import NUMPY_DTYPES, TensorSpec
 from farthing.types.tensors import Tensor as Array
@@ -64,6 +67,8 @@ class Context:
     instance: int
     """Which of the model's processes this is, from 0."""
     parameters: Mapping[str, str]
+    models: Models
+    """The server's other models, for this one to ask."""
 
 
 @dataclass(slots=True)
@@ -77,6 +82,8 @@ class Request:
     response_parameters: dict[str, Parameter] = field(default_factory=dict)
     """Fill in what its client should be told beside the outputs."""
     rejection: str = ""
+    place: int = 0
+    """Its place in the batch, from 0."""
 
     def reject(self, reason: str) -> None:
         """Answers this request alone with "invalid input" and the reason; its rows of the outputs are ignored."""
@@ -86,7 +93,7 @@ class Request:
 class NativeModel:
     """An instance of a user's class, loaded."""
 
-    def __init__(self, model_class: type[Any], start: Start) -> None:
+    def __init__(self, model_class: type[Any], start: Start, client: SubrequestClient) -> None:
         self.ready = _declared(model_class, start)
         self._model = model_class()
         if callable(load := getattr(self._model, "load", None)):
@@ -97,6 +104,7 @@ class NativeModel:
                 file=Path(start.path),
                 instance=start.instance,
                 parameters=start.parameters,
+                models=Models(client),
             )
             load(context) if _takes(load, 1) else load()
         self._infer: Callable[..., Any] = self._model.infer
@@ -105,7 +113,9 @@ class NativeModel:
     def run(self, inputs: dict[str, Array], run: Run) -> Mapping[str, Array] | Sequence[MemberResult]:
         if not self._wants_requests:
             return self._outputs(self._infer(inputs), run)
-        requests = [Request(member.rows, member.id, member.parameters) for member in run.members]
+        requests = [
+            Request(member.rows, member.id, member.parameters, place=place) for place, member in enumerate(run.members)
+        ]
         outputs = self._outputs(self._infer(inputs, requests), run)
         if not any(request.rejection or request.response_parameters for request in requests):
             return outputs
@@ -118,6 +128,8 @@ class NativeModel:
         ]
 
     def _outputs(self, answer: object, run: Run) -> dict[str, Array]:
+        if inspect.isawaitable(answer):
+            answer = coroutines.run(answer)
         if not isinstance(answer, Mapping):
             raise ModelMistake(
                 f"infer returned a {type(answer).__name__}; expected a dict of arrays with {', '.join(run.outputs)}"

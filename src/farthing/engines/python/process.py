@@ -16,10 +16,11 @@ from typing import Any, Final
 
 import msgspec
 
-from farthing.engines.contract import Batch
-from farthing.engines.python import messages
+from farthing.engines.contract import Batch, Sender, Subrequests
+from farthing.engines.python import messages, subrequest_messages
 from farthing.engines.python.channel import MESSAGE_BYTES_MAX, Arena, Connection, Place, read_tensor, write_tensors
 from farthing.engines.python.log import Pump
+from farthing.engines.python.subrequest_port import SubrequestPort
 from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed, TooLarge, Unavailable
 from farthing.types.tensors import Tensor
 
@@ -38,7 +39,14 @@ Answer = messages.Outputs | messages.Replies | messages.Raised
 class Life:
     """One process, from its start to its end."""
 
-    def __init__(self, start: messages.Start, environment: Mapping[str, str], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        start: messages.Start,
+        environment: Mapping[str, str],
+        clock: Callable[[], float],
+        sender: Sender,
+        subrequests: Subrequests | None,
+    ) -> None:
         self._model = start.name
         self._ended = threading.Event()
         self._ending = ""
@@ -53,17 +61,23 @@ class Life:
             undo.callback(self._outputs.close)
             ours, theirs = socket.socketpair()
             undo.callback(ours.close)
-            with theirs:
+            asked, asking = subrequest_messages.pair()
+            undo.callback(asked.close)
+            with theirs, asking:
                 log_fd, log_end = os.pipe()
                 undo.callback(os.close, log_fd)
                 try:
-                    self._process = _spawn(theirs.fileno(), self._inputs.fd, self._outputs.fd, log_end, environment)
+                    fds = (theirs.fileno(), asking.fileno(), self._inputs.fd, self._outputs.fd)
+                    self._process = _spawn(fds, log_end, environment)
                 finally:
                     os.close(log_end)
             undo.pop_all()
         self._connection = Connection(ours)
         self._log = Pump(log_fd, model=start.name, clock=clock)
         self.pid = self._process.pid
+        self._port = SubrequestPort(
+            asked, model=start.name, sender=sender, subrequests=subrequests, on_nonsense=self.kill
+        )
 
     def load(self, start: messages.Start, timeout_s: float, clock: Callable[[], float]) -> messages.Ready:
         """Waits until the model is loaded. Raises `LoadFailed`. Called by the supervisor only."""
@@ -108,6 +122,7 @@ class Life:
         self.is_over = True
         self._ended.set()
         self._connection.hang_up()  # wakes a thread that waits for an answer
+        self._port.hang_up()
 
     def run(self, batch: Batch, timeout_s: float | None) -> Answer:
         """Has a batch run. Raises `EngineFailed` when the process dies of it."""
@@ -116,6 +131,13 @@ class Life:
         except ValueError as problem:
             raise InvalidInput(f"model `{self._model}`: {problem}") from problem
         order = self._order(batch, places)
+        self._port.begin_batch(batch.parents, self._inputs.memory())
+        try:
+            return self._ran(order, timeout_s)
+        finally:
+            self._port.end_batch()
+
+    def _ran(self, order: bytes, timeout_s: float | None) -> Answer:
         try:
             self._connection.send(order, self._inputs.fd if self._inputs_are_new else -1)
         except OSError as problem:
@@ -164,6 +186,7 @@ class Life:
         self._inputs.close()
         self._inputs = arena
         self._inputs_are_new = True
+        self._port.inputs_renewed()
 
     def take(self, places: Sequence[Place]) -> dict[str, Tensor]:
         """Copies tensors out of the worker's arena, which the next batch overwrites. Raises `ValueError`."""
@@ -226,14 +249,12 @@ class Life:
     def free(self) -> None:
         """Gives memory and descriptors back. The process is gone and no batch runs."""
         self._connection.close()
+        self._port.close()
         self._inputs.close()
         self._outputs.close()
 
 
-def _spawn(
-    socket_fd: int, inputs_fd: int, outputs_fd: int, log_fd: int, environment: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    fds = (socket_fd, inputs_fd, outputs_fd)
+def _spawn(fds: Sequence[int], log_fd: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - our own program
         # -P: a file in the server's working folder must not pass for a library.
         [sys.executable, "-P", "-m", "farthing.engines.python.worker", *map(str, fds), str(os.getpid())],

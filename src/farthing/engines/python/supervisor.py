@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-from farthing.engines.contract import Batch
+from farthing.engines.contract import Batch, Sender, Subrequests
 from farthing.engines.python import backoff, messages
 from farthing.engines.python.process import EXIT_WAIT_S, Answer, Life
 from farthing.types.errors import FarthingError, LoadFailed, Unavailable
@@ -40,8 +40,12 @@ class Supervisor:
         limits: Limits,
         policy: backoff.Policy,
         clock: Callable[[], float],
+        sender: Sender,
+        subrequests: Subrequests | None = None,
     ) -> None:
         self._start = start
+        self._sender = sender
+        self._subrequests = subrequests
         self._environment = environment
         self._limits = limits
         self._policy = policy
@@ -157,7 +161,7 @@ class Supervisor:
         """Starts a process and returns when it is gone, with how it went."""
         started_s = self._clock()
         try:
-            life = Life(self._start, self._environment, self._clock)
+            life = Life(self._start, self._environment, self._clock, self._sender, self._subrequests)
         except OSError as problem:
             return self._failed(LoadFailed(f"{self._start.path}: no process can be started: {problem}"))
         self._newest = life

@@ -1,8 +1,8 @@
 """The module that Triton's Python models import as `triton_python_backend_utils`.
 
-Names, arguments and return values are Triton's (its documentation, "Python Backend"); the code is ours. What needs
-a server behind it (models calling models, several answers to a request, custom metrics) says that it is not
-offered. `triton_model` drives a `TritonPythonModel` with these.
+Names, arguments and return values are Triton's (its documentation, "Python Backend"); the code is ours. What is not
+offered (several answers to a request, custom metrics) says so. `triton_model` drives a `TritonPythonModel` with these;
+requests that it sends to other models go through `triton_subrequests`.
 """
 
 import json
@@ -143,14 +143,18 @@ class PreferredMemory:
 
 
 class InferenceTrace:
-    """A request's trace: none is recorded in here."""
+    """A request's trace: none is recorded in here, but a request made with it is made on that one's behalf."""
+
+    def __init__(self, place: int = -1) -> None:
+        self.place = place
+        """The request's place in its batch; -1: none."""
 
     def get_context(self) -> str | None:
         return None
 
 
 class InferenceRequest:
-    """One request. Those that `execute` gets are read; making one to call another model is not offered."""
+    """One request: one that `execute` gets, or one that it makes to send to another model."""
 
     def __init__(
         self,
@@ -162,10 +166,14 @@ class InferenceRequest:
         inputs: Sequence[Tensor] = (),
         flags: int = 0,
         timeout: int = 0,
-        parameters: Mapping[str, Any] | None = None,
+        parameters: Mapping[str, Any] | str | None = None,
         preferred_memory: PreferredMemory | None = None,
         trace: InferenceTrace | None = None,
     ) -> None:
+        if any(not isinstance(tensor, Tensor) for tensor in inputs):
+            raise TritonModelException("inputs holds something that is no pb_utils.Tensor")
+        if not isinstance(parameters, Mapping):
+            parameters = json.loads(parameters) if parameters else {}
         self._id = request_id
         self._correlation_id = correlation_id
         self._output_names = list(requested_output_names)
@@ -174,7 +182,8 @@ class InferenceRequest:
         self._inputs = list(inputs)
         self._flags = flags
         self._timeout = timeout
-        self._parameters = dict(parameters or {})
+        self.parameter_values: dict[str, Any] = dict(parameters)
+        """As given: `parameters` has to answer with JSON, as Triton's does."""
         self._memory = preferred_memory or PreferredMemory()
         self._trace = trace or InferenceTrace()
 
@@ -207,7 +216,7 @@ class InferenceRequest:
 
     def parameters(self) -> str:
         """The request's parameters as a JSON object."""
-        return json.dumps(self._parameters)
+        return json.dumps(self.parameter_values)
 
     def preferred_memory(self) -> PreferredMemory:
         return self._memory
@@ -226,11 +235,21 @@ class InferenceRequest:
     def get_response_sender(self) -> Any:
         raise _not_offered("answering a request several times (a decoupled model)")
 
-    def exec(self, decoupled: bool = False) -> Any:
-        raise _not_offered("calling a model from a model (InferenceRequest.exec)")
+    def exec(self, decoupled: bool = False) -> "InferenceResponse":
+        """Sends the request to its model and waits for the response, which may be an error."""
+        if decoupled:
+            raise _not_offered("several answers to a request (InferenceRequest.exec(decoupled=True))")
+        from farthing.engines.python import triton_subrequests  # which imports this
 
-    async def async_exec(self, decoupled: bool = False) -> Any:
-        raise _not_offered("calling a model from a model (InferenceRequest.async_exec)")
+        return triton_subrequests.execute(self)
+
+    async def async_exec(self, decoupled: bool = False) -> "InferenceResponse":
+        """The same for coroutines, where several requests can be under way."""
+        if decoupled:
+            raise _not_offered("several answers to a request (InferenceRequest.async_exec(decoupled=True))")
+        from farthing.engines.python import triton_subrequests  # which imports this
+
+        return await triton_subrequests.execute_async(self)
 
 
 class InferenceResponse:

@@ -3,13 +3,12 @@
 `execute` is given one request per member of the batch, whose tensors are views of the batch, and answers each.
 """
 
-import asyncio
 import inspect
 import json
 from collections.abc import Sequence
 from typing import Any, Final
 
-from farthing.engines.python import triton
+from farthing.engines.python import coroutines, triton
 from farthing.engines.python.interface import MemberResult, ModelMistake, as_tensor, rows_of, short_text
 from farthing.engines.python.messages import Ready, Run, Start
 from farthing.types.tensors import DATATYPES, NUMPY_DTYPES, Tensor, TensorSpec
@@ -63,12 +62,13 @@ class TritonModel:
                 inputs=[triton.Tensor(name, tensor) for name, tensor in own.items()],
                 flags=_sequence_flags(member.parameters),
                 parameters=member.parameters,
+                trace=triton.InferenceTrace(place),
             )
-            for member, own in zip(run.members, own_rows, strict=True)
+            for place, (member, own) in enumerate(zip(run.members, own_rows, strict=True))
         ]
         responses = self._model.execute(requests)
         if inspect.isawaitable(responses):
-            responses = asyncio.run(_awaited(responses))
+            responses = coroutines.run(responses)
         if not isinstance(responses, Sequence) or len(responses) != len(requests):
             found = len(responses) if isinstance(responses, Sequence) else f"a {type(responses).__name__}"
             raise ModelMistake(f"execute returned {found} responses; expected one a request, {len(requests)}")
@@ -94,10 +94,6 @@ class TritonModel:
     def close(self) -> None:
         if callable(finalize := getattr(self._model, "finalize", None)):
             finalize()
-
-
-async def _awaited(responses: Any) -> Any:
-    return await responses
 
 
 def _correlation_id(value: object) -> int | str:

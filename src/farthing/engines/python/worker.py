@@ -1,6 +1,7 @@
 """The main program of a Python model's own process: loads the model, then answers batches until told to stop.
 
-It is started by `process` with three inherited file descriptors: a socket for messages and two arenas for tensors.
+It is started by `process` with four inherited file descriptors: a socket for messages, one for subrequests, and two
+arenas for tensors.
 This is the only place where a user's file is imported. Whatever it does to the process, the server lives on; and
 should the server die, this ends by itself.
 """
@@ -22,11 +23,12 @@ from typing import Any, Final
 
 import msgspec
 
-from farthing.engines.python import messages, native, triton, triton_model
+from farthing.engines.python import messages, native, triton, triton_model, triton_subrequests
 from farthing.engines.python.channel import Arena, Connection, read_tensor, write_tensors
 from farthing.engines.python.interface import MemberResult, ModelMistake, UserModel, short_text
 from farthing.engines.python.log import MarkingHandler
-from farthing.types.errors import FarthingError
+from farthing.engines.python.subrequest_client import SubrequestClient
+from farthing.types.errors import FarthingError, ModelNotFound
 from farthing.types.tensors import Tensor
 
 MODULE_NAME: Final = "farthing_user_model"
@@ -41,8 +43,9 @@ _PR_SET_PDEATHSIG: Final = 1
 class Worker:
     """One process's loop."""
 
-    def __init__(self, connection: Connection, inputs: Arena, outputs: Arena) -> None:
+    def __init__(self, connection: Connection, client: SubrequestClient, inputs: Arena, outputs: Arena) -> None:
         self._connection = connection
+        self._client = client
         self._inputs = inputs
         self._outputs = outputs
         self._keeps_inputs = False
@@ -55,8 +58,9 @@ class Worker:
         if not isinstance(start, messages.Start):
             return
         self._start = start
+        self._client.can_ask = start.can_ask
         try:
-            model = load(start)
+            model = load(start, self._client)
         except Exception as problem:
             error = f"{_place(problem, start, or_file=True)}: {_text(problem)}"
             self._send(messages.Broken(error, _trace(problem, start)))
@@ -75,6 +79,7 @@ class Worker:
                 self._inputs.close()
                 self._inputs = Arena(fd)
                 self._keeps_inputs = False
+                self._client.inputs_renewed()
         else:
             data = self._connection.receive()
         return None if data is None else messages.decode_order(data)
@@ -83,6 +88,7 @@ class Worker:
         self._inputs.refresh()
         memory = self._inputs.memory()
         is_kept = weakref.ref(memory)
+        self._client.begin_batch(memory)
         answer: messages.Outputs | messages.Replies | messages.Raised
         try:
             answer = self._run(model, run, memory)
@@ -91,6 +97,7 @@ class Worker:
             traceback.print_exc()
             answer = self._raised(problem)
             data = messages.encode(answer)
+        self._client.end_batch()
         del memory
         if is_kept() is not None:
             # Somebody still looks at the inputs: that memory is theirs, the next batch goes elsewhere.
@@ -116,6 +123,8 @@ class Worker:
         """The answer to a batch that the user's code failed on. Its own words only, if it chose them."""
         if isinstance(problem, FarthingError | triton.TritonModelException | ModelMistake):
             kind = type(problem).__name__ if type(problem).__name__ in messages.ERRORS else "EngineFailed"
+            if isinstance(problem, ModelNotFound):  # this model is there; it cannot do without the other one
+                kind = "Unavailable"
             return messages.Raised(kind, short_text(getattr(problem, "message", problem)))
         place = _place(problem, self._start, or_file=False)
         return messages.Raised("EngineFailed", f"{_text(problem)}{f' ({place})' if place else ''}")
@@ -124,12 +133,13 @@ class Worker:
         self._connection.send(messages.encode(answer))
 
 
-def load(start: messages.Start) -> UserModel:
+def load(start: messages.Start, client: SubrequestClient) -> UserModel:
     """Imports the user's file and makes its model. Raises whatever the user's code raises."""
     path = Path(start.path)
     # The version's folder, then the model's: where Triton's stub looks too.
     sys.path[:0] = dict.fromkeys((str(path.parent), start.folder))
     sys.modules["triton_python_backend_utils"] = triton
+    triton_subrequests.connect(client)
     # By hand, since a file may be called anything, `json.py` too.
     spec = importlib.util.spec_from_file_location(MODULE_NAME, path)
     assert spec is not None
@@ -139,7 +149,7 @@ def load(start: messages.Start) -> UserModel:
     spec.loader.exec_module(module)
     if isinstance(model_class := getattr(module, triton_model.CLASS_NAME, None), type):
         return triton_model.TritonModel(model_class, start)
-    return native.NativeModel(native.find_class(module), start)
+    return native.NativeModel(native.find_class(module), start, client)
 
 
 def _text(problem: BaseException) -> str:
@@ -180,9 +190,9 @@ def _die_with_server(parent_pid: int) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs a worker: socket, inputs' arena, outputs' arena (file descriptors), and the server's process id."""
-    socket_fd, inputs_fd, outputs_fd, parent_pid = map(int, arguments)
-    for fd in (socket_fd, inputs_fd, outputs_fd):
+    """Runs a worker: two sockets, inputs' arena, outputs' arena (file descriptors), and the server's process id."""
+    socket_fd, subrequests_fd, inputs_fd, outputs_fd, parent_pid = map(int, arguments)
+    for fd in (socket_fd, subrequests_fd, inputs_fd, outputs_fd):
         os.set_inheritable(fd, False)  # not for what the model may start in turn
     _die_with_server(parent_pid)
     faulthandler.enable(all_threads=False)
@@ -190,7 +200,12 @@ def main(arguments: list[str]) -> None:
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="replace")
     logging.basicConfig(level=logging.INFO, handlers=[MarkingHandler()], format="%(message)s")
-    worker = Worker(Connection(socket.socket(fileno=socket_fd)), Arena(inputs_fd), Arena(outputs_fd))
+    worker = Worker(
+        Connection(socket.socket(fileno=socket_fd)),
+        SubrequestClient(socket.socket(fileno=subrequests_fd)),
+        Arena(inputs_fd),
+        Arena(outputs_fd),
+    )
 
     def stop(_: int, __: FrameType | None) -> None:
         # A service manager signals every process of a service, and the server may still be draining: only once

@@ -1,0 +1,364 @@
+"""The server's end of a process's subrequests: to the models they are for, and back with the answers.
+
+What the process asks is read on the event loop; inputs become views of the memory it wrote, and go to
+`contract.Subrequests`. Answers are written once, into memory that the process maps: small ones at once, large ones on a
+thread. What a process says is believed only as far as it is checked here.
+"""
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from queue import SimpleQueue
+from typing import Final
+
+import msgspec
+
+from farthing.engines.contract import Parent, Sender, Subrequest, Subrequests
+from farthing.engines.python import subrequest_messages as messages
+from farthing.engines.python.arena_pool import ArenaPool, NoRoom
+from farthing.engines.python.channel import Arena, Place, read_tensor, write_tensors
+from farthing.engines.python.subrequest_client import HELD_MAX
+from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Told, Withdraw
+from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, Overloaded
+from farthing.types.requests import InferResponse
+from farthing.types.tensors import NUMPY_DTYPES, Tensor
+
+ANSWER_BYTES_SOON: Final = 1 << 18
+"""Answers up to this size are written on the event loop: some 20 microseconds of copying, what a hand-over costs."""
+
+_LOG: Final = logging.getLogger("farthing.engines.python")
+
+Write = Callable[[], None]
+
+
+class SubrequestPort:
+    """One process's subrequests, from its start to its end."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        model: str,
+        sender: Sender,
+        subrequests: Subrequests | None,
+        on_nonsense: Callable[[], None],
+    ) -> None:
+        """`on_nonsense` ends a process that says what cannot be."""
+        self._socket = sock
+        self._model = model
+        self._sender = sender
+        self._subrequests = subrequests
+        self._on_nonsense = on_nonsense
+        self._lock = threading.Lock()
+        """Held while anything below is looked at or changed."""
+        self._inputs: dict[int, Arena] = {}
+        self._answers = ArenaPool(step=-1, arenas_max=SUBREQUESTS_MAX + HELD_MAX)
+        self._under_way: dict[int, Subrequest] = {}
+        self._batches = 0
+        self._batch: Sequence[Parent | None] = ()
+        self._batch_inputs: Tensor | None = None
+        self._inputs_renewed = 0
+        self._is_over = self._is_closed = False
+        self._outbox = messages.Outbox()
+        """Answers of one turn of the event loop; they leave at its end, together."""
+        self._writes: SimpleQueue[Write | None] | None = None
+        if subrequests is not None:
+            subrequests.watch(sock, self._on_readable)
+
+    # -- the batch -----------------------------------------------------------------------------------------------
+
+    def begin_batch(self, parents: Sequence[Parent | None], inputs: Tensor) -> None:
+        """A batch is about to be sent: these are its requests, and its inputs lie in this memory."""
+        with self._lock:
+            self._batches += 1
+            self._batch = parents
+            self._batch_inputs = inputs
+
+    def end_batch(self) -> None:
+        """It has been answered. Subrequests that it left under way are nobody's."""
+        with self._lock:
+            self._batch_inputs = None
+            left = [subrequest for subrequest in self._under_way.values() if subrequest.sender is not None]
+            self._batch = ()
+        if self._subrequests is not None:
+            for subrequest in left:
+                self._subrequests.detach(subrequest)
+
+    def inputs_renewed(self) -> None:
+        """The batches' inputs lie in another arena from now on."""
+        with self._lock:
+            self._inputs_renewed += 1
+
+    # -- what the process asks ---------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        for _ in range(SUBREQUESTS_MAX):  # then it is others' turn
+            if self._is_over:
+                return
+            try:
+                data, fds = messages.receive(self._socket, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError:
+                data, fds = b"", []
+            if not data or not self._is_sense(data, fds):
+                self._end()
+
+    def _is_sense(self, data: bytes, fds: list[int]) -> bool:
+        """Does what the process says; False, and its end, if that cannot be."""
+        try:
+            for question in messages.decode_questions(data):
+                if isinstance(question, Withdraw):
+                    self._withdraw(question.number, question.arena)
+                else:
+                    self._ask(question, fds)
+            if fds:
+                raise ValueError("a file descriptor came that nobody announced")
+        except (ValueError, msgspec.DecodeError, KeyError) as problem:
+            _LOG.error("model %s: its process asked nonsense (%s) and is ended", self._model, problem)
+            for fd in fds:
+                os.close(fd)
+            self._on_nonsense()
+            return False
+        return True
+
+    def _end(self) -> None:
+        """Nothing more is heard from the process."""
+        self._is_over = True
+        if self._subrequests is not None:
+            self._subrequests.unwatch(self._socket, self._withdraw_all)
+
+    def _ask(self, ask: Ask, fds: list[int]) -> None:
+        with self._lock:
+            self._take_memory(ask, fds)
+        try:
+            subrequest = self._subrequest(ask)
+        except FarthingError as refused:
+            self._send_soon(messages.encode(messages.failed(ask.number, refused)))
+            return
+        assert self._subrequests is not None
+        self._subrequests.submit(subrequest, partial(self._answer, ask.number, subrequest))
+
+    def _take_memory(self, ask: Ask, fds: list[int]) -> None:
+        for number in ask.freed:
+            self._answers.give(number)
+        if ask.has_new_arena:
+            if not fds or ask.arena <= 0 or ask.arena in self._inputs or len(self._inputs) >= SUBREQUESTS_MAX:
+                raise ValueError(f"arena {ask.arena} cannot be new")
+            if sys.platform == "linux" and not fcntl.fcntl(fds[0], fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
+                raise ValueError(f"arena {ask.arena} can shrink")
+            self._inputs[ask.arena] = Arena(fds.pop(0))
+
+    def _subrequest(self, ask: Ask) -> Subrequest:
+        with self._lock:
+            if ask.number in self._under_way:
+                raise ValueError(f"subrequest {ask.number} is under way already")
+            if len(self._under_way) >= SUBREQUESTS_MAX:
+                raise Overloaded(f"{SUBREQUESTS_MAX} subrequests of this process are under way, as many as may be")
+            memories = [self._memory(put.arena, put.place.offset + put.place.size, ask) for put in ask.inputs]
+            batch = self._batch if ask.batch == self._batches else ()
+        subrequest = Subrequest(
+            model_name=ask.model,
+            model_version=ask.version,
+            inputs={
+                put.place.name: _input(put.place, memory) for put, memory in zip(ask.inputs, memories, strict=True)
+            },
+            outputs=ask.outputs,
+            id=ask.id,
+            parameters=ask.parameters,
+            priority=max(0, ask.priority),
+            timeout_us=max(0, ask.timeout_us),
+            parents=(batch[ask.member],) if 0 <= ask.member < len(batch) else batch,
+            sender=self._sender if batch else None,
+            batch=batch,
+        )
+        with self._lock:
+            self._under_way[ask.number] = subrequest
+        return subrequest
+
+    def _memory(self, number: int, end: int, ask: Ask) -> Tensor:
+        if number == BATCH_INPUTS:
+            if self._batch_inputs is None or ask.batch != self._batches or ask.inputs_renewed != self._inputs_renewed:
+                raise InvalidInput("an input of a batch was sent on after the batch had ended")
+            return self._batch_inputs
+        arena = self._inputs.get(number) if number > 0 else self._answers.in_use(number)
+        if arena is None:
+            raise ValueError(f"no arena is numbered {number}")
+        if end > arena.size:
+            arena.refresh()
+        return arena.memory()
+
+    def _withdraw(self, number: int, arena: int) -> None:
+        with self._lock:
+            subrequest = self._under_way.pop(number, None)
+            if arena:
+                self._inputs.pop(arena).close()
+        if subrequest is not None and self._subrequests is not None:
+            self._subrequests.withdraw(subrequest)
+
+    def _withdraw_all(self) -> None:
+        """The process is gone, and nobody waits for these answers."""
+        with self._lock:
+            left, self._under_way = list(self._under_way.values()), {}
+        if self._subrequests is not None:
+            for subrequest in left:
+                self._subrequests.withdraw(subrequest)
+
+    # -- what it is answered ---------------------------------------------------------------------------------------
+
+    def _answer(self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError) -> None:
+        if isinstance(answer, FarthingError):
+            self._over(number, subrequest)
+            self._send_soon(messages.encode(messages.failed(number, answer)))
+            return
+        size = sum(tensor.nbytes for tensor in answer.outputs.values())
+        if size > ANSWER_BYTES_SOON or any(tensor.dtype.hasobject for tensor in answer.outputs.values()):
+            self._on_thread(partial(self._write, number, subrequest, answer, self._send_alone))
+        else:
+            self._write(number, subrequest, answer, self._send_soon)
+
+    def _over(self, number: int, subrequest: Subrequest) -> bool:
+        """Ends one; False where it was withdrawn meanwhile."""
+        with self._lock:
+            is_wanted = self._under_way.get(number) is subrequest
+            if is_wanted:
+                del self._under_way[number]
+            return is_wanted
+
+    def _write(
+        self, number: int, subrequest: Subrequest, answer: InferResponse, send: Callable[[bytes, int], None]
+    ) -> None:
+        asked = subrequest.outputs
+        outputs = {name: tensor for name, tensor in answer.outputs.items() if not asked or name in asked}
+        try:
+            message, fd = self._told(number, answer, outputs)
+        except NoRoom as full:
+            said: FarthingError = Overloaded(
+                f"model `{self._model}`: no memory for the answer of `{subrequest.model_name}`: {full}",
+                hint="let go of earlier answers, or ask for less at once",
+            )
+            message, fd = messages.encode(messages.failed(number, said)), -1
+        except (ValueError, OverflowError, OSError) as problem:
+            said = EngineFailed(f"the answer of model `{subrequest.model_name}` cannot be handed over: {problem}")
+            message, fd = messages.encode(messages.failed(number, said)), -1
+        # Withdrawn meanwhile or not: the process frees the memory once it has heard of it.
+        self._over(number, subrequest)
+        send(message, fd)
+
+    def _told(self, number: int, answer: InferResponse, outputs: Mapping[str, Tensor]) -> tuple[bytes, int]:
+        """Writes outputs where the process can see them, and says so. Raises `NoRoom`, `ValueError`, `OSError`."""
+        with self._lock:
+            if self._is_closed:
+                raise NoRoom("the process is gone")
+            arena_number, arena, is_new = self._answers.take(sum(tensor.nbytes for tensor in outputs.values()))
+        try:
+            told = Told(
+                number=number,
+                model=answer.model_name,
+                version=answer.model_version,
+                id=answer.id,
+                places=write_tensors(arena, outputs.items()),
+                parameters=dict(answer.parameters),
+                arena=arena_number,
+                has_new_arena=is_new,
+            )
+            message = messages.encode(told)
+            if len(message) > messages.PART_BYTES_MAX:
+                raise ValueError(f"its parameters take more than {messages.PART_BYTES_MAX} bytes")
+        except BaseException:
+            with self._lock:
+                if not self._is_closed:
+                    self._answers.drop(arena_number) if is_new else self._answers.give(arena_number)
+            raise
+        return message, arena.fd if is_new else -1
+
+    def _send_soon(self, part: bytes, fd: int = -1) -> None:
+        """Sends with all else that is answered in this turn of the event loop."""
+        is_first = not self._outbox
+        self._outbox.add(part, fd)
+        if is_first and self._subrequests is not None:
+            self._subrequests.soon(self._flush)
+
+    def _send_alone(self, part: bytes, fd: int) -> None:
+        """Sends from another thread."""
+        outbox = messages.Outbox()
+        outbox.add(part, fd)
+        for message, fds in outbox.sends():
+            self._send_patiently(message, fds)
+
+    def _flush(self) -> None:
+        """Sends at once if there is room in the socket, else on a thread."""
+        for message, fds in self._outbox.sends():
+            if self._is_closed:
+                return
+            try:
+                messages.send(self._socket, message, fds, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                self._on_thread(partial(self._send_patiently, message, fds))
+            except OSError:  # the process is gone
+                return
+
+    def _send_patiently(self, message: bytes, fds: Sequence[int]) -> None:
+        with contextlib.suppress(OSError):
+            messages.send(self._socket, message, fds)
+
+    def _on_thread(self, write: Write) -> None:
+        with self._lock:
+            if self._is_closed:
+                return
+            if self._writes is None:
+                self._writes = SimpleQueue()
+                threading.Thread(
+                    target=_carry_out, args=(self._writes,), name=f"{self._model}#answers", daemon=True
+                ).start()
+            self._writes.put(write)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def hang_up(self) -> None:
+        """The process is gone: wakes whoever waits for it."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Gives memory and descriptors back, soon. The process is gone and no batch runs."""
+        self.hang_up()
+        if self._subrequests is None:
+            self._free()
+        else:
+            self._subrequests.unwatch(self._socket, self._free)
+
+    def _free(self) -> None:
+        self._is_over = True
+        self._withdraw_all()
+        with self._lock:
+            self._is_closed = True
+            if self._writes is not None:
+                self._writes.put(None)
+            for arena in self._inputs.values():
+                arena.close()
+            self._inputs.clear()
+            self._answers.close()
+            self._batch_inputs = None
+        self._socket.close()
+
+
+def _carry_out(writes: "SimpleQueue[Write | None]") -> None:
+    while (write := writes.get()) is not None:
+        try:
+            write()
+        except Exception:
+            _LOG.exception("writing the answer of a subrequest failed")
+
+
+def _input(place: Place, memory: Tensor) -> Tensor:
+    """The tensor, as a view. Raises `ValueError` if it cannot be there."""
+    if (dtype := NUMPY_DTYPES.get(place.datatype)) is not None and place.offset % dtype.alignment:
+        raise ValueError(f"`{place.name}` begins at byte {place.offset}; {place.datatype}: at multiples of its size")
+    return read_tensor(memory, place)
