@@ -17,6 +17,7 @@ from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.runtime.served import Served, ServedVersion
 from farthing.runtime.served_sequences import ServedSequences
+from farthing.runtime.served_streams import ServedStreams
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -319,6 +320,10 @@ class Catalog:
         if isinstance(loaded, LoadedEnsemble):
             most = self._queue_requests_max
             return Ensemble(loaded, resolve=self.resolve, requests_max=most, statistics=statistics)
+        if loaded.is_decoupled:
+            return ServedStreams(
+                loaded, queue_requests_max=self._queue_requests_max, scheduler=loop, statistics=statistics
+            )
         if loaded.sequences is not None:
             return ServedSequences(
                 loaded,
