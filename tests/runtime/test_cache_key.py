@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.runtime.cache_key import cache_key, request_size
+from farthing.telemetry.traces import begin_trace
 from farthing.types.requests import InferRequest, RequestedOutput
 from farthing.types.tensors import NUMPY_DTYPES, datatype_of
+from farthing.types.trace import Trace
 
 OF = ("m", "1", 7, ())
 
@@ -65,7 +67,7 @@ def test_an_equal_request_has_the_same_key_however_its_parts_are_ordered(request
     twin.inputs = dict(reversed(twin.inputs.items()))
     twin.parameters = dict(reversed(twin.parameters.items()))
     twin.outputs = twin.outputs[::-1]
-    twin.id, twin.priority, twin.timeout_us, twin.trace_id = "7", 3, 4, "t"
+    twin.id, twin.priority, twin.timeout_us, twin.trace = "7", 3, 4, Trace(begin_trace(is_sampled=True))
     assert cache_key(request, OF) == cache_key(twin, OF)
 
 

@@ -469,7 +469,7 @@ def test_text_generation_can_be_restricted_with_inference(tmp_path: Path) -> Non
 
 def test_t_03_every_path_that_runs_a_model_is_guarded(talk: Live) -> None:
     assert talk.server is not None
-    routes = [*OpenAi(talk.server.runtime).routes(), *GenerateExtension(talk.server.runtime).routes()]
+    routes = [*OpenAi(talk.server.runtime).routes(), *GenerateExtension(talk.server.runtime, 1 << 20).routes()]
     assert {route.door for route in routes} == {Door.INFERENCE}
 
 

@@ -54,7 +54,7 @@ def run_batch(
     started = now_ns()
     ready = done = started
     try:
-        batch = _gather(outputs, waiters)
+        batch = gather(outputs, waiters)
         ready = now_ns()
         answer = executable.execute(batch, instance)
         done = now_ns()
@@ -80,7 +80,8 @@ def as_error(error: BaseException) -> FarthingError:
     return failed
 
 
-def _gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
+def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
+    """The batch of these requests, their rows one after the other."""
     first = waiters[0]
     wanted = _wanted(outputs, waiters)
     if len(waiters) == 1:

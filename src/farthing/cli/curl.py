@@ -45,6 +45,12 @@ def chat_line(url: str, name: str) -> str:
     return f"curl -sN {url}/v1/chat/completions -d {shlex.quote(json.dumps(body))}"
 
 
+def stream_line(url: str, spec: ModelSpec) -> str:
+    """One request to a decoupled model, answered as a stream."""
+    body = {tensor.name: [_one(tensor)] * math.prod(_shape(tensor)) for tensor in spec.inputs}
+    return f"curl -sN {url}/v2/models/{spec.name}/generate_stream -d {shlex.quote(json.dumps(body))}"
+
+
 def _needs_bytes(spec: ModelSpec) -> bool:
     return any(tensor.datatype in ("FP16", "BF16") for tensor in spec.inputs)
 

@@ -17,7 +17,7 @@ import click
 import msgspec
 
 from farthing import __version__
-from farthing.cli.curl import chat_line, curl_line
+from farthing.cli.curl import chat_line, curl_line, stream_line
 from farthing.cli.scheduling_options import scheduling_settings
 from farthing.config.server import (
     Address,
@@ -407,17 +407,18 @@ def _say_what_is_served(server: "Server", url: str) -> None:
     """A line a model and one that calls the first, for the person who started it."""
     from farthing.runtime.language_model import LanguageModel
     from farthing.runtime.resting import RESTING
+    from farthing.runtime.served_streams import ServedStreams
 
     lines = server.runtime.index()
     if not lines:
         click.echo("no models: name some, or load them with --model-control-mode explicit", err=True)
-    first, is_language = None, False
+    first, first_served = None, None
     for line in lines:
         if line.state == "READY":
             served = server.runtime.resolve(line.name, line.version)
             spec = served.spec
             if first is None:
-                first, is_language = spec, isinstance(served, LanguageModel)
+                first, first_served = spec, served
             if isinstance(served, LanguageModel):
                 click.echo(f"  {spec.name} v{spec.version}  {served.description}", err=True)
                 continue
@@ -428,7 +429,12 @@ def _say_what_is_served(server: "Server", url: str) -> None:
         elif line.state:
             click.echo(click.style(f"  {line.name} v{line.version}  {line.state}: {line.reason}", fg="red"), err=True)
     if first is not None:
-        call = chat_line(url, first.name) if is_language else curl_line(url, first)
+        if isinstance(first_served, LanguageModel):
+            call = chat_line(url, first.name)
+        elif isinstance(first_served, ServedStreams):
+            call = stream_line(url, first)
+        else:
+            call = curl_line(url, first)
         click.echo(f"try it:\n  {call}", err=True)
 
 

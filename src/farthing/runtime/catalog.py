@@ -22,6 +22,7 @@ from farthing.runtime.resting import RESTING, Resting
 from farthing.runtime.room import Held, Memory, Room
 from farthing.runtime.serve_loaded import Loaded, Serving
 from farthing.runtime.served import Served, ServedVersion
+from farthing.runtime.served_streams import ServedStreams
 from farthing.telemetry.metrics import ModelSample
 from farthing.telemetry.statistics import MemoryUsage, ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -405,7 +406,7 @@ class Catalog:
                 version.memory,
                 version.statistics.last_inference_ms,
                 is_busy=not isinstance(served, ServedVersion) or served.is_busy,
-                may_go=isinstance(served, ServedVersion),
+                may_go=isinstance(served, ServedVersion) and not isinstance(served, ServedStreams),
             )
             for model in self._models.values()
             for version in model.versions.values()

@@ -18,6 +18,7 @@ from farthing.repository import FoundModel, FoundVersion, read_labels
 from farthing.runtime.check import RequestCheck
 from farthing.runtime.graph import Graph, Step, faults
 from farthing.runtime.served import Done, Served
+from farthing.runtime.served_streams import ServedStreams
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -88,6 +89,10 @@ def check_models(loaded: LoadedEnsemble, resolve: Resolve) -> None:
             found = "its steps lead back to itself"
     except FarthingError as error:
         raise LoadFailed(f"ensemble `{name}`: {error.message}", hint=error.hint) from None
+    if not found:
+        decoupled = [s.model for s in loaded.graph.steps if isinstance(resolve(s.model, s.version), ServedStreams)]
+        if decoupled:
+            found = f"model `{decoupled[0]}` is decoupled: it may answer a step more than once, or never"
     if found:
         raise LoadFailed(f"ensemble `{name}`: {found}")
 

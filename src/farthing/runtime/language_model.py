@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
+from farthing.batching.mailbox import Mailbox
 from farthing.config.model import ModelConfig
 from farthing.llm import tool_prompt
 from farthing.llm.statistics import DURATION_BOUNDS_S, Histogram
 from farthing.protocols.openai import SamplingDefaults
-from farthing.runtime.mailbox import Mailbox
 from farthing.telemetry.generation import GenerationSample, HistogramSample
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running

@@ -18,6 +18,7 @@ from farthing.config.model import (
     ModelConfig,
     ModelInput,
     ModelOutput,
+    ModelTransactionPolicy,
     complete_config,
     config_json,
     tensor_specs,
@@ -25,6 +26,7 @@ from farthing.config.model import (
 )
 from farthing.engines.contract import Engine, Executable, ModelSource, Subrequests
 from farthing.engines.registry import engine_for, engine_named
+from farthing.engines.streaming import StreamingExecutable
 from farthing.repository import FoundModel, FoundVersion, read_labels
 from farthing.runtime.load_sequences import SequencePlan, hidden_names, sequence_plan, state_outputs
 from farthing.runtime.probe import has_independent_rows, measure
@@ -60,6 +62,8 @@ class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
     reshapes_out: Mapping[str, tuple[int, ...]]
     sequences: SequencePlan | None = None
     """How its sequences are run; None for a model whose requests have nothing to do with each other."""
+    is_decoupled: bool = False
+    """Whether it answers a request as often as it likes."""
     load_s: float
 
 
@@ -92,6 +96,9 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
         )
     )
     try:
+        is_decoupled = _is_decoupled(engine, found.name, config, executable)
+        if is_decoupled:
+            config = replace(config, model_transaction_policy=ModelTransactionPolicy(decoupled=True))
         rows_max = _batch_rows_max(config, executable)
         sequences = sequence_plan(
             found.name, found.folder, config, executable, rows_max, is_file_known=engine.name != PYTHON
@@ -152,6 +159,7 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             reshapes_in=_reshapes(config.input, rows_max),
             reshapes_out=_reshapes(config.output, rows_max),
             sequences=sequences,
+            is_decoupled=is_decoupled,
             load_s=time.monotonic() - started,
         )
     except BaseException:
@@ -160,18 +168,29 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
 
 
 def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
-    for what, is_asked in (
-        (
-            "sequence_batching.iterative_sequence",
-            config.sequence_batching is not None and config.sequence_batching.iterative_sequence,
-        ),
-        ("model_transaction_policy.decoupled", config.model_transaction_policy.decoupled),
-    ):
-        if is_asked:
-            raise LoadFailed(
-                f"model `{name}` asks for {what}, which this version of farthing does not serve",
-                hint="docs/reference/model-config.md lists what is honoured",
-            )
+    if config.sequence_batching is not None and config.sequence_batching.iterative_sequence:
+        raise LoadFailed(
+            f"model `{name}` asks for sequence_batching.iterative_sequence, which this version of farthing does not "
+            "serve",
+            hint="docs/reference/model-config.md lists what is honoured",
+        )
+
+
+def _is_decoupled(engine: Engine, name: str, config: ModelConfig, executable: Executable) -> bool:
+    """Whether it answers as often as it likes. Raises `LoadFailed` where that is asked for and cannot be had."""
+    is_decoupled = isinstance(executable, StreamingExecutable) and executable.is_decoupled
+    if config.model_transaction_policy.decoupled and not is_decoupled:
+        raise LoadFailed(
+            f"model `{name}` asks for model_transaction_policy.decoupled, and engine {engine.name} answers each "
+            "request once",
+            hint="remove it; only models written in Python can answer more often",
+        )
+    if is_decoupled and config.sequence_batching is not None:
+        raise LoadFailed(
+            f"model `{name}` is decoupled and asks for sequence_batching; one of the two is served at a time",
+            hint="answer each request of a sequence once, or keep the state in the model, by `sequence_id`",
+        )
+    return is_decoupled
 
 
 def _refuse_states_of(engine: Engine, name: str, config: ModelConfig) -> None:

@@ -19,6 +19,7 @@ from farthing.runtime.load import LoadedVersion
 from farthing.runtime.response_cache import ResponseCache
 from farthing.runtime.served import Served, ServedVersion
 from farthing.runtime.served_sequences import ServedSequences
+from farthing.runtime.served_streams import ServedStreams
 from farthing.telemetry.statistics import ModelStatistics
 
 Loaded = LoadedVersion | LoadedLanguageModel | LoadedEnsemble
@@ -59,6 +60,8 @@ class Serving:
             "scheduler": loop,
             "statistics": statistics,
         }
+        if loaded.is_decoupled:
+            return ServedStreams(loaded, **told)
         if self.limiter is not None:
             told["turns"] = self.limiter.join(demands(loaded.config))
         served: ServedVersion

@@ -89,7 +89,7 @@ class ServedVersion:
             executable=loaded.executable,
             instances=loaded.instances,
             limits=loaded.limits,
-            queue=_queue(loaded, queue_requests_max),
+            queue=queue_of(loaded, queue_requests_max),
             statistics=self.statistics,
             scheduler=scheduler,
             times=loaded.times,
@@ -163,7 +163,8 @@ def _whole(found: tuple[int, ...], wanted: tuple[int, ...], has_batch_axis: bool
     return (found[0], *wanted[1:]) if has_batch_axis else wanted
 
 
-def _queue(loaded: LoadedVersion, queue_requests_max: int) -> Queue:
+def queue_of(loaded: LoadedVersion, queue_requests_max: int) -> Queue:
+    """The queue that a version's configuration asks for."""
     dynamic = loaded.config.dynamic_batching
     if dynamic is None:
         return Queue(model=loaded.spec.name, requests_max=queue_requests_max)

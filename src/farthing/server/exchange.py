@@ -35,6 +35,9 @@ class Sender(Protocol):
     def end(self, exchange: "Exchange") -> None:
         """Ends it and goes on to the next request."""
 
+    def is_backed_up(self) -> bool:
+        """Whether the client should read what it was sent before it is sent more."""
+
     def abort(self) -> None:
         """Ends the connection without a word."""
 
@@ -59,11 +62,13 @@ class Exchange:
         "connection",
         "headers",
         "is_done",
+        "is_paced",
         "is_streaming",
         "keep_alive",
         "method",
         "on_end",
         "on_gone",
+        "on_room",
         "path",
         "probe",
         "query",
@@ -90,6 +95,11 @@ class Exchange:
         self.received_ns = 0
         self.on_gone: Callable[[], None] | None = None
         """Called once if the client leaves before it was answered."""
+        self.on_room: Callable[[], None] | None = None
+        """Called when the client has read most of what it was sent, after `is_backed_up` was true."""
+        self.is_paced = False
+        """Whoever makes the parts looks at `is_backed_up`, and waits for `on_room`: nobody is cut off for much at once,
+        only for reading nothing."""
         self.reply_headers = b""
         """Complete header lines every answer to this request carries."""
         self.on_end: Callable[[int], None] | None = None
@@ -135,6 +145,11 @@ class Exchange:
         """Sends a part. A client that does not read what it is sent is cut off (`gone`), and nobody waits for it."""
         if self.is_streaming:
             self.connection.write(self, data)
+
+    @property
+    def is_backed_up(self) -> bool:
+        """Whether the client should read what it was sent before it is sent more."""
+        return self.connection.is_backed_up()
 
     def end(self) -> None:
         """Ends an answer that came in parts."""

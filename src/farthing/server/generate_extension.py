@@ -1,8 +1,12 @@
-"""Triton's generate extension on language models: exchange to runtime and back, through `protocols.kserve.generate`."""
+"""Triton's generate extension: exchange to runtime and back, through `protocols.kserve.generate`.
+
+Here for language models; requests to models of tensors go on to `generate_tensors`.
+"""
 
 from collections.abc import Awaitable, Sequence
 from functools import partial
 
+from farthing.protocols.kserve import WireLimits
 from farthing.protocols.kserve.generate import GenerateChunks, GenerateFields, generate_json, parse_generate
 from farthing.protocols.openai import Choice
 from farthing.runtime.constrain import grammar_of
@@ -11,19 +15,20 @@ from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.runtime import Runtime
 from farthing.server.auth import Door
 from farthing.server.exchange import Exchange
+from farthing.server.generate_tensors import ManyAnswers, OneAnswer, generate_tensors
 from farthing.server.generation import Logprobs, StreamedAnswer, WholeAnswer
 from farthing.server.preparation import deadline_ns, prepare
 from farthing.server.routes import Route
 from farthing.telemetry.counters import RouteClass
-from farthing.types.errors import InvalidInput
 from farthing.types.generation import GenerateRequest, Usage
 
 
 class GenerateExtension:
     """The handlers of one server."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, body_bytes_max: int) -> None:
         self._runtime = runtime
+        self._limits = WireLimits(body_bytes_max=body_bytes_max)
 
     def routes(self) -> list[Route]:
         """The lines of the table; both forms of a path, with and without a version."""
@@ -44,7 +49,9 @@ class GenerateExtension:
 
             WholeAnswer(exchange, [request], answer).start(model)
 
-        model = self._find(name, version)
+        model = self._runtime.resolve(name, version)
+        if not isinstance(model, LanguageModel):
+            return generate_tensors(exchange, model, version, self._limits, OneAnswer)
         return prepare(
             exchange,
             parse=parse_generate,
@@ -61,7 +68,9 @@ class GenerateExtension:
             chunks = GenerateChunks(asked, name, model.version)
             StreamedAnswer(exchange, [request], chunks, lambda *_: chunks.begin()).start(model)
 
-        model = self._find(name, version)
+        model = self._runtime.resolve(name, version)
+        if not isinstance(model, LanguageModel):
+            return generate_tensors(exchange, model, version, self._limits, ManyAnswers)
         return prepare(
             exchange,
             parse=parse_generate,
@@ -70,12 +79,6 @@ class GenerateExtension:
             encode=partial(_request, exchange),
             begin=begin,
         )
-
-    def _find(self, name: str, version: str) -> LanguageModel:
-        model = self._runtime.resolve(name, version)
-        if not isinstance(model, LanguageModel):
-            raise InvalidInput(f"model `{name}` does not generate text", hint=f"POST /v2/models/{name}/infer")
-        return model
 
 
 def _request(exchange: Exchange, asked: GenerateFields, model: LanguageModel) -> GenerateRequest:

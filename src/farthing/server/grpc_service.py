@@ -28,6 +28,7 @@ from farthing.protocols.kserve_grpc import (
     message_of,
 )
 from farthing.runtime.runtime import Runtime
+from farthing.runtime.served_streams import ServedStreams
 from farthing.server.auth import Door
 from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_call import Call, Rpc
@@ -36,7 +37,7 @@ from farthing.server.grpc_streams import InferStream
 from farthing.server.kserve import extensions, load_as_asked
 from farthing.server.tracing import Tracing
 from farthing.telemetry.counters import RouteClass
-from farthing.types.errors import FarthingError, NotFound, Unavailable
+from farthing.types.errors import FarthingError, NotFound, Unavailable, Unsupported
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
 
@@ -100,6 +101,11 @@ class GrpcService:
         request.trace = trace
         if call.timeout_us and (not request.timeout_us or call.timeout_us < request.timeout_us):
             request.timeout_us = call.timeout_us
+        if isinstance(served, ServedStreams):
+            raise Unsupported(
+                "ModelInfer RPC doesn't support models with decoupled transaction policy",
+                hint="use ModelStreamInfer",
+            )
         rows, signature = served.check(request)
         if request.outputs:
             check_outputs(request, served.spec)

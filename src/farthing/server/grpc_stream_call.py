@@ -7,19 +7,20 @@ other keep much.
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from farthing.protocols.grpc_wire import PREFIX_BYTES, Message, MessageReader, framed, inflate_message
 from farthing.protocols.http2 import Data
 from farthing.protocols.kserve_grpc import parse_message
 from farthing.server.grpc_call import FIRST, FIRST_CODED, INLINE_CODING_BYTES_MAX, LAST, Call
-from farthing.types.errors import InvalidInput, Unavailable
+from farthing.types.errors import FarthingError, InvalidInput, Unavailable
 
 
 class StreamCall(Call):
     """A call whose handler is a coroutine."""
 
-    __slots__ = ("_change", "_fed", "_has_ended_in", "_inflight_max", "_taken", "_waiting_bytes")
+    __slots__ = ("_change", "_fed", "_has_ended_in", "_inflight_max", "_taken", "_waiting_bytes", "broken", "on_room")
 
     def start(self) -> None:
         self._reader = MessageReader(self._calls.message_bytes_max)
@@ -28,6 +29,10 @@ class StreamCall(Call):
         self._has_ended_in = False
         self._waiting_bytes = 0
         """Sent, and held back by windows or the socket."""
+        self.broken: FarthingError | None = None
+        """Why its coroutine should not wait for more messages; set it, then `wake`."""
+        self.on_room: Callable[[], None] | None = None
+        """Called when the client has read all it was sent."""
         self._calls.streams.add(self)
         self.run(self._serve())
 
@@ -105,6 +110,8 @@ class StreamCall(Call):
                 if reader.unread_bytes:
                     raise InvalidInput("the stream's last message is cut off")
                 return None
+            if self.broken is not None:
+                raise self.broken
             if self.is_stopping:
                 raise Unavailable("Server is stopping", retry_after_s=1)
             # Only now may the client send more: what it sent makes no message yet.
@@ -143,6 +150,8 @@ class StreamCall(Call):
         """The client has read all it was sent."""
         self.let_go(self._waiting_bytes)
         self._waiting_bytes = 0
+        if self.on_room is not None:
+            self.on_room()
         self.wake()
 
     @property

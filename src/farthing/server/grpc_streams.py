@@ -1,9 +1,9 @@
 """`ModelStreamInfer`: requests and answers of one stream, as Triton has it.
 
 A model that answers a request once answers in the order of the requests; a language model's text comes as it is
-made, several generations side by side. An error is an answer like any other, with the request's id, and the stream goes
-on, unless the caller asked otherwise (`triton_grpc_error: true`). Which bytes mean what belongs to
-`protocols.kserve_grpc`.
+made, several generations side by side, and so do the answers of a decoupled model. An error is an answer like any
+other, with the request's id, and the stream goes on, unless the caller asked otherwise (`triton_grpc_error: true`).
+Which bytes mean what belongs to `protocols.kserve_grpc`.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from farthing.protocols.grpc_wire import Message
 from farthing.protocols.kserve import WireLimits, check_outputs
 from farthing.protocols.kserve.generate import GenerateFields
 from farthing.protocols.kserve_grpc import (
+    DecoupledStream,
     GenerateStream,
     asked_generation,
     decode_infer,
@@ -29,13 +30,14 @@ from farthing.protocols.kserve_grpc import (
 from farthing.runtime.generate import generate_request, prompt_tokens
 from farthing.runtime.language_model import Event, LanguageModel
 from farthing.runtime.runtime import Runtime
+from farthing.runtime.served_streams import ServedStreams
 from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_stream_call import StreamCall
 from farthing.telemetry.generation_spans import note_generation
 from farthing.types.errors import Cancelled, FarthingError
 from farthing.types.generation import Delta, Finished, GenerateRequest
 from farthing.types.models import ModelSpec
-from farthing.types.requests import InferRequest, InferResponse
+from farthing.types.requests import InferRequest, InferResponse, StreamedResponse
 from farthing.types.trace import Trace
 
 REQUESTS_MAX: Final = 256
@@ -48,7 +50,7 @@ INLINE_CHARACTERS_MAX: Final = 4 * 1024
 class _Request:
     """One request of a stream, until it is answered."""
 
-    __slots__ = ("answer", "bytes", "error", "id", "is_entered", "model", "received_ns", "trace", "withdraw")
+    __slots__ = ("answer", "bytes", "error", "id", "is_entered", "model", "received_ns", "taken", "trace", "withdraw")
 
     def __init__(self, size: int) -> None:
         self.bytes = size
@@ -62,6 +64,8 @@ class _Request:
         self.error: FarthingError | None = None
         """What was answered, if it was one; for the trace."""
         self.withdraw: Callable[[], None] | None = None
+        self.taken: Callable[[], None] | None = None
+        """Tells a model that answers more than once that one of its answers has been dealt with."""
 
 
 class InferStream:
@@ -84,6 +88,8 @@ class InferStream:
         self._in_order: deque[_Request] = deque()
         self._under_way: set[_Request] = set()
         self._fatal: FarthingError | None = None
+        self._untaken: list[Callable[[], None]] = []
+        call.on_room = self._take_all
 
     async def serve(self) -> None:
         """Reads to the end of the requests and answers them all."""
@@ -130,6 +136,9 @@ class InferStream:
             asked.trace = request.trace
             if isinstance(served, LanguageModel):
                 await self._generate(request, asked, served, wants_empty_final(message))
+                return
+            if isinstance(served, ServedStreams):
+                self._stream(request, asked, served, wants_empty_final(message))
                 return
             self._in_order.append(request)
             asked.timeout_us = self._call.timeout_left_us(asked.timeout_us)
@@ -184,7 +193,7 @@ class InferStream:
             self._end(full)
 
     def _end(self, error: FarthingError) -> None:
-        self._fatal = self._fatal or error
+        self._call.broken = self._fatal = self._fatal or error
         self._call.wake()
 
     def _forget(self, request: _Request) -> None:
@@ -198,6 +207,48 @@ class InferStream:
             if request.is_entered:
                 self._call.leave_request()
             self._call.wake()
+
+    # -- zero, one or many answers a request ---------------------------------------------------------------------
+
+    def _stream(self, request: _Request, asked: InferRequest, served: ServedStreams, ends_empty: bool) -> None:
+        asked.timeout_us = self._call.timeout_left_us(asked.timeout_us)
+        rows, signature = served.check_stream(asked)
+        if asked.outputs:
+            check_outputs(asked, served.spec)
+        answers = DecoupledStream(asked, served.spec, self._runtime.regions, wants_empty_final=ends_empty)
+        stream = served.stream(asked, rows, signature, time.monotonic_ns(), partial(self._said, request, answers))
+        request.withdraw, request.taken = stream.withdraw, stream.taken
+
+    def _said(self, request: _Request, answers: DecoupledStream, said: StreamedResponse) -> None:
+        if request not in self._under_way:
+            return
+        if said.is_last:
+            request.withdraw = None
+        try:
+            messages = answers.messages(said)
+        except FarthingError as error:  # an answer that cannot be written ends its request
+            if request.withdraw is not None:
+                request.withdraw()
+            said = StreamedResponse(error, is_last=True)
+            messages = answers.messages(said)
+        if said.is_last:
+            self._forget(request)
+        if isinstance(said.answer, FarthingError) and self._call.plan.ends_on_error:
+            self._end(said.answer)
+            return
+        for message in messages:
+            self._send(message)
+        if request.taken is not None:
+            if self._call.is_backed_up:
+                self._untaken.append(request.taken)
+            else:
+                request.taken()
+
+    def _take_all(self) -> None:
+        """The client has read: models that waited for it may go on."""
+        untaken, self._untaken = self._untaken, []
+        for taken in untaken:
+            taken()
 
     # -- text ----------------------------------------------------------------------------------------------------
 

@@ -160,6 +160,8 @@ class Connection(asyncio.Protocol):
         self._write_deadline_s = 0.0
         if self._phase == IDLE and self._current is None:
             self._deadline_s = self._listener.now_s + self._limits.idle_timeout_s
+        if self._current is not None and self._current.on_room is not None:
+            self._current.on_room()
         self._advance()
 
     def data_received(self, data: bytes) -> None:
@@ -427,10 +429,16 @@ class Connection(asyncio.Protocol):
             data = b"%x\r\n%b\r\n" % (len(data), data)
         self._counters.bytes_sent += len(data)
         transport.write(data)
+        if exchange.is_paced:
+            return  # its maker waits until there is room again
         if transport.get_write_buffer_size() > self._limits.stream_unread_bytes_max:
             self._counters.rejected[RejectReason.SLOW] += 1
             transport.abort()
             self._forget_requests()  # now, not when the loop comes round to it: what it asked for need not go on
+
+    def is_backed_up(self) -> bool:
+        """Whether the client should read what it was sent before it is sent more."""
+        return self._is_writing_paused
 
     def end(self, exchange: Exchange) -> None:
         """Ends a streamed answer and goes on to the next request; called by `Exchange.end` alone."""

@@ -118,7 +118,7 @@ class Server:
         self._listener = listener(
             operations.routes()
             + kserve.routes()
-            + GenerateExtension(self.runtime).routes()
+            + GenerateExtension(self.runtime, config.limits.body_bytes_max).routes()
             + SharedMemoryExtension(self.runtime.shared_memory).routes()
             + SettingsExtension(self._settings).routes()
             + OpenAi(self.runtime).routes()

@@ -39,6 +39,19 @@ BATCH_SIZES_MAX: Final = 1024
 client that sends every row count there is cannot grow this table without end."""
 
 
+RESPONSES_COUNTED_MAX: Final = 256
+"""The n-th responses of requests are counted apart up to this n; all later ones count as its own."""
+
+
+class ResponseKind(StrEnum):
+    """What became of one response of a decoupled model."""
+
+    SUCCESS = "success"
+    FAIL = "fail"
+    EMPTY = "empty_response"
+    CANCEL = "cancel"
+
+
 class FailureReason(StrEnum):
     """Why an inference request got an error: Triton's four reasons, then the two we can tell from OTHER."""
 
@@ -157,6 +170,7 @@ class ModelStatistics:
         "queue_buckets",
         "queue_ns",
         "request_buckets",
+        "responses",
         "running_batches",
         "sequences",
         "success_ns",
@@ -193,6 +207,9 @@ class ModelStatistics:
         self.request_buckets = [0] * (len(DURATION_BOUNDS_NS) + 1)
         """Answered requests by duration; the last bucket has no upper bound. Their sum is the success count."""
         self.queue_buckets = [0] * (len(DURATION_BOUNDS_NS) + 1)
+
+        self.responses: list[dict[str, list[int]]] = []
+        """By response index: kind, or part of the time -> [count, ns]. Only decoupled models have any."""
 
         self.failures: dict[str, int] = dict.fromkeys(FailureReason, 0)
         self.fail_ns = 0
@@ -242,6 +259,19 @@ class ModelStatistics:
         self.request_buckets[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
         self.queue_buckets[bisect_left(DURATION_BOUNDS_NS, queue_ns)] += 1
 
+    def response(self, index: int, kind: ResponseKind, infer_ns: int, output_ns: int) -> None:
+        """Counts the n-th response of a request: time the model took for it since the one before, and its way out."""
+        index = min(index, RESPONSES_COUNTED_MAX - 1)
+        while index >= len(self.responses):
+            self.responses.append({})
+        of_index = self.responses[index]
+        for what, ns in ((kind, infer_ns + output_ns), ("compute_infer", infer_ns), ("compute_output", output_ns)):
+            if what.startswith("compute") and kind not in (ResponseKind.SUCCESS, ResponseKind.FAIL):
+                continue
+            count_ns = of_index.setdefault(what, [0, 0])
+            count_ns[0] += 1
+            count_ns[1] += ns
+
     def failed(self, reason: str, count: int = 1, duration_ns: int = 0) -> None:
         """Counts requests that got an error. `duration_ns` is their sum; an unlisted reason counts as OTHER."""
         failures = self.failures
@@ -275,6 +305,7 @@ class ModelStatistics:
         twin.request_buckets = self.request_buckets.copy()
         twin.queue_buckets = self.queue_buckets.copy()
         twin.failures = self.failures.copy()
+        twin.responses = [{what: count.copy() for what, count in one.items()} for one in self.responses]
         if self.sequences is not None:
             twin.sequences = msgspec.structs.replace(self.sequences)
         return twin
@@ -298,7 +329,7 @@ class ModelStatistics:
                 cache_hit=DurationStatistics(self.cache_hit_count, self.cache_hit_ns),
                 cache_miss=DurationStatistics(self.cache_miss_count, self.cache_miss_ns),
             ),
-            response_stats={},
+            response_stats={str(index): _response_statistics(one) for index, one in enumerate(self.responses)},
             batch_stats=tuple(
                 BatchStatistics(
                     batch_size=size,
@@ -315,3 +346,9 @@ class ModelStatistics:
         if len(self.batch_sizes) >= BATCH_SIZES_MAX:
             rows = 1 << max(rows - 1, 0).bit_length()
         return self.batch_sizes.setdefault(rows, [0, 0, 0, 0])
+
+
+def _response_statistics(counts: dict[str, list[int]]) -> ResponseStatistics:
+    return ResponseStatistics(
+        **{what: DurationStatistics(*counts.get(what, (0, 0))) for what in ResponseStatistics.__struct_fields__}
+    )

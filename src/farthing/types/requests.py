@@ -5,6 +5,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from farthing.types.errors import FarthingError
 from farthing.types.tensors import Tensor
 from farthing.types.trace import Trace
 
@@ -87,6 +88,14 @@ class InferResponse(msgspec.Struct, kw_only=True):
     outputs: Mapping[str, Tensor]
     parameters: Mapping[str, Parameter] = {}
     timing: Timing
+
+
+class StreamedResponse(msgspec.Struct, frozen=True):
+    """One of the zero, one or many things that are said to a request of a stream."""
+
+    answer: InferResponse | FarthingError | None
+    """None: nothing but that this was the last."""
+    is_last: bool
 
 
 PRIORITY_DEFAULT: Final = 0

@@ -271,7 +271,6 @@ def test_an_exception_in_load_carries_the_end_of_its_traceback(load_model: Any) 
     [
         ({"parameters": {"execution_timeout_seconds": "soon"}}, "`execution_timeout_seconds` is 'soon'; allowed"),
         ({"parameters": {"EXECUTION_ENV_PATH": "/x.tar.gz"}}, "EXECUTION_ENV_PATH, which is not offered"),
-        ({"config": {"model_transaction_policy": {"decoupled": True}}}, "is decoupled"),
         ({"inputs": (TensorSpec(name="z", datatype="FP32", shape=(-1,)),)}, "input `z` is configured, and the model"),
         (
             {"outputs": (TensorSpec(name="y", datatype="FP64", shape=(-1, 2)),)},

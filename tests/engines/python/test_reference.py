@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import numpy as np
 
-from farthing.engines.contract import Batch, Member
+from farthing.engines.contract import Batch, Member, MemberAnswer
+from farthing.engines.streaming import Part
 from farthing.types.errors import InvalidInput
 
 PAGE = Path(__file__).parents[3] / "docs" / "reference" / "python-models.md"
@@ -29,8 +31,18 @@ def test_the_second_model_greets_and_refuses(load_model: Any) -> None:
     assert isinstance(refused, InvalidInput)
 
 
-def test_the_fourth_model_reverses(load_model: Any, run_alone: Any) -> None:
-    # The third asks other models: tests/runtime/test_subrequests.py.
+def test_the_fourth_model_counts_down(load_model: Any) -> None:
     model = load_model(SHOWN[3])
+    heard: Queue[Part] = Queue()
+    model.begin(Batch({"from": np.array([3], np.int32)}, ("left",), (Member(rows=1),)), 0, [heard.put])
+    parts = [heard.get(timeout=20) for _ in range(4)]
+    answers = [part.answer for part in parts if isinstance(part.answer, MemberAnswer)]
+    assert [answer.outputs["left"].tolist() for answer in answers] == [[3], [2], [1]]
+    assert [answer.parameters for answer in answers] == [{}, {}, {"is_almost": True}]
+    assert [part.is_last for part in parts] == [False, False, False, True]
+
+
+def test_the_fifth_model_reverses(load_model: Any, run_alone: Any) -> None:
+    model = load_model(SHOWN[4])
     assert run_alone(model, text=np.array([[b"stressed"]], object)).outputs["reversed"].tolist() == [[b"desserts"]]
-    assert len(SHOWN) == 4
+    assert len(SHOWN) == 5  # the third asks other models: tests/runtime/test_subrequests.py

@@ -205,11 +205,6 @@ def test_a_parameter_that_cannot_be_sent_back_is_the_models_error(load_model: An
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        (
-            "set_max_batch_size(8)",
-            "set_model_transaction_policy({'decoupled': True})",
-            "decoupled models are not offered",
-        ),
         ("return config", "return None", "auto_complete_config returned a NoneType"),
         ("config.add_output", "str", "neither the configuration nor auto_complete_config names an output"),
         ("def execute", "def run", "TritonPythonModel has no method `execute`"),

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 import numpy as np
@@ -121,7 +121,15 @@ class Arena:
             self.map.close()
 
 
-def write_tensors(arena: Arena, tensors: Iterable[tuple[str, Tensor]]) -> tuple[Place, ...]:
+class Room(Protocol):
+    """What tensors can be written into: an arena, or what goes along with a message."""
+
+    map: Any
+
+    def grow(self, size: int) -> None: ...
+
+
+def write_tensors(arena: Room, tensors: Iterable[tuple[str, Tensor]]) -> tuple[Place, ...]:
     """Copies tensors into the arena, from its beginning, and says where they are.
 
     Raises `ValueError` for a dtype that the protocol lacks, for BYTES elements that are neither `bytes` nor `str`,

@@ -7,6 +7,7 @@ them and judges what comes back, since a user's code may say anything. How a pro
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -16,9 +17,11 @@ from farthing.engines.contract import Answer, Batch, MemberAnswer, ModelSource, 
 from farthing.engines.python import backoff, messages
 from farthing.engines.python.channel import Place
 from farthing.engines.python.process import Life
+from farthing.engines.python.stream_messages import Response
 from farthing.engines.python.supervisor import Limits, Supervisor
+from farthing.engines.streaming import Hear, Part, StreamedBatch, run_to_the_end
 from farthing.types.errors import EngineFailed, FarthingError, LoadFailed
-from farthing.types.tensors import Tensor, TensorSpec, shape_fits
+from farthing.types.tensors import DATATYPES, Tensor, TensorSpec, shape_fits
 
 LOAD_S: Final = 600.0
 """How long importing and loading may take if `load_timeout_seconds` does not say: weights may come from far."""
@@ -108,7 +111,40 @@ class PythonModel:
 
     def execute(self, batch: Batch, instance: int) -> Answer:
         """Runs a batch in the instance's process; blocks until it answered, died or took too long."""
+        if self.is_decoupled:
+            return run_to_the_end(self, batch, instance)
         return self._processes[instance].run(batch, lambda reply, life: self._judged(reply, batch, life))
+
+    @property
+    def is_decoupled(self) -> bool:
+        """Whether it answers a request as often as it likes."""
+        return self._ready.is_decoupled
+
+    def begin(self, batch: Batch, instance: int, hears: Sequence[Hear]) -> StreamedBatch:
+        """Begins a batch of a decoupled model in the instance's process."""
+        return self._processes[instance].begin(batch, [partial(self._heard, hear) for hear in hears])
+
+    def _heard(self, hear: Hear, said: Response | FarthingError, tensors: Mapping[str, Tensor]) -> None:
+        if isinstance(said, FarthingError):
+            hear(Part(said, is_last=True))
+        elif said.error_kind:
+            kind = messages.ERRORS.get(said.error_kind, EngineFailed)
+            hear(Part(kind(f"model `{self._name}`: {said.error}"), said.is_last))
+        elif said.is_empty:
+            hear(Part(None, said.is_last))
+        else:
+            hear(Part(self._response(said, tensors), said.is_last))
+
+    def _response(self, said: Response, tensors: Mapping[str, Tensor]) -> MemberAnswer | FarthingError:
+        """One response, if its tensors are what the model promised. It may leave outputs out."""
+        outputs = {name: tensors[name] for name in self._outputs if name in tensors}
+        for name, tensor in outputs.items():
+            spec = self._outputs[name]
+            if tensor.dtype != spec.dtype:
+                return self._lie(name, DATATYPES[tensor.dtype], spec.datatype)
+            if not shape_fits(tensor.shape, spec.shape):
+                return self._lie(name, f"shape {list(tensor.shape)}", f"{list(spec.shape)}")
+        return MemberAnswer(outputs, said.parameters)
 
     def _judged(self, reply: messages.Outputs | messages.Replies | messages.Raised, batch: Batch, life: Life) -> Answer:
         if isinstance(reply, messages.Raised):
@@ -214,11 +250,6 @@ def _environment(source: ModelSource) -> dict[str, str]:
 
 
 def _refuse_what_is_not_offered(source: ModelSource) -> None:
-    if source.config.get("model_transaction_policy", {}).get("decoupled"):
-        raise LoadFailed(
-            f"{source.path}: model `{source.name}` is decoupled (several answers to a request), which is not offered",
-            hint="set model_transaction_policy.decoupled to false and answer each request once",
-        )
     if "EXECUTION_ENV_PATH" in source.parameters:
         raise LoadFailed(
             f"{source.path}: model `{source.name}` asks for EXECUTION_ENV_PATH, which is not offered",

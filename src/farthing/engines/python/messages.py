@@ -60,6 +60,8 @@ class Ready(_Message, frozen=True, kw_only=True):
     batch_axis: bool | None
     batch_rows_max: int | None
     """As the model declares it; None: not said."""
+    is_decoupled: bool = False
+    """It answers a request as often as it likes: both sides go on in `stream_messages`."""
 
 
 class Broken(_Message, frozen=True):

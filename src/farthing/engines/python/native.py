@@ -15,11 +15,12 @@ class into the worker's `UserModel`. Triton's interface is in `triton`.
 """
 
 import inspect
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -90,6 +91,33 @@ class Request:
         self.rejection = reason or "the model gave no reason"
 
 
+class StreamRequest:
+    """The one request that a streaming `infer(self, inputs, request)` answers."""
+
+    def __init__(self, request_id: str, parameters: Mapping[str, Parameter], hearer: "Hearer") -> None:
+        self.id = request_id
+        self.parameters = parameters
+        self.response_parameters: dict[str, Parameter] = {}
+        """Fill in what its client should be told beside the next outputs."""
+        self._hearer = hearer
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the client has left; a generator is closed at its next `yield` then."""
+        return self._hearer.is_cancelled
+
+    def take_parameters(self) -> dict[str, Parameter]:
+        """Those for the answer that is given now."""
+        taken, self.response_parameters = self.response_parameters, {}
+        return taken
+
+
+class Hearer(Protocol):
+    """Whoever a request's answers are for."""
+
+    is_cancelled: bool
+
+
 class NativeModel:
     """An instance of a user's class, loaded."""
 
@@ -109,6 +137,8 @@ class NativeModel:
             load(context) if _takes(load, 1) else load()
         self._infer: Callable[..., Any] = self._model.infer
         self._wants_requests = _takes(self._infer, 2)
+        self.infer = self._infer if self._wants_requests else lambda inputs, _: self._infer(inputs)
+        """Called with one request's inputs and its `StreamRequest`, where the model streams."""
 
     def run(self, inputs: dict[str, Array], run: Run) -> Mapping[str, Array] | Sequence[MemberResult]:
         if not self._wants_requests:
@@ -182,7 +212,20 @@ def _declared(model_class: type[Any], start: Start) -> Ready:
         outputs=outputs,
         batch_axis=batches,
         batch_rows_max=0 if batches is False else rows_max,
+        is_decoupled=_is_decoupled(model_class, start),
     )
+
+
+def _is_decoupled(model_class: type[Any], start: Start) -> bool:
+    """Whether it streams: it says so, its configuration does, or `infer` has a `yield` in it."""
+    said = getattr(model_class, "decoupled", None)
+    if said is not None and not isinstance(said, bool):
+        raise ModelMistake(f"decoupled is {said!r}; allowed: True, False")
+    yields = inspect.isgeneratorfunction(model_class.infer) or inspect.isasyncgenfunction(model_class.infer)
+    if said is False and yields:
+        raise ModelMistake(f"{model_class.__name__}.infer yields, so it answers more than once, but decoupled is False")
+    policy = (json.loads(start.config) or {}).get("model_transaction_policy") or {}
+    return bool(said or yields or policy.get("decoupled"))
 
 
 def _specs(model_class: type[Any], attribute: str) -> tuple[TensorSpec, ...]:

@@ -20,6 +20,7 @@ from farthing.engines.contract import Batch, Sender, Subrequests
 from farthing.engines.python import messages, subrequest_messages
 from farthing.engines.python.channel import MESSAGE_BYTES_MAX, Arena, Connection, Place, read_tensor, write_tensors
 from farthing.engines.python.log import Pump
+from farthing.engines.python.stream_process import HearResponse, RunningStreams, Streams
 from farthing.engines.python.subrequest_port import SubrequestPort
 from farthing.types.errors import EngineFailed, InvalidInput, LoadFailed, TooLarge, Unavailable
 from farthing.types.tensors import Tensor
@@ -78,6 +79,7 @@ class Life:
         self._port = SubrequestPort(
             asked, model=start.name, sender=sender, subrequests=subrequests, on_nonsense=self.kill
         )
+        self._streams: Streams | None = None
 
     def load(self, start: messages.Start, timeout_s: float, clock: Callable[[], float]) -> messages.Ready:
         """Waits until the model is loaded. Raises `LoadFailed`. Called by the supervisor only."""
@@ -161,6 +163,15 @@ class Life:
             self._renew_inputs()
         return answer
 
+    def open_streams(self) -> None:
+        """Goes on in streams: the model answers as often as it likes. Called by the supervisor, once it is loaded."""
+        self._streams = Streams(self._model, self._connection, self._inputs, death=self._death, kill=self.kill)
+
+    def begin(self, batch: Batch, hears: Sequence[HearResponse], timeout_s: float | None) -> RunningStreams:
+        """Has a batch begun; the streams must be open. Raises as `Streams.begin` does."""
+        assert self._streams is not None
+        return self._streams.begin(batch, hears, timeout_s)
+
     def _order(self, batch: Batch, places: tuple[Place, ...]) -> bytes:
         try:
             order = messages.encode(messages.Run(places, batch.outputs, batch.members, self._inputs_are_new))
@@ -224,8 +235,12 @@ class Life:
 
     def stop(self) -> None:
         """Asks the process to unload the model and go. `end` sees to it."""
+        data = messages.encode(messages.Stop())
+        if self._streams is not None:
+            self._streams.post(data)
+            return
         with contextlib.suppress(OSError):
-            self._connection.send(messages.encode(messages.Stop()))
+            self._connection.send(data)
 
     def end(self, wait_s: float) -> None:
         """Waits for the end, then asks with SIGTERM, then takes it."""
@@ -248,6 +263,8 @@ class Life:
 
     def free(self) -> None:
         """Gives memory and descriptors back. The process is gone and no batch runs."""
+        if self._streams is not None:
+            self._streams.close()
         self._connection.close()
         self._port.close()
         self._inputs.close()

@@ -6,13 +6,14 @@ answered by the process that is there, or refused at once. A single life is in `
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from farthing.engines.contract import Batch, Sender, Subrequests
 from farthing.engines.python import backoff, messages
 from farthing.engines.python.process import EXIT_WAIT_S, Answer, Life
+from farthing.engines.python.stream_process import HearResponse, RunningStreams
 from farthing.types.errors import FarthingError, LoadFailed, Unavailable
 
 T = TypeVar("T")
@@ -95,6 +96,14 @@ class Supervisor:
                 raise self._unavailable()
             return judge(life.run(batch, self._limits.execute_s), life)
 
+    def begin(self, batch: Batch, hears: Sequence[HearResponse]) -> RunningStreams:
+        """Has a batch of a model begun that answers as often as it likes. Raises as `run` does."""
+        with self._in_use:
+            life = self._answering()
+            if life is None:
+                raise self._unavailable()
+            return life.begin(batch, hears, self._limits.execute_s)
+
     def health(self) -> str:
         """Empty while a process is up."""
         if self._answering() is not None:
@@ -169,6 +178,8 @@ class Supervisor:
             life.kill()
         try:
             self._ready = life.load(self._start, self._limits.load_s, self._clock)
+            if self._ready.is_decoupled:
+                life.open_streams()
             self._life = life
             self._load_s = self._clock() - started_s
             self._first_load_done.set()

@@ -1,8 +1,8 @@
 """The module that Triton's Python models import as `triton_python_backend_utils`.
 
 Names, arguments and return values are Triton's (its documentation, "Python Backend"); the code is ours. What is not
-offered (several answers to a request, custom metrics) says so. `triton_model` drives a `TritonPythonModel` with these;
-requests that it sends to other models go through `triton_subrequests`.
+offered (custom metrics, loading models) says so. `triton_model` drives a `TritonPythonModel` with these,
+`stream_triton` a decoupled one; requests that it sends to other models go through `triton_subrequests`.
 """
 
 import json
@@ -225,7 +225,7 @@ class InferenceRequest:
         return self._trace
 
     def is_cancelled(self) -> bool:
-        """Whether the client has gone: a batch that runs is run to its end, so never."""
+        """Whether the client has gone. Never said here: a batch whose answers go back together is run to its end."""
         return False
 
     def set_release_flags(self, flags: int) -> None:
@@ -233,7 +233,9 @@ class InferenceRequest:
             raise _not_offered("rescheduling a request")
 
     def get_response_sender(self) -> Any:
-        raise _not_offered("answering a request several times (a decoupled model)")
+        raise TritonModelException(
+            "a response sender is for decoupled models: set model_transaction_policy { decoupled: true }"
+        )
 
     def exec(self, decoupled: bool = False) -> "InferenceResponse":
         """Sends the request to its model and waits for the response, which may be an error."""

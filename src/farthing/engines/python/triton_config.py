@@ -38,9 +38,11 @@ class ModelConfig:
     def set_model_transaction_policy(self, policy: Mapping[str, Any]) -> None:
         if unknown := [key for key in policy if key != "decoupled"]:
             raise ValueError(f"model `{self._name}`: no transaction policy is `{unknown[0]}`; allowed: decoupled")
-        if policy.get("decoupled"):
-            raise ValueError(f"model `{self._name}`: decoupled models are not offered by this server")
-        self._config.setdefault("model_transaction_policy", {})["decoupled"] = False
+        is_decoupled = bool(policy.get("decoupled"))
+        configured = self._config.get("model_transaction_policy", {}).get("decoupled")
+        if configured and not is_decoupled:
+            raise ValueError(f"model `{self._name}`: decoupled is configured as true, the model says false")
+        self._config.setdefault("model_transaction_policy", {})["decoupled"] = is_decoupled
 
     @property
     def _name(self) -> str:

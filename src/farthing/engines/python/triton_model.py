@@ -15,7 +15,7 @@ from farthing.types.tensors import DATATYPES, NUMPY_DTYPES, Tensor, TensorSpec
 
 CLASS_NAME: Final = "TritonPythonModel"
 
-_ERROR_KINDS: Final = {
+ERROR_KINDS: Final = {
     triton.TritonError.NOT_FOUND: "NotFound",
     triton.TritonError.INVALID_ARG: "InvalidInput",
     triton.TritonError.UNAVAILABLE: "Unavailable",
@@ -31,9 +31,9 @@ class TritonModel:
     def __init__(self, model_class: type[Any], start: Start) -> None:
         config = _completed(model_class, _configuration(start))
         self.ready = _ready(config)
-        self._name = start.name
-        self._version = start.version
-        self._model = model_class()
+        self.name = self._name = start.name
+        self.version = self._version = start.version
+        self.instance = self._model = model_class()
         if not callable(getattr(self._model, "execute", None)):
             raise ModelMistake(f"{CLASS_NAME} has no method `execute`")
         if callable(initialize := getattr(self._model, "initialize", None)):
@@ -82,7 +82,7 @@ class TritonModel:
             )
         if (error := response.error()) is not None:
             return MemberResult(
-                error_kind=_ERROR_KINDS.get(error.code(), "EngineFailed"), error=short_text(error.message())
+                error_kind=ERROR_KINDS.get(error.code(), "EngineFailed"), error=short_text(error.message())
             )
         tensors = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
         try:
@@ -148,6 +148,7 @@ def _ready(config: dict[str, Any]) -> Ready:
         outputs=tuple(_spec(entry, rows_max) for entry in config["output"]),
         batch_axis=rows_max > 0,
         batch_rows_max=rows_max,
+        is_decoupled=triton.using_decoupled_model_transaction_policy(config),
     )
 
 

@@ -27,6 +27,9 @@ from farthing.engines.python import messages, native, triton, triton_model, trit
 from farthing.engines.python.channel import Arena, Connection, read_tensor, write_tensors
 from farthing.engines.python.interface import MemberResult, ModelMistake, UserModel, short_text
 from farthing.engines.python.log import MarkingHandler
+from farthing.engines.python.stream_native import NativeStreams
+from farthing.engines.python.stream_triton import TritonStreams
+from farthing.engines.python.stream_worker import Port, StreamModel
 from farthing.engines.python.subrequest_client import SubrequestClient
 from farthing.types.errors import FarthingError, ModelNotFound
 from farthing.types.tensors import Tensor
@@ -66,10 +69,30 @@ class Worker:
             self._send(messages.Broken(error, _trace(problem, start)))
             return
         self._send(model.ready)
+        if model.ready.is_decoupled:
+            self._stream(model)
+            return
         while isinstance(order := self._next_order(), messages.Run):
             self._answer(model, order)
         self.is_stopping = True
         model.close()
+
+    def _stream(self, model: UserModel) -> None:
+        """Answers requests as often as the model likes, until told to stop."""
+
+        def stop() -> None:
+            self.is_stopping = True
+
+        streams: StreamModel
+        if isinstance(model, triton_model.TritonModel):
+            streams = TritonStreams(model, self._raised)
+        else:
+            assert isinstance(model, native.NativeModel)
+            streams = NativeStreams(model, self._raised)
+        port = Port(self._connection, self._inputs, stop)
+        port.start()
+        streams.serve(port)
+        streams.close()
 
     def _next_order(self) -> Any:
         """The next order, or None when the server is gone."""

@@ -25,6 +25,7 @@ from farthing.protocols.kserve_grpc.settings import (
 )
 from farthing.protocols.kserve_grpc.status import STATUS_DETAIL_BYTES_MAX, status_detail
 from farthing.protocols.kserve_grpc.stream import (
+    DecoupledStream,
     GenerateStream,
     asked_generation,
     stream_answer,
@@ -37,6 +38,7 @@ __all__ = [
     "REFLECTION_SERVICES",
     "SERVICE",
     "STATUS_DETAIL_BYTES_MAX",
+    "DecoupledStream",
     "GenerateStream",
     "asked_generation",
     "asked_load",

@@ -11,12 +11,13 @@ import msgspec
 
 from farthing.protocols.kserve.generate import GenerateFields, parse_generate
 from farthing.protocols.kserve_grpc.decode import EMPTY_FINAL_RESPONSE
-from farthing.protocols.kserve_grpc.encode import length_prefix
+from farthing.protocols.kserve_grpc.encode import encode_infer, length_prefix
 from farthing.protocols.kserve_grpc.messages import message_class
 from farthing.protocols.kserve_grpc.status import status_detail
 from farthing.types.errors import FarthingError, InvalidField
 from farthing.types.generation import Delta
-from farthing.types.requests import InferRequest, Parameter
+from farthing.types.models import ModelSpec
+from farthing.types.requests import InferRequest, Parameter, Regions, StreamedResponse
 from farthing.types.tensors import Tensor
 
 FINAL_RESPONSE: Final = "triton_final_response"
@@ -38,11 +39,11 @@ def stream_answer(response: bytes, *, is_final: bool) -> bytes:
     return whole + length_prefix(2, len(response)) + response
 
 
-def stream_error(request_id: str, error: FarthingError) -> bytes:
+def stream_error(request_id: str, error: FarthingError, *, is_final: bool = True) -> bytes:
     """A `ModelStreamInferResponse` that says what went wrong with one request."""
     message = message_class("ModelStreamInferResponse")(error_message=status_detail(error))
     message.infer_response.id = request_id
-    message.infer_response.parameters[FINAL_RESPONSE].bool_param = True
+    message.infer_response.parameters[FINAL_RESPONSE].bool_param = is_final
     serialized: bytes = message.SerializeToString()
     return serialized
 
@@ -71,6 +72,38 @@ def asked_generation(request: InferRequest) -> GenerateFields:
     streams = said.pop("stream", True)
     fields = parse_generate(_encode(said))
     return msgspec.structs.replace(fields, stream=bool(streams))
+
+
+class DecoupledStream:
+    """What a model says to one request, zero, one or many times, as answers of a stream."""
+
+    def __init__(
+        self, request: InferRequest, spec: ModelSpec, regions: Regions | None, *, wants_empty_final: bool
+    ) -> None:
+        self._request = request
+        self._spec = spec
+        self._regions = regions
+        self._wants_empty_final = wants_empty_final
+
+    def messages(self, said: StreamedResponse) -> list[bytes]:
+        """The answers that tell it: one, or none for an end that the client did not ask to hear of.
+
+        Raises `FarthingError` for a response that cannot be written.
+        """
+        answer = said.answer
+        if isinstance(answer, FarthingError):
+            return [stream_error(self._request.id, answer, is_final=said.is_last)]
+        if answer is not None:
+            response = encode_infer(answer, self._request, self._spec, self._regions)
+            return [stream_answer(response, is_final=said.is_last)]
+        if not self._wants_empty_final:
+            return []
+        message = message_class("ModelStreamInferResponse")()
+        response = message.infer_response
+        response.model_name, response.model_version = self._spec.name, str(self._spec.version)
+        response.id = self._request.id
+        response.parameters[FINAL_RESPONSE].bool_param = True
+        return [message.SerializeToString()]
 
 
 class GenerateStream:

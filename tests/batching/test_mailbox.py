@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from farthing.runtime.mailbox import Mailbox
+from farthing.batching.mailbox import Mailbox
 
 
 async def test_letters_arrive_in_order_from_any_thread() -> None:

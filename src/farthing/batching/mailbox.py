@@ -1,15 +1,16 @@
-"""From a generator's thread to the event loop: everything a step has to say crosses with one wake-up.
+"""From another thread to the event loop: everything a step or a model has to say crosses with one wake-up.
 
 Waking a loop costs a system call, and a step of 64 generations has 64 things to say. So the first of them wakes the
 loop, and the others ride along until it looks.
 """
 
-import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
+
+from farthing.batching.instances import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 class Mailbox:
     """Calls on the event loop what other threads ask to be called, in order."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: Scheduler) -> None:
         self._loop = loop
         self._letters: deque[tuple[Callable[[Any], None], Any]] = deque()
         self._is_called = False
@@ -39,4 +40,4 @@ class Mailbox:
             try:
                 receive(letter)
             except Exception:  # one receiver's fault must not cost the others their letters
-                log.exception("handling what a generator said failed")
+                log.exception("handling what another thread said failed")
