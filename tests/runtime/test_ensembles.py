@@ -16,6 +16,7 @@ from tests.runtime.test_sequences import add, sums
 from tests.serving import Gate, eventually, serving
 
 from farthing.config.model import EnsembleScheduling, EnsembleStep
+from farthing.config.pipeline import pipeline_of
 from farthing.config.server import AdmissionLimits, ModelControl
 from farthing.runtime.graph import Graph
 from farthing.runtime.runtime import Runtime
@@ -209,7 +210,7 @@ async def test_a_step_that_fails_fails_the_request_and_says_where(shop: Shop) ->
         (CHAIN.replace('"three"', '"ghost"'), "'ghost' is not found"),
         (CHAIN.replace('key: "y" value: "t"', 'key: "z" value: "t"'), "model `two` has no output `z`; it has: y"),
         (CHAIN.replace('key: "x" value: "t"', 'key: "z" value: "t"'), "model `three` has no input `z`; it has: x"),
-        (CHAIN.replace("TYPE_FP32", "TYPE_INT32"), "the ensemble's input is INT32, FP32 is wanted"),
+        (CHAIN.replace("TYPE_FP32", "TYPE_INT32"), "the input is INT32, FP32 is wanted"),
         (CHAIN.replace("dims: [ 1 ]", "dims: [ 1, 1 ]"), r"has shape \[-1, 1, 1\], \[-1, 1\] is wanted"),
         (CHAIN.replace('"three"', '"chain"'), "'chain' version 1 is not|'chain' has no available"),
         ('platform: "ensemble" ensemble_scheduling { step [] }', "has no step"),
@@ -322,7 +323,7 @@ def test_whatever_the_graph_every_output_is_made_and_no_step_runs_for_nothing(
     made: tuple[EnsembleScheduling, list[str]],
 ) -> None:
     scheduling, outputs = made
-    graph = Graph(scheduling, outputs)
+    graph = Graph(pipeline_of(scheduling, ("x",), tuple(outputs)))
     needed = graph.steps_for(graph.outputs)
     there, left = {"x"}, {place: set(graph.waits_for(place, ["x"])) for place in needed}
     while ready := [place for place, lacks in left.items() if lacks <= there]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from farthing.config.model import ModelConfig
+from farthing.config.pipeline import PipelineGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class FoundModel:
     """All that have a model file, ascending; `versions_to_serve` picks."""
     fingerprint: str
     """Changes when a file of the model does."""
+    pipeline: PipelineGraph | None = None
+    """Of a pipeline what its file says; `config` then has what Triton's words can say of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from farthing.repository import FoundModel, FoundVersion, versions_to_serve
-from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, check_models
+from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, joined
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.runtime.served import Served, ServedVersion
@@ -288,7 +288,7 @@ class Catalog:
         try:
             loaded = await loop.run_in_executor(self._loader, self._load, found, source)
             if isinstance(loaded, LoadedEnsemble):
-                check_models(loaded, self.resolve)
+                loaded = joined(loaded, self.resolve)
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
             is_ours = not isinstance(error, FarthingError)
