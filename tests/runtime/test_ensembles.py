@@ -324,12 +324,18 @@ def test_whatever_the_graph_every_output_is_made_and_no_step_runs_for_nothing(
 ) -> None:
     scheduling, outputs = made
     graph = Graph(pipeline_of(scheduling, ("x",), tuple(outputs)))
-    needed = graph.steps_for(graph.outputs)
-    there, left = {"x"}, {place: set(graph.waits_for(place, ["x"])) for place in needed}
-    while ready := [place for place, lacks in left.items() if lacks <= there]:
-        for place in ready:
-            del left[place]
-            there.update(tensor for _, tensor in graph.steps[place].outputs)
+    plan = graph.plan_for(graph.outputs)
+    needed = plan.after.keys()
+    there, left, ready = {"x"}, dict(plan.waits), list(plan.first)
+    while ready:
+        place = ready.pop()
+        assert set(graph.steps[place].reads()) <= there
+        there.update(graph.steps[place].made())
+        for later in plan.after[place]:
+            left[later] -= 1
+            if not left[later]:
+                del left[later]
+                ready.append(later)
     assert not left
     assert set(outputs) <= there
     read = set(outputs).union(*(step.input_map.values() for at, step in enumerate(scheduling.step) if at in needed))

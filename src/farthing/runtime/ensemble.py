@@ -97,6 +97,11 @@ def joined(loaded: LoadedEnsemble, resolve: Resolve) -> LoadedEnsemble:
             inputs, outputs, rows_max = tensors_of(loaded.pipeline, loaded.graph, spec_of)
             spec = replace(spec, inputs=inputs, outputs=outputs, batch_rows_max=rows_max)
         found = next(faults(spec, loaded.graph, spec_of), "")
+        if spec.batch_rows_max and (fixed := [t for t in (*spec.inputs, *spec.outputs) if t.shape[:1] != (-1,)]):
+            found = found or (
+                f"max_batch_size is {spec.batch_rows_max}, but `{fixed[0].name}` has shape {list(fixed[0].shape)}, "
+                "which does not begin with rows"
+            )
         if not found and spec.name in _all_models(loaded.graph, resolve):
             found = "its steps lead back to itself"
     except FarthingError as error:

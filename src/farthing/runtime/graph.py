@@ -58,6 +58,20 @@ class Step(NamedTuple):
             yield from items.tensors
 
 
+class Plan(NamedTuple):
+    """How some outputs come about: the places of the steps they need, and which waits for which.
+
+    What a client sends is there from the beginning, and what it left out is not waited for.
+    """
+
+    first: tuple[int, ...]
+    """Steps that wait for no other."""
+    waits: Mapping[int, int]
+    """Of the others: how many steps each waits for."""
+    after: Mapping[int, tuple[int, ...]]
+    """Every step: those that wait for it."""
+
+
 class Graph:
     """The steps of a pipeline."""
 
@@ -91,27 +105,27 @@ class Graph:
         self.steps = tuple(steps)
         self.has_items = any(step.each for step in steps)
         self._maker = {tensor: place for place, step in enumerate(self.steps) for tensor in step.made()}
-        self._needed = {self.outputs: self._steps_for(self.outputs)}
+        self._plan = self._plan_for(self.outputs)
 
-    def steps_for(self, outputs: frozenset[str]) -> frozenset[int]:
-        """Places of the steps that these outputs need."""
-        known = self._needed.get(outputs)
-        return self._steps_for(outputs) if known is None else known
+    def plan_for(self, outputs: frozenset[str]) -> Plan:
+        """How these outputs come about."""
+        return self._plan if outputs == self.outputs else self._plan_for(outputs)
 
-    def _steps_for(self, outputs: Iterable[str]) -> frozenset[int]:
-        needed: set[int] = set()
+    def _plan_for(self, outputs: Iterable[str]) -> Plan:
+        needs: dict[int, set[int]] = {}
         tensors = list(outputs)
         while tensors:
             place = self._maker.get(tensors.pop())
-            if place is not None and place not in needed:
-                needed.add(place)
-                tensors += self.steps[place].reads()
-        return frozenset(needed)
-
-    def waits_for(self, place: int, given: Iterable[str]) -> frozenset[str]:
-        """Tensors that a step cannot run without. What the client left out of the inputs is not waited for."""
-        given = frozenset(given)
-        return frozenset(tensor for tensor in self.steps[place].reads() if tensor in self._maker or tensor in given)
+            if place is not None and place not in needs:
+                reads = list(self.steps[place].reads())
+                needs[place] = {self._maker[tensor] for tensor in reads if tensor in self._maker}
+                tensors += reads
+        order = sorted(needs)
+        return Plan(
+            first=tuple(place for place in order if not needs[place]),
+            waits={place: len(needs[place]) for place in order if needs[place]},
+            after={place: tuple(later for later in order if place in needs[later]) for place in order},
+        )
 
 
 def faults(spec: ModelSpec, graph: Graph, spec_of: SpecOf) -> Iterator[str]:
@@ -248,6 +262,19 @@ def models_of(found: FoundModel) -> Mapping[str, None]:
     """The models that a model is made of, each once, in their order; none unless it is an ensemble or a pipeline."""
     scheduling = found.config.ensemble_scheduling
     return dict.fromkeys(step.model_name for step in scheduling.step) if scheduling else {}
+
+
+def with_parts(names: Iterable[str], models: Mapping[str, FoundModel]) -> set[str]:
+    """These models, and those that they are made of, and so on."""
+    wanted: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in wanted:
+            wanted.add(name)
+            if name in models:
+                left += models_of(models[name])
+    return wanted
 
 
 def waves(models: Iterable[FoundModel]) -> Iterator[list[FoundModel]]:

@@ -6,7 +6,7 @@ the graph means is `runtime.graph`'s; all of this lives on the event loop.
 """
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from functools import partial
 from typing import Protocol
@@ -43,8 +43,8 @@ class Passage:
     """A request on its way through the graph. `withdraw` and `fail` may come at any time."""
 
     __slots__ = (
-        "_arrival_ns", "_begun", "_compute_ns", "_done", "_ensemble", "_is_ended", "_outputs", "_queue_ns", "_request",
-        "_rows", "_tensors", "_waiting", "_withdraws",
+        "_arrival_ns", "_compute_ns", "_done", "_ensemble", "_is_ended", "_outputs", "_plan", "_queue_ns", "_request",
+        "_rows", "_tensors", "_under_way", "_waits",
     )  # fmt: skip
 
     def __init__(self, ensemble: Owner, request: InferRequest, rows: int, arrival_ns: int, done: Done) -> None:
@@ -55,20 +55,19 @@ class Passage:
         self._done = done
         self._is_ended = False
         self._tensors: dict[str, Tensor | Part] = dict(request.inputs)
-        self._begun: set[int] = set()
-        """Steps that are due, wait in their models or run: as long as there are any, an answer will come."""
-        self._withdraws: dict[int, Callable[[], None]] = {}
-        """Of those, as far as their models have taken them."""
+        self._under_way: dict[int, Callable[[], None] | None] = {}
+        """Steps that are due, wait in their models or run, and how to withdraw them, as far as their models have taken
+        them. As long as there are any, an answer will come."""
         self._queue_ns = self._compute_ns = 0
-        graph = ensemble.graph
-        asked = frozenset(output.name for output in request.outputs) or graph.outputs
-        self._outputs = [tensor.name for tensor in ensemble.spec.outputs if tensor.name in asked]
-        self._waiting = {place: set(graph.waits_for(place, self._tensors)) for place in graph.steps_for(asked)}
-        """Steps that have not begun, and the tensors each lacks."""
+        asked = request.outputs
+        self._outputs = frozenset([output.name for output in asked]) if asked else ensemble.graph.outputs
+        self._plan = ensemble.graph.plan_for(self._outputs)
+        self._waits = dict(self._plan.waits)
+        """Steps that have not begun: how many others each waits for."""
 
     def start(self) -> None:
         """Runs what needs the client's tensors alone."""
-        self._arrived(self._tensors)
+        self._begin_all(self._plan.first)
 
     def withdraw(self) -> None:
         """The client left: nothing more of it runs, and nobody is told."""
@@ -87,43 +86,59 @@ class Passage:
 
     def _end(self) -> None:
         self._is_ended = True
-        withdraws, self._withdraws = list(self._withdraws.values()), {}
-        for withdraw in withdraws:
-            withdraw()
+        under_way, self._under_way = self._under_way, {}
+        for withdraw in under_way.values():
+            if withdraw is not None:
+                withdraw()
         self._ensemble.ended(self)
 
-    def _arrived(self, tensors: Iterable[str]) -> None:
-        """These tensors are there now: begins every step that lacked nothing else."""
+    def _after(self, place: int) -> None:
+        """A step has given its tensors: begins those that waited for nothing else."""
+        under_way = self._under_way
+        del under_way[place]
+        waits = self._waits
         ready = []
-        for place, lacks in self._waiting.items():
-            lacks.difference_update(tensors)
-            if not lacks:
-                ready.append(place)
-        for place in ready:
-            del self._waiting[place]
-        self._begun.update(ready)
-        for place in ready:
+        for later in self._plan.after[place]:
+            waits[later] -= 1
+            if not waits[later]:
+                ready.append(later)
+        if ready:
+            self._begin_all(ready)
+        elif not under_way:
+            self._finish()
+
+    def _begin_all(self, places: Sequence[int]) -> None:
+        under_way = self._under_way
+        for place in places:  # all of them first: one may be answered at once
+            under_way[place] = None
+        for place in places:
             if self._is_ended:
                 return
             self._begin(place)
-        if not self._begun and not self._waiting and not self._is_ended:
+        if not under_way and not self._is_ended:  # no step is needed: an output that is an input
             self._finish()
 
     def _begin(self, place: int) -> None:
         ensemble = self._ensemble
-        step = ensemble.graph.steps[place]
+        graph = ensemble.graph
+        step = graph.steps[place]
+        tensors = self._tensors
         try:
             served = ensemble.resolve(step.model, step.version)
-            whole = {name: self._whole(tensor) for name, tensor in step.inputs if tensor in self._tensors}
+            inputs: dict[str, Tensor] = {}
+            for name, tensor in step.inputs:
+                if tensor in tensors:  # else it is optional, and was left out
+                    found = tensors[tensor]
+                    inputs[name] = found.tensor() if isinstance(found, Part) else found
             if step.each:
-                self._fan_out(place, step, served, whole)
+                self._fan_out(place, step, served, inputs)
                 return
-            withdraw = self._ask(step, served, whole, partial(self._step_done, place))
+            withdraw = self._ask(step, served, inputs, partial(self._step_done, place))
         except FarthingError as error:
             self.fail(_told(error, step), FailureReason.REJECTED)
             return
-        if not self._is_ended and place in self._begun:  # an ensemble may answer at once
-            self._withdraws[place] = withdraw
+        if place in self._under_way:  # an ensemble may have answered at once
+            self._under_way[place] = withdraw
 
     def _ask(self, step: Step, served: Served, inputs: dict[str, Tensor], done: Done) -> Callable[[], None]:
         now_ns = self._ensemble.now_ns()
@@ -146,10 +161,6 @@ class Passage:
             trace_id=request.trace_id,
         )
         return served.submit(asked, *served.check(asked), now_ns, done)
-
-    def _whole(self, tensor: str) -> Tensor:
-        found = self._tensors[tensor]
-        return found.tensor() if isinstance(found, Part) else found
 
     def _fan_out(self, place: int, step: Step, served: Served, whole: dict[str, Tensor]) -> None:
         given = self._request.inputs
@@ -181,12 +192,10 @@ class Passage:
             self.fail(_told(error, step, f", item {item} of {count}"), reason)
 
         items = FanOut(count, self._ensemble.graph.inflight_max, ask, partial(self._items_done, place, served), fail)
-        self._withdraws[place] = items.withdraw
+        self._under_way[place] = items.withdraw
         items.pump()
 
     def _items_done(self, place: int, served: Served, answers: Sequence[InferResponse]) -> None:
-        self._begun.discard(place)
-        self._withdraws.pop(place, None)
         step = self._ensemble.graph.steps[place]
         # The item that took longest: the others ran beside it.
         times = [(t.queue_ns, t.input_ns + t.compute_ns + t.output_ns) for t in (answer.timing for answer in answers)]
@@ -203,37 +212,39 @@ class Passage:
                 return
             items = [answer.outputs[name][0, ...] if has_rows else answer.outputs[name] for answer in answers]
             shape = item_shape(outputs[name], has_rows=has_rows)
-            made += parts(MadeItems(name, items, outputs[name].dtype, shape), tensors)
+            made += parts(MadeItems(tensors[0], items, outputs[name].dtype, shape), tensors)
         self._tensors.update(made)
-        self._arrived([tensor for tensor, _ in made])
+        self._after(place)
 
     def _step_done(self, place: int, answer: InferResponse | FarthingError) -> None:
-        self._begun.discard(place)
-        self._withdraws.pop(place, None)
         if self._is_ended:
             return
         step = self._ensemble.graph.steps[place]
         if isinstance(answer, FarthingError):
+            self._under_way[place] = None  # it has ended by itself
             self.fail(_told(answer, step), FailureReason.BACKEND)
             return
         timing = answer.timing
         self._queue_ns += timing.queue_ns
         self._compute_ns += timing.input_ns + timing.compute_ns + timing.output_ns
         outputs = answer.outputs
-        made = []
         for name, tensor in step.outputs:
             if name not in outputs:
+                self._under_way[place] = None
                 missing = EngineFailed(f"model `{step.model}` gave no output `{name}`")
                 self.fail(missing, FailureReason.BACKEND)
                 return
             self._tensors[tensor] = outputs[name]
-            made.append(tensor)
-        self._arrived(made)
+        self._after(place)
 
     def _finish(self) -> None:
         ensemble = self._ensemble
         try:
-            outputs = {name: self._whole(name) for name in self._outputs}
+            outputs = {}
+            for tensor in ensemble.spec.outputs:
+                if tensor.name in self._outputs:
+                    found = self._tensors[tensor.name]
+                    outputs[tensor.name] = found.tensor() if isinstance(found, Part) else found
         except EngineFailed as error:  # items that are no rows of one tensor
             self.fail(error, FailureReason.BACKEND)
             return

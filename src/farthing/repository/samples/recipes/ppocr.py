@@ -5,8 +5,8 @@
             N upright lines, each -> ppocr-rec, ppocr-best -> ppocr-read -> N texts
 
 The files between are in `ppocr_page`. They are no part of the package but a user's Python models: each is copied into a
-folder of its own and runs in a process of its own. The recogniser's alphabet is taken out of its file: index 0 of its output is "no
-character"; the alphabet's first line is index 1, and its last, which we add, is the space.
+folder of its own and runs in a process of its own. The recogniser's alphabet is taken out of its file: index 0 of its
+output is "no character"; the alphabet's first line is index 1, and its last, which we add, is the space.
 """
 
 import shutil
