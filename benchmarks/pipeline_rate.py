@@ -141,7 +141,7 @@ def _alone_s(file: Path, shape: tuple[int, ...]) -> float:
     session: Any = models.session(file)
     row = np.random.default_rng(models.SEED).uniform(-1, 1, shape).astype(np.float32)
     times = []
-    for _ in range(8):
+    for _ in range(6):
         started = time.perf_counter()
         session.run(None, {"x": row})
         times.append(time.perf_counter() - started)
