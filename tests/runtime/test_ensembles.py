@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.models import fails_when_run, identity, save, two_inputs_add_sub
 from tests.runtime.shop import Shop, ask, lines, reason
 from tests.runtime.test_sequences import add, sums
 from tests.serving import Gate, eventually, serving
 
 from farthing.config.model import EnsembleScheduling, EnsembleStep
-from farthing.config.pipeline import pipeline_of
+from farthing.config.pipeline import PipelineGraph, pipeline_of, reads_of
 from farthing.config.server import AdmissionLimits, ModelControl
 from farthing.runtime.graph import Graph
 from farthing.runtime.runtime import Runtime
@@ -298,6 +299,24 @@ def test_who_leaves_or_is_late_or_too_many_is_not_run_and_what_runs_is_answered_
 
 
 @st.composite
+def pipelines(draw: st.DrawFn) -> PipelineGraph:
+    """The same, where some steps run for every item of some of what they read, and give ragged pairs."""
+    scheduling, outputs = draw(graphs())
+    graph = pipeline_of(scheduling, ("x",), tuple(outputs))
+    steps = []
+    for step in graph.step:
+        names = sorted(step.inputs)
+        each = draw(st.lists(st.sampled_from(names), unique=True))
+        makes = {
+            name: (tensor, f"{tensor}.shapes") if each and draw(st.booleans()) else tensor
+            for name, tensor in step.outputs.items()
+        }
+        whole = {name: tensor for name, tensor in step.inputs.items() if name not in each}
+        steps.append(replace(step, inputs=whole, each={name: step.inputs[name] for name in each}, outputs=makes))
+    return replace(graph, step=tuple(steps))
+
+
+@st.composite
 def graphs(draw: st.DrawFn) -> tuple[EnsembleScheduling, list[str]]:
     """Steps that read what is there already, in any order, and some of what there is as outputs."""
     there = ["x"]
@@ -318,12 +337,11 @@ def graphs(draw: st.DrawFn) -> tuple[EnsembleScheduling, list[str]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(graphs())
+@given(pipelines())
 def test_whatever_the_graph_every_output_is_made_and_no_step_runs_for_nothing(
-    made: tuple[EnsembleScheduling, list[str]],
+    pipeline: PipelineGraph,
 ) -> None:
-    scheduling, outputs = made
-    graph = Graph(pipeline_of(scheduling, ("x",), tuple(outputs)))
+    graph = Graph(pipeline)
     plan = graph.plan_for(graph.outputs)
     needed = plan.after.keys()
     there, left, ready = {"x"}, dict(plan.waits), list(plan.first)
@@ -337,7 +355,8 @@ def test_whatever_the_graph_every_output_is_made_and_no_step_runs_for_nothing(
                 del left[later]
                 ready.append(later)
     assert not left
-    assert set(outputs) <= there
-    read = set(outputs).union(*(step.input_map.values() for at, step in enumerate(scheduling.step) if at in needed))
+    assert graph.outputs <= there
+    read = graph.outputs.union(*(reads_of(pipeline.step[place]) for place in needed))
     for place in needed:
-        assert any(tensor in read for _, tensor in graph.steps[place].outputs)
+        assert any(tensor in read for tensor in graph.steps[place].made())
+        assert len(graph.steps[place].asked) <= len(pipeline.step[place].outputs)
