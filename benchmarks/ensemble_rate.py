@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -92,6 +94,39 @@ def answer(port: int, asked: Request) -> bytes:
         return body[int(told.headers[HEADER_LENGTH]) :]
 
 
+@contextmanager
+def serving(folder: Path, more: tuple[str, ...] = ()) -> Iterator[int]:
+    """A server on the first core, over a repository; its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run = [
+        sys.executable,
+        "-c",
+        "from farthing.cli.main import main; main()",
+        "serve",
+        "--repository",
+        str(folder),
+        *more,
+    ]
+    server = subprocess.Popen(
+        ["taskset", "-c", "0", *run, "--http", f"127.0.0.1:{port}", "--no-grpc"], stderr=subprocess.DEVNULL
+    )
+    try:
+        until = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready")
+                break
+            except OSError:
+                assert time.monotonic() < until, "the server is not ready"
+                time.sleep(0.1)
+        yield port
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -107,22 +142,7 @@ def main() -> None:
         "clean": request("clean", "picture", picture),
         "look": request("look", "picture", picture),
     }
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    run = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", "--repository", str(FOLDER)]
-    server = subprocess.Popen(
-        ["taskset", "-c", "0", *run, "--http", f"127.0.0.1:{port}", "--no-grpc"], stderr=subprocess.DEVNULL
-    )
-    try:
-        until = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/v2/health/ready")
-                break
-            except OSError:
-                assert time.monotonic() < until, "the server is not ready"
-                time.sleep(0.1)
+    with serving(FOLDER) as port:
         one, other = (np.frombuffer(answer(port, asked[name]), np.float32) for name in ("effnet", "look"))
         assert np.allclose(one, other, atol=1e-4), "the ensemble answers something else"
         rates: dict[str, list[float]] = {name: [] for name in asked}
@@ -133,9 +153,6 @@ def main() -> None:
                 seen = load.run(port, asks, connections=CONNECTIONS, seconds=options.seconds, core=1)
                 assert not seen.errors
                 rates[name].append(seen.rate)
-    finally:
-        server.terminate()
-        server.wait()
     slowest = min(("effnet", "clean"), key=lambda name: median(rates[name]))
     ratios = [whole / step for whole, step in zip(rates["look"], rates[slowest], strict=True)]
     for name, seen_rates in rates.items():

@@ -3,16 +3,21 @@
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
+    from farthing.config.pipeline_builder import Pipeline, each
     from farthing.engines.python.native import Context, Request, Tensor
 
-__all__ = ["Context", "Request", "Tensor", "__version__"]
+__all__ = ["Context", "Pipeline", "Request", "Tensor", "__version__", "each"]
 __version__: Final = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """What a Python model's file imports from here, fetched when it is asked for."""
+    """What the file of a Python model or pipeline imports from here, fetched when it is asked for."""
     if name in {"Context", "Request", "Tensor"}:
         from farthing.engines.python import native
 
         return getattr(native, name)
+    if name in {"Pipeline", "each"}:
+        from farthing.config import pipeline_builder
+
+        return getattr(pipeline_builder, name)
     raise AttributeError(f"module `farthing` has no attribute `{name}`")

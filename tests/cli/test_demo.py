@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike
 from farthing.cli.demo import Outcome
 from farthing.cli.demo_tasks import DEFAULT_TASKS, TASKS, Finding, task_named
 from farthing.cli.demo_tasks.file_types import features
-from farthing.cli.demo_tasks.text_boxes import boxes_in, crop
 from farthing.client.chat import Message, Piece
+from farthing.repository.samples.recipes.ppocr_page.text_boxes import boxes_in, crop
 from farthing.types.errors import NotFound
 from farthing.types.tensors import Tensor
 
@@ -66,7 +66,7 @@ class Blind:
         shapes = {
             "effnet-lite0": {"logits": (rows, 1000)},
             "minilm-l6": {"embedding": (rows, 384)},
-            "ppocr-det": {"y": (1, 1, 736, 1472)},
+            "ppocr-v4": {"text": (0,), "score": (0,)},
             "silero-vad": {"output": (1, 1), "stateN": (2, 1, 128)},
             "magika": {"target_label": (rows, 214)},
             "wdbc-gbdt": {"output__0": (rows, 1)},

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tests.models import fails_when_run, identity, save, two_inputs_add_sub
 from tests.runtime.shop import Shop, ask, lines, reason
 from tests.runtime.test_sequences import add, sums
 from tests.serving import Gate, eventually, serving
 
 from farthing.config.model import EnsembleScheduling, EnsembleStep
+from farthing.config.pipeline import PipelineGraph, pipeline_of, reads_of
 from farthing.config.server import AdmissionLimits, ModelControl
 from farthing.runtime.graph import Graph
 from farthing.runtime.runtime import Runtime
@@ -209,7 +211,7 @@ async def test_a_step_that_fails_fails_the_request_and_says_where(shop: Shop) ->
         (CHAIN.replace('"three"', '"ghost"'), "'ghost' is not found"),
         (CHAIN.replace('key: "y" value: "t"', 'key: "z" value: "t"'), "model `two` has no output `z`; it has: y"),
         (CHAIN.replace('key: "x" value: "t"', 'key: "z" value: "t"'), "model `three` has no input `z`; it has: x"),
-        (CHAIN.replace("TYPE_FP32", "TYPE_INT32"), "the ensemble's input is INT32, FP32 is wanted"),
+        (CHAIN.replace("TYPE_FP32", "TYPE_INT32"), "the input is INT32, FP32 is wanted"),
         (CHAIN.replace("dims: [ 1 ]", "dims: [ 1, 1 ]"), r"has shape \[-1, 1, 1\], \[-1, 1\] is wanted"),
         (CHAIN.replace('"three"', '"chain"'), "'chain' version 1 is not|'chain' has no available"),
         ('platform: "ensemble" ensemble_scheduling { step [] }', "has no step"),
@@ -297,6 +299,24 @@ def test_who_leaves_or_is_late_or_too_many_is_not_run_and_what_runs_is_answered_
 
 
 @st.composite
+def pipelines(draw: st.DrawFn) -> PipelineGraph:
+    """The same, where some steps run for every item of some of what they read, and give ragged pairs."""
+    scheduling, outputs = draw(graphs())
+    graph = pipeline_of(scheduling, ("x",), tuple(outputs))
+    steps = []
+    for step in graph.step:
+        names = sorted(step.inputs)
+        each = draw(st.lists(st.sampled_from(names), unique=True))
+        makes = {
+            name: (tensor, f"{tensor}.shapes") if each and draw(st.booleans()) else tensor
+            for name, tensor in step.outputs.items()
+        }
+        whole = {name: tensor for name, tensor in step.inputs.items() if name not in each}
+        steps.append(replace(step, inputs=whole, each={name: step.inputs[name] for name in each}, outputs=makes))
+    return replace(graph, step=tuple(steps))
+
+
+@st.composite
 def graphs(draw: st.DrawFn) -> tuple[EnsembleScheduling, list[str]]:
     """Steps that read what is there already, in any order, and some of what there is as outputs."""
     there = ["x"]
@@ -317,20 +337,26 @@ def graphs(draw: st.DrawFn) -> tuple[EnsembleScheduling, list[str]]:
 
 
 @settings(max_examples=200, deadline=None)
-@given(graphs())
+@given(pipelines())
 def test_whatever_the_graph_every_output_is_made_and_no_step_runs_for_nothing(
-    made: tuple[EnsembleScheduling, list[str]],
+    pipeline: PipelineGraph,
 ) -> None:
-    scheduling, outputs = made
-    graph = Graph(scheduling, outputs)
-    needed = graph.steps_for(graph.outputs)
-    there, left = {"x"}, {place: set(graph.waits_for(place, ["x"])) for place in needed}
-    while ready := [place for place, lacks in left.items() if lacks <= there]:
-        for place in ready:
-            del left[place]
-            there.update(tensor for _, tensor in graph.steps[place].outputs)
+    graph = Graph(pipeline)
+    plan = graph.plan_for(graph.outputs)
+    needed = plan.after.keys()
+    there, left, ready = {"x"}, dict(plan.waits), list(plan.first)
+    while ready:
+        place = ready.pop()
+        assert set(graph.steps[place].reads()) <= there
+        there.update(graph.steps[place].made())
+        for later in plan.after[place]:
+            left[later] -= 1
+            if not left[later]:
+                del left[later]
+                ready.append(later)
     assert not left
-    assert set(outputs) <= there
-    read = set(outputs).union(*(step.input_map.values() for at, step in enumerate(scheduling.step) if at in needed))
+    assert graph.outputs <= there
+    read = graph.outputs.union(*(reads_of(pipeline.step[place]) for place in needed))
     for place in needed:
-        assert any(tensor in read for _, tensor in graph.steps[place].outputs)
+        assert any(tensor in read for tensor in graph.steps[place].made())
+        assert len(graph.steps[place].asked) <= len(pipeline.step[place].outputs)

@@ -197,13 +197,15 @@ def command(**options: object) -> None:
     """Serve models over KServe v2, language models over OpenAI's API too.
 
     MODEL is a model file (.onnx, OpenVINO .xml, LightGBM .txt or .json, XGBoost .json or .ubj, a Python model .py, a
-    language model .gguf), a model's folder (Hugging Face's too), a repository of such folders, or sample:NAME. Names,
-    versions, inputs, outputs and batching are read from the model; nothing needs configuring.
+    language model .gguf), a pipeline of models (pipeline.toml, pipeline.py), a model's folder (Hugging Face's too), a
+    repository of such folders, or sample:NAME. Names, versions, inputs, outputs and batching are read from the model;
+    nothing needs configuring.
 
     \b
     farthing serve model.onnx
     farthing serve sample:effnet-lite0 sample:minilm-l6
     farthing serve model.gguf
+    farthing serve ocr/pipeline.toml models/
     farthing serve --repository models/ --model-control-mode poll
 
     SIGTERM or Ctrl-C drains: readiness turns red, requests under way are answered, then it ends. A second signal

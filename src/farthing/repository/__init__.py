@@ -1,4 +1,4 @@
-"""Models on disk: layouts, versions, `config.pbtxt` and `model.toml`, what changed since the last look, samples.
+"""Models on disk: layouts, versions, configurations, pipelines, what changed since the last look, samples.
 
 `Repository` is what the rest of the house asks; running what it found belongs to `engines`.
 """

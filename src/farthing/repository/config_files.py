@@ -6,7 +6,7 @@ Both hold the same fields. What they mean is said in `config.model`; here is onl
 import re
 import tomllib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from farthing.config.model import ModelConfig, parse_model_config
 from farthing.config.model.spelling import meant
@@ -68,17 +68,25 @@ def parse_pbtxt(data: bytes, *, source: str = PBTXT) -> ModelConfig:
 
 def parse_toml(data: bytes, *, source: str = TOML) -> ModelConfig:
     """The configuration in TOML. Raises `LoadFailed` naming the line, or the path of the field."""
+    return parse_model_config(_toml_values(data, source), source=source)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values in any TOML file. Raises `LoadFailed` naming the line."""
+    return _toml_values(_bytes(path), str(path))
+
+
+def _toml_values(data: bytes, source: str) -> dict[str, Any]:
     text = _text(data, source)
     for number, line in enumerate(text.split("\n"), 1):
         if len(line) > TOML_LINE_CHARACTERS_MAX:
             raise LoadFailed(f"{source}:{number}: a line of over {TOML_LINE_CHARACTERS_MAX} characters")
     try:
-        values = tomllib.loads(text)
+        return tomllib.loads(text)
     except RecursionError:
         raise LoadFailed(f"{source}: brackets nested too deeply") from None
     except ValueError as error:  # TOMLDecodeError is one, a number of thousands of digits another
         raise LoadFailed(f"{source}: {str(error)[:FAULT_CHARACTERS_MAX]}") from None
-    return parse_model_config(values, source=source)
 
 
 def _named(fault: str) -> str:

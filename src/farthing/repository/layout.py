@@ -4,6 +4,7 @@
     NAME/1/model.onnx                       a folder a version, as Triton has it
     NAME/model.onnx                         no version folders: version 1
     anything.onnx                           a file alone: version 1 of a model named after it
+    NAME/pipeline.toml or NAME/pipeline.py  a pipeline of models that lie elsewhere; may be given as a file alone
 
 A folder in Hugging Face's layout (config.json with *.safetensors) is a model as a whole, wherever a model file may be.
 Which names a model file may have is for the engines to say; they are handed in.
@@ -16,9 +17,12 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from farthing.config.model import ModelConfig, check_model_config
+from farthing.config.pipeline import scheduling_of
 from farthing.repository.config_files import PBTXT, TOML, read_config
 from farthing.repository.listing import Listing, check_inside, fingerprint, list_folder, real_path
 from farthing.repository.names import check_model_name, version_number
+from farthing.repository.pipeline_files import FILES as PIPELINES
+from farthing.repository.pipeline_files import PipelineFiles, file_version, pipeline_file
 from farthing.repository.snapshot import FoundModel, FoundVersion
 from farthing.repository.versions import versions_to_serve
 from farthing.types.errors import LoadFailed
@@ -36,7 +40,7 @@ def is_model_folder(folder: Path, filenames: Filenames) -> bool:
         visible = [entry for entry in entries if not entry.name.startswith(".")]
     files = {entry.name for entry in visible if entry.is_file()}
     folders = {entry.name for entry in visible if entry.is_dir()}
-    if files & {PBTXT, TOML} or is_hugging_face(files) or any(version_number(name) for name in folders):
+    if files & {PBTXT, TOML, *PIPELINES} or is_hugging_face(files) or any(version_number(name) for name in folders):
         return True
     if files & _defaults(filenames):
         return True
@@ -50,7 +54,13 @@ def is_hugging_face(files: Iterable[str]) -> bool:
 
 
 def model_in_folder(
-    folder: Path, root: Path, filenames: Filenames, *, name: str, config: ModelConfig | None = None
+    folder: Path,
+    root: Path,
+    filenames: Filenames,
+    pipelines: PipelineFiles,
+    *,
+    name: str,
+    config: ModelConfig | None = None,
 ) -> FoundModel:
     """The model in a folder. Raises `InvalidInput`, `LoadFailed`, `OSError`.
 
@@ -58,6 +68,10 @@ def model_in_folder(
     """
     check_model_name(name)
     listing = list_folder(folder, root)
+    if file := pipeline_file(folder, listing.files):
+        if beside := {PBTXT, TOML} & listing.files.keys():
+            raise LoadFailed(f"{folder} has both {file.name} and {min(beside)}", hint="keep the one that is right")
+        return _pipeline(file, listing.fingerprint, pipelines, name=name, config=config)
     written = read_config(folder) if config is None else config
     said = written or ModelConfig()
     check_model_config(said, name)
@@ -72,9 +86,13 @@ def model_in_folder(
     )
 
 
-def model_from_file(path: Path, *, name: str, config: ModelConfig | None = None) -> FoundModel:
+def model_from_file(
+    path: Path, pipelines: PipelineFiles, *, name: str, config: ModelConfig | None = None
+) -> FoundModel:
     """The model that is one file (with its weights beside it). Raises `LoadFailed`, `OSError`."""
     check_model_name(name)
+    if path.name in PIPELINES:
+        return _pipeline(path, file_version(path), pipelines, name=name, config=config)
     if config is not None:
         check_model_config(config, name)
     companions = (path.with_name(form.format(stem=path.stem, name=path.name)) for form in _COMPANIONS)
@@ -91,6 +109,25 @@ def model_from_file(path: Path, *, name: str, config: ModelConfig | None = None)
         versions=(FoundVersion(1, path),),
         fingerprint=print_of_files,
         content=print_of_files,
+    )
+
+
+def _pipeline(
+    file: Path, version: str, pipelines: PipelineFiles, *, name: str, config: ModelConfig | None
+) -> FoundModel:
+    if config is not None:
+        raise LoadFailed(f"{file}: a pipeline takes no other configuration", hint=f"change {file.name}")
+    graph = pipelines.read(file, version)
+    if graph.name and graph.name != name:
+        raise LoadFailed(f"{file}: it calls itself `{graph.name}`, and its folder `{name}`", hint="take `name` out")
+    return FoundModel(
+        name=name,
+        folder=file.parent,
+        config=ModelConfig(name=name, ensemble_scheduling=scheduling_of(graph)),
+        has_config=True,
+        versions=(FoundVersion(1, file),),
+        fingerprint=version,
+        pipeline=graph,
     )
 
 

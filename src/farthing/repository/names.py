@@ -15,7 +15,7 @@ NAME_CHARACTERS_MAX: Final = 200
 
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9._-]+")
 _VERSION = re.compile(r"[1-9][0-9]{0,17}")
-_UNTELLING: Final = {"model", "saved_model"}
+_UNTELLING: Final = {"model", "pipeline", "saved_model"}
 """Stems that many exports share; the folder around them tells more."""
 
 

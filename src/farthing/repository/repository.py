@@ -1,7 +1,8 @@
 """Where models are looked for: the folders and files an operator named.
 
-Looking changes nothing and holds nothing: two scans of the same files are equal, and `snapshot.changes` says what
-is different between two that are not. When to look, and what to do then, belongs to `runtime`.
+Looking changes nothing and holds nothing but what each `pipeline.py` gave: two scans of the same files are equal, and
+`snapshot.changes` says what is different between two that are not. When to look, and what to do then, belongs to
+`runtime`.
 """
 
 import os
@@ -13,8 +14,9 @@ from typing import Final
 from farthing.config.model import ModelConfig
 from farthing.repository.config_files import read_config
 from farthing.repository.layout import Filenames, is_model_folder, model_from_file, model_in_folder
-from farthing.repository.listing import check_inside, real_path
+from farthing.repository.listing import check_inside, list_folder, real_path
 from farthing.repository.names import check_model_name, made_legal, name_from_file
+from farthing.repository.pipeline_files import PipelineFiles, file_version, pipeline_file
 from farthing.repository.snapshot import FoundModel, Problem, Snapshot
 from farthing.types.errors import FarthingError, LoadFailed, NotFound
 
@@ -49,6 +51,7 @@ class Repository:
     """
 
     def __init__(self, paths: Sequence[Path], *, default_filenames: Filenames = DEFAULT_FILENAMES) -> None:
+        self._pipelines = PipelineFiles()
         # Not resolved: a link `net.onnx` to a blob with a number for a name is still the model `net`.
         self._paths = tuple(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))  # noqa: PTH100
         self._filenames = {**default_filenames, **LANGUAGE_MODELS}
@@ -103,7 +106,7 @@ class Repository:
 
     def look_in(self, folder: Path, *, name: str, config: ModelConfig) -> FoundModel:
         """The model in a folder that is not in the repository. Raises `InvalidInput`, `LoadFailed`, `OSError`."""
-        return model_in_folder(folder, real_path(folder), self._filenames, name=name, config=config)
+        return model_in_folder(folder, real_path(folder), self._filenames, self._pipelines, name=name, config=config)
 
     def _candidates(self) -> tuple[list[_Candidate], list[Problem], list[Path]]:
         candidates: list[_Candidate] = []
@@ -119,25 +122,39 @@ class Repository:
 
     def _candidates_at(self, path: Path) -> list[_Candidate]:
         if path.is_file():
-            return [_Candidate(name_from_file(path), path, path.parent)]
+            return [_Candidate(self._pipeline_name(path) or name_from_file(path), path, path.parent)]
         root = real_path(path)
         if is_model_folder(path, self._filenames):
             hub = _hub_folder(path)
             if hub is not None:
                 return [_Candidate(_said_name(path) or made_legal(hub.name.rpartition("--")[2]), path, real_path(hub))]
-            return [_Candidate(_said_name(path) or path.name, path, root)]
+            return [_Candidate(_said_name(path) or self._pipeline_name(path) or path.name, path, root)]
         with os.scandir(path) as entries:
             names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
         if len(names) > MODELS_MAX:
             raise LoadFailed(f"{path}: {len(names)} folders; a repository may have {MODELS_MAX}")
         return [_Candidate(name, path / name, root) for name in names]
 
+    def _pipeline_name(self, path: Path) -> str:
+        """The name that a pipeline's file, or one in this folder, gives itself; empty if there is none."""
+        try:
+            folder = path if path.is_dir() else path.parent
+            file = pipeline_file(folder, os.listdir(folder) if path.is_dir() else [path.name])  # noqa: PTH208
+            if file is None:
+                return ""
+            version = list_folder(folder, real_path(folder)).fingerprint if path.is_dir() else file_version(file)
+            return self._pipelines.read(file, version).name
+        except (FarthingError, OSError):
+            return ""  # looking at the model finds the fault again, and tells it
+
     def _look(self, candidate: _Candidate, config: ModelConfig | None) -> FoundModel:
         if candidate.path.is_file():
-            return model_from_file(candidate.path, name=candidate.name, config=config)
+            return model_from_file(candidate.path, self._pipelines, name=candidate.name, config=config)
         if candidate.path.is_symlink():
             check_inside(candidate.path, candidate.root)
-        return model_in_folder(candidate.path, candidate.root, self._filenames, name=candidate.name, config=config)
+        return model_in_folder(
+            candidate.path, candidate.root, self._filenames, self._pipelines, name=candidate.name, config=config
+        )
 
 
 def _hub_folder(path: Path) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from farthing.config.model import ModelConfig
+from farthing.config.pipeline import PipelineGraph
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ class FoundModel:
     """Changes when a file of the model does."""
     content: str = ""
     """Changes when a file other than its configuration does; empty where nobody looked."""
+    pipeline: PipelineGraph | None = None
+    """Of a pipeline what its file says; `config` then has what Triton's words can say of it."""
 
 
 @dataclass(frozen=True, slots=True)

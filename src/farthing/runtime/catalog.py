@@ -13,7 +13,7 @@ from typing import Final
 
 from farthing.config.server import SCHEDULING_DEFAULT, SchedulingSettings
 from farthing.repository import FoundModel, FoundVersion, versions_to_serve
-from farthing.runtime.ensemble import LoadedEnsemble, check_models
+from farthing.runtime.ensemble import LoadedEnsemble, joined
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load import load_version
 from farthing.runtime.placement import Key
@@ -337,7 +337,7 @@ class Catalog:
                 return None
             loaded = await self._read(version, found, source, is_on_demand=is_on_demand)
             if isinstance(loaded, LoadedEnsemble):
-                check_models(loaded, self.resolve)
+                loaded = joined(loaded, self.resolve)
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
             is_ours = not isinstance(error, FarthingError)

@@ -1,18 +1,30 @@
-"""What an ensemble's configuration means: which step needs which tensors, which steps an answer needs, do they fit.
+"""What a pipeline means: which step needs which tensors, which steps an answer needs, do they fit, what does it take.
 
-Pure; with the order in which models are loaded. That a graph makes sense in itself (no tensor made twice, none missing,
-no circle) was checked by `config.model`; here it meets the models it names. Carrying it out belongs to
-`runtime.ensemble`.
+Pure; with the order in which models are loaded. Ensembles are pipelines whose steps all read whole tensors. That a
+graph makes sense in itself (no tensor made twice, none missing, no circle) was checked by `config`; here it meets the
+models it names. Carrying it out belongs to `runtime.passage`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from farthing.config.model import EnsembleScheduling
+from farthing.config.pipeline import PipelineGraph, names_of
 from farthing.repository import FoundModel
 from farthing.types.models import ModelSpec
 from farthing.types.requests import RequestedOutput
 from farthing.types.tensors import TensorSpec
+
+SpecOf = Callable[[str, str], ModelSpec]
+"""The spec of a model's version; raises `FarthingError` for one that is not there."""
+
+
+class Items(NamedTuple):
+    """Where a model's tensor comes from, or goes to, item by item."""
+
+    name: str
+    """The model's."""
+    tensors: tuple[str, ...]
+    """The pipeline's: one, or the values and the shapes of a ragged pair."""
 
 
 class Step(NamedTuple):
@@ -22,78 +34,217 @@ class Step(NamedTuple):
     version: str
     """Empty: the latest."""
     inputs: tuple[tuple[str, str], ...]
-    """(The model's input, the ensemble's tensor)."""
+    """(The model's input, the pipeline's tensor), read whole."""
     outputs: tuple[tuple[str, str], ...]
-    """(The model's output, the ensemble's tensor)."""
+    """(The model's output, the pipeline's tensor); empty for a step with `each`."""
     asked: tuple[RequestedOutput, ...]
     """The outputs it is asked for: those that somebody reads."""
+    each: tuple[Items, ...] = ()
+    """What it reads item by item: it runs once an item."""
+    makes: tuple[Items, ...] = ()
+    """What becomes of its items' outputs, for a step with `each`."""
+    items_max: int = 0
+
+    def reads(self) -> Iterator[str]:
+        """The pipeline's tensors that it reads."""
+        yield from (tensor for _, tensor in self.inputs)
+        for items in self.each:
+            yield from items.tensors
+
+    def made(self) -> Iterator[str]:
+        """The pipeline's tensors that it makes."""
+        yield from (tensor for _, tensor in self.outputs)
+        for items in self.makes:
+            yield from items.tensors
+
+
+class Plan(NamedTuple):
+    """How some outputs come about: the places of the steps they need, and which waits for which.
+
+    What a client sends is there from the beginning, and what it left out is not waited for.
+    """
+
+    first: tuple[int, ...]
+    """Steps that wait for no other."""
+    waits: Mapping[int, int]
+    """Of the others: how many steps each waits for."""
+    after: Mapping[int, tuple[int, ...]]
+    """Every step: those that wait for it."""
 
 
 class Graph:
-    """The steps of an ensemble."""
+    """The steps of a pipeline."""
 
-    def __init__(self, scheduling: EnsembleScheduling, outputs: Iterable[str]) -> None:
-        """`outputs` are the ensemble's own; what neither they nor a step read is not asked for."""
-        self.outputs = frozenset(outputs)
-        read = self.outputs.union(*(step.input_map.values() for step in scheduling.step))
-        self.steps = tuple(
-            Step(
-                model=step.model_name,
-                version="" if step.model_version < 0 else str(step.model_version),
-                inputs=tuple(step.input_map.items()),
-                outputs=tuple((name, tensor) for name, tensor in step.output_map.items() if tensor in read),
-                asked=tuple(RequestedOutput(name) for name, tensor in step.output_map.items() if tensor in read),
-            )
-            for step in scheduling.step
+    def __init__(self, pipeline: PipelineGraph) -> None:
+        """What neither an output of the pipeline nor a step reads is not asked for."""
+        self.outputs = frozenset(pipeline.outputs)
+        self.inflight_max = pipeline.max_inflight_requests
+        read = self.outputs.union(
+            *(step.inputs.values() for step in pipeline.step),
+            *(names_of(tensor) for step in pipeline.step for tensor in step.each.values()),
         )
-        self._maker = {tensor: place for place, step in enumerate(self.steps) for _, tensor in step.outputs}
-        self._needed = {self.outputs: self._steps_for(self.outputs)}
+        steps = []
+        for step in pipeline.step:
+            wanted = [
+                Items(name, names_of(tensor))
+                for name, tensor in step.outputs.items()
+                if read.intersection(names_of(tensor))
+            ]
+            steps.append(
+                Step(
+                    model=step.model,
+                    version=str(step.version) if step.version else "",
+                    inputs=tuple(step.inputs.items()),
+                    outputs=() if step.each else tuple((items.name, items.tensors[0]) for items in wanted),
+                    asked=tuple(RequestedOutput(items.name) for items in wanted),
+                    each=tuple(Items(name, names_of(tensor)) for name, tensor in step.each.items()),
+                    makes=tuple(wanted) if step.each else (),
+                    items_max=step.items_max,
+                )
+            )
+        self.steps = tuple(steps)
+        self.has_items = any(step.each for step in steps)
+        self._maker = {tensor: place for place, step in enumerate(self.steps) for tensor in step.made()}
+        self._plan = self._plan_for(self.outputs)
 
-    def steps_for(self, outputs: frozenset[str]) -> frozenset[int]:
-        """Places of the steps that these outputs need."""
-        known = self._needed.get(outputs)
-        return self._steps_for(outputs) if known is None else known
+    def plan_for(self, outputs: frozenset[str]) -> Plan:
+        """How these outputs come about."""
+        return self._plan if outputs == self.outputs else self._plan_for(outputs)
 
-    def _steps_for(self, outputs: Iterable[str]) -> frozenset[int]:
-        needed: set[int] = set()
+    def _plan_for(self, outputs: Iterable[str]) -> Plan:
+        needs: dict[int, set[int]] = {}
         tensors = list(outputs)
         while tensors:
             place = self._maker.get(tensors.pop())
-            if place is not None and place not in needed:
-                needed.add(place)
-                tensors += [tensor for _, tensor in self.steps[place].inputs]
-        return frozenset(needed)
+            if place is not None and place not in needs:
+                reads = list(self.steps[place].reads())
+                needs[place] = {self._maker[tensor] for tensor in reads if tensor in self._maker}
+                tensors += reads
+        order = sorted(needs)
+        return Plan(
+            first=tuple(place for place in order if not needs[place]),
+            waits={place: len(needs[place]) for place in order if needs[place]},
+            after={place: tuple(later for later in order if place in needs[later]) for place in order},
+        )
 
-    def waits_for(self, place: int, given: Iterable[str]) -> frozenset[str]:
-        """Tensors that a step cannot run without. What the client left out of the inputs is not waited for."""
-        given = frozenset(given)
-        return frozenset(tensor for _, tensor in self.steps[place].inputs if tensor in self._maker or tensor in given)
 
-
-def faults(spec: ModelSpec, graph: Graph, spec_of: Callable[[str, str], ModelSpec]) -> Iterator[str]:
-    """What does not fit between an ensemble and its models; `spec_of` raises `FarthingError` for one not there."""
-    made: dict[str, tuple[str, TensorSpec]] = {tensor.name: ("the ensemble's input", tensor) for tensor in spec.inputs}
+def faults(spec: ModelSpec, graph: Graph, spec_of: SpecOf) -> Iterator[str]:
+    """What does not fit between a pipeline and its models, step by step."""
     models = [spec_of(step.model, step.version) for step in graph.steps]
+    made = {tensor.name: ("the input", tensor) for tensor in spec.inputs}
     for place, (step, model) in enumerate(zip(graph.steps, models, strict=True)):
         outputs = {tensor.name: tensor for tensor in model.outputs}
-        for name, tensor in step.outputs:
-            if name not in outputs:
-                yield f"step {place}: model `{step.model}` has no output `{name}`; it has: {', '.join(outputs)}"
-                continue
-            made[tensor] = (f"output `{name}` of model `{step.model}`", outputs[name])
+        for asked in step.asked:
+            if asked.name not in outputs:
+                has = ", ".join(outputs)
+                yield f"{_at(place, step)}: model `{step.model}` has no output `{asked.name}`; it has: {has}"
+        made |= {
+            tensor.name: (f"output `{name}` of model `{step.model}`", tensor) for name, tensor in _made(step, model)
+        }
     for place, (step, model) in enumerate(zip(graph.steps, models, strict=True)):
         inputs = {tensor.name: tensor for tensor in model.inputs}
-        for name, tensor in step.inputs:
+        for name in _fed(step):
             if name not in inputs:
-                yield f"step {place}: model `{step.model}` has no input `{name}`; it has: {', '.join(inputs)}"
-            elif tensor in made and (clash := _clash(*made[tensor], inputs[name])):
-                yield f"step {place}: input `{name}` of model `{step.model}`: {clash}"
-        fed = {name for name, _ in step.inputs}
+                yield f"{_at(place, step)}: model `{step.model}` has no input `{name}`; it has: {', '.join(inputs)}"
+        for name, wanted in _wanted(step, model):
+            if wanted.name in made and (clash := _clash(*made[wanted.name], wanted)):
+                yield f"{_at(place, step)}: input `{name}` of model `{step.model}` reads `{wanted.name}`: {clash}"
+        fed = set(_fed(step))
         if missing := [name for name, wanted in inputs.items() if name not in fed and not wanted.is_optional]:
-            yield f"step {place}: input `{missing[0]}` of model `{step.model}` is fed by nobody"
+            yield f"{_at(place, step)}: input `{missing[0]}` of model `{step.model}` is fed by nobody"
     for output in spec.outputs:
         if output.name in made and (clash := _clash(*made[output.name], output)):
             yield f"output `{output.name}`: {clash}"
+
+
+def tensors_of(
+    pipeline: PipelineGraph, graph: Graph, spec_of: SpecOf
+) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...], int]:
+    """Inputs and outputs of a pipeline, as its models have them, and how many rows a request may have.
+
+    An input is what all its readers can read, or what the first of them reads where they cannot agree (`faults` then
+    says so). What is not known of a tensor because its model lacks it is left out.
+    """
+    models = [spec_of(step.model, step.version) for step in graph.steps]
+    inputs: dict[str, TensorSpec] = {}
+    outputs: dict[str, TensorSpec] = {}
+    for step, model in zip(graph.steps, models, strict=True):
+        for _, wanted in _wanted(step, model):
+            known = inputs.get(wanted.name)
+            inputs[wanted.name] = wanted if known is None else _both(known, wanted)
+        outputs |= {tensor.name: tensor for _, tensor in _made(step, model)}
+    rows_max = pipeline.max_batch_size
+    if rows_max is None:
+        rows_max = 0 if any(step.each for step in graph.steps) else min(model.batch_rows_max for model in models)
+    return (
+        tuple(inputs[name] for name in pipeline.inputs if name in inputs),
+        tuple(outputs[name] for name in pipeline.outputs if name in outputs),
+        rows_max,
+    )
+
+
+def _at(place: int, step: Step) -> str:
+    return f"step {place} (`{step.model}`)"
+
+
+def _fed(step: Step) -> Iterator[str]:
+    yield from (name for name, _ in step.inputs)
+    yield from (items.name for items in step.each)
+
+
+def _wanted(step: Step, model: ModelSpec) -> Iterator[tuple[str, TensorSpec]]:
+    """What a step reads: the model's input, and what the pipeline's tensor must be for it."""
+    inputs = {tensor.name: tensor for tensor in model.inputs}
+    for name, tensor in step.inputs:
+        if name in inputs:
+            yield name, _named(inputs[name], tensor)
+    for items in step.each:
+        if items.name in inputs:
+            for spec in _of_items(inputs[items.name], items.tensors, has_rows=model.batch_rows_max > 0):
+                yield items.name, spec
+
+
+def _made(step: Step, model: ModelSpec) -> Iterator[tuple[str, TensorSpec]]:
+    """What a step makes: the model's output, and what it is in the pipeline."""
+    outputs = {tensor.name: tensor for tensor in model.outputs}
+    for name, tensor in step.outputs:
+        if name in outputs:
+            yield name, _named(outputs[name], tensor)
+    for items in step.makes:
+        if items.name in outputs:
+            for spec in _of_items(outputs[items.name], items.tensors, has_rows=model.batch_rows_max > 0):
+                yield items.name, spec
+
+
+def _named(spec: TensorSpec, name: str) -> TensorSpec:
+    return TensorSpec(
+        name=name, datatype=spec.datatype, shape=spec.shape, is_optional=spec.is_optional, labels=spec.labels
+    )
+
+
+def item_shape(spec: TensorSpec, *, has_rows: bool) -> tuple[int, ...]:
+    """The shape of one item: a row, for a model that has rows; else all that one request brings."""
+    return spec.shape[1:] if has_rows else spec.shape
+
+
+def _of_items(spec: TensorSpec, tensors: tuple[str, ...], *, has_rows: bool) -> Iterator[TensorSpec]:
+    """A model's tensor as many items of it: one tensor, or values and shapes."""
+    item = item_shape(spec, has_rows=has_rows)
+    if len(tensors) == 1:
+        yield TensorSpec(name=tensors[0], datatype=spec.datatype, shape=(-1, *item), labels=spec.labels)
+    else:
+        yield TensorSpec(name=tensors[0], datatype=spec.datatype, shape=(-1,))
+        yield TensorSpec(name=tensors[1], datatype="INT64", shape=(-1, len(item)))
+
+
+def _both(one: TensorSpec, other: TensorSpec) -> TensorSpec:
+    """What two readers of one tensor both take."""
+    if one.datatype != other.datatype or len(one.shape) != len(other.shape):
+        return one
+    shape = tuple(b if a == -1 else a for a, b in zip(one.shape, other.shape, strict=True))
+    return TensorSpec(
+        name=one.name, datatype=one.datatype, shape=shape, is_optional=one.is_optional and other.is_optional
+    )
 
 
 def _clash(maker: str, made: TensorSpec, wanted: TensorSpec) -> str:
@@ -108,9 +259,22 @@ def _clash(maker: str, made: TensorSpec, wanted: TensorSpec) -> str:
 
 
 def models_of(found: FoundModel) -> Mapping[str, None]:
-    """The models that a model is made of, each once, in their order; none unless it is an ensemble."""
+    """The models that a model is made of, each once, in their order; none unless it is an ensemble or a pipeline."""
     scheduling = found.config.ensemble_scheduling
     return dict.fromkeys(step.model_name for step in scheduling.step) if scheduling else {}
+
+
+def with_parts(names: Iterable[str], models: Mapping[str, FoundModel]) -> set[str]:
+    """These models, and those that they are made of, and so on."""
+    wanted: set[str] = set()
+    left = list(names)
+    while left:
+        name = left.pop()
+        if name not in wanted:
+            wanted.add(name)
+            if name in models:
+                left += models_of(models[name])
+    return wanted
 
 
 def waves(models: Iterable[FoundModel]) -> Iterator[list[FoundModel]]:

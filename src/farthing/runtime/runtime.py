@@ -16,7 +16,7 @@ from farthing.config.model import ModelConfig
 from farthing.config.server import ModelControl, ServerConfig
 from farthing.repository import FoundModel, Repository, Snapshot, changes, settled
 from farthing.runtime.catalog import Catalog
-from farthing.runtime.graph import models_of, waves
+from farthing.runtime.graph import models_of, waves, with_parts
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load_any import load_any
 from farthing.runtime.memory import Promises
@@ -73,7 +73,7 @@ class Runtime:
         self._subrequests.start(asyncio.get_running_loop())
         self._seen = await self._scan()
         control = self._config.model_control
-        wanted = set(self._config.load_models)
+        wanted = with_parts(self._config.load_models, self._seen.models)
         is_all = control is not ModelControl.EXPLICIT or "*" in wanted
         for name in self._seen.models:
             self.catalog.announce(name, is_wanted=is_all or name in wanted)

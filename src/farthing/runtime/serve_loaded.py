@@ -12,10 +12,11 @@ from farthing.batching.turns import Demand
 from farthing.config.model import ModelConfig
 from farthing.config.server import RateLimit, SchedulingSettings
 from farthing.runtime.cached import CachedEnsemble, CachedVersion
-from farthing.runtime.ensemble import Ensemble, LoadedEnsemble, Resolve
+from farthing.runtime.ensemble import Ensemble, LoadedEnsemble
 from farthing.runtime.in_order import InOrder
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion
+from farthing.runtime.passage import Resolve
 from farthing.runtime.response_cache import ResponseCache
 from farthing.runtime.served import Served, ServedVersion
 from farthing.runtime.served_sequences import ServedSequences

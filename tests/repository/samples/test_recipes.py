@@ -66,7 +66,7 @@ def test_centerface_takes_any_size_and_number(height: int, width: int) -> None:
 
 
 def test_the_recognisers_alphabet_is_one_short_of_its_outputs() -> None:
-    recogniser = sample_paths("ppocr-v4")[2]
+    recogniser = sample_paths("ppocr-v4")[3]
     characters = (recogniser / "characters.txt").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(characters) == 6625 - 1  # the first output is "no character"
     assert characters[-1] == " "

@@ -143,11 +143,16 @@ SAMPLES: Final[tuple[Sample, ...]] = (
     ),
     Sample(
         name="ppocr-v4",
-        does="text in pictures: detect, orient, recognise (PP-OCRv4, three models)",
+        does="text in pictures: a page in, lines out (PP-OCRv4, a pipeline of three networks)",
         licence="Apache-2.0",
-        models=("ppocr-det", "ppocr-cls", "ppocr-rec"),
+        models=(
+            "ppocr-v4",
+            *("ppocr-det", "ppocr-cls", "ppocr-rec"),
+            *("ppocr-scale", "ppocr-cut", "ppocr-turn", "ppocr-best", "ppocr-read"),
+        ),
         recipe="ppocr",
-        made_bytes=30_000,
+        revision=2,
+        made_bytes=100_000,
         members=(
             Member(
                 package=_RAPIDOCR,

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from farthing.types.tensors import Tensor
+Tensor = NDArray[Any]
 
 TEXT_FROM: Final = 0.3
 BOX_SCORE_FROM: Final = 0.5
