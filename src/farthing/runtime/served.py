@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
+from farthing.batching.frame_desk import FrameDesk
+from farthing.batching.frames import Kind, Stream
 from farthing.batching.instances import Scheduler
 from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import Policy, Queue, Waiter
@@ -16,6 +18,7 @@ from farthing.runtime.load import LoadedVersion
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running
 from farthing.types.errors import FarthingError, InvalidInput
+from farthing.types.frames import FrameOutcome
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
 from farthing.types.tensors import Tensor
@@ -124,6 +127,34 @@ class ServedVersion:
         waiter = Waiter(request, inputs, rows, signature, arrival_ns, done)
         self.loop.submit(waiter)
         return partial(self.loop.cancel, waiter)
+
+    @property
+    def frames(self) -> FrameDesk:
+        """Where streams of frames are taken in. Raises `Unsupported` if this model has none."""
+        return self.loop.frames
+
+    def offer(
+        self,
+        stream: Stream,
+        request: InferRequest,
+        rows: int,
+        signature: Hashable,
+        arrival_ns: int,
+        deadline_ns: int,
+        done: Callable[[FrameOutcome], None],
+    ) -> None:
+        """Takes in a checked frame of a stream opened at `frames`; `done` gets what becomes of it, now or later."""
+        inputs = self.reshaped(request.inputs) if self._reshapes_in else request.inputs
+        if self._reshapes_out:
+            done = partial(self._reshape_frame_back, done)
+        kind = Kind(signature, rows, request.priority)
+        self.frames.offer(stream, kind, request, inputs, arrival_ns, deadline_ns, done)
+
+    def _reshape_frame_back(self, done: Callable[[FrameOutcome], None], outcome: FrameOutcome) -> None:
+        if isinstance(outcome, InferResponse):
+            self.reshape_back(done, outcome)
+        else:
+            done(outcome)
 
     def reshaped(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Inputs in the shapes the model sees."""
