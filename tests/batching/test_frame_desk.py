@@ -168,7 +168,7 @@ def test_a_queue_of_other_requests_does_not_make_frames_stale() -> None:
     told = camera.told
     assert sum(told.values()) == 250
     assert told["on time"] > 40, "one place in twenty-one"
-    assert not told["late"]
+    assert told["late"] <= 1, "the last one, which nothing newer replaces"
     assert not told["late answer"]
     assert max(camera.latencies_ns) <= 100 * MS
     assert others.answers > 500

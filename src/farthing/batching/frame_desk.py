@@ -25,6 +25,12 @@ TRY_AGAIN_NS: Final = 1_000_000_000
 """A frame that could not be on time by what runs took so far is run all the same when no frame ran for so long: a model
 whose frames are all dropped is never measured, and one that was slow for a moment would be condemned for good."""
 
+OVERRUN_QUANTILE: Final = 0.9
+OVERRUN_STEP: Final = 0.1
+OVERRUN_STEP_NS_MIN: Final = 100_000
+"""Answers come later than the run's undisturbed time says: hand-overs, an event loop with other work, cores that are
+shared. How much later nine in ten are at most is followed in steps of a tenth of a run (Robbins and Monro, 1951)."""
+
 
 class Host(Protocol):
     """The batch loop, as frames need it."""
@@ -46,7 +52,7 @@ class Place(Waiter):
 
     comes_back = False  # who sends frames sends them at a pace of their own
 
-    __slots__ = ("frame", "kind")
+    __slots__ = ("end_ns", "frame", "kind", "run_ns")
 
     def __init__(
         self, kind: Kind, model: str, now_ns: int, done: Callable[["Place", InferResponse | FarthingError], None]
@@ -55,6 +61,8 @@ class Place(Waiter):
         super().__init__(request, NO_TENSORS, kind.rows, kind.signature, now_ns, lambda answer: done(self, answer))
         self.kind = kind
         self.frame: Frame | None = None
+        self.run_ns = self.end_ns = 0
+        """How long its run should take, and until when."""
 
 
 class FrameDesk:
@@ -75,6 +83,8 @@ class FrameDesk:
         self._picked: dict[Place, Frame] = {}
         """What `settle` found for the places at the head of the queue."""
         self._boarded_ns = now_ns()
+        self._overrun_ns = 0.0
+        """How much later than expected answers come."""
         self._timer: Any = None
         self._timer_ns = 0
 
@@ -154,6 +164,7 @@ class FrameDesk:
     def board(self, waiters: Sequence[Waiter], now_ns: int) -> None:
         """Frames take their places: those that `settle` found, for waiters that leave the queue now."""
         kinds = set()
+        run_ns = self._host.expected_ns(waiters[0].signature, sum([waiter.rows for waiter in waiters]))
         for place in waiters:
             if not isinstance(place, Place):
                 continue
@@ -164,6 +175,7 @@ class FrameDesk:
             place.request = frame.request
             place.inputs = frame.inputs
             place.arrival_ns = frame.arrival_ns
+            place.run_ns, place.end_ns = run_ns, now_ns + run_ns
             self._riding.add(place)
             kinds.add(place.kind)
             self._boarded_ns = now_ns
@@ -211,6 +223,8 @@ class FrameDesk:
         frame = place.frame
         if frame is not None:
             self._riding.discard(place)
+            if place.run_ns and isinstance(answer, InferResponse):
+                self._step_overrun(place.run_ns, is_more=self._now_ns() - place.end_ns > self._overrun_ns)
             self._end(frame, answer)
             return
         # The queue gave the place up: its time in it is over, or the model is going.
@@ -228,11 +242,21 @@ class FrameDesk:
     def _drop_late(self, kind: Kind, now_ns: int) -> bool:
         late = self.frames.late(kind, now_ns, self._expected_ns(kind.signature, kind.rows, now_ns))
         for frame in late:
+            self._step_overrun(self._host.expected_ns(kind.signature, kind.rows), is_more=False)  # or nobody would try
             self._end(frame, DropReason.LATE)
         return bool(late)
 
     def _expected_ns(self, signature: Hashable, rows: int, now_ns: int) -> int:
-        return 0 if now_ns - self._boarded_ns > TRY_AGAIN_NS else self._host.expected_ns(signature, rows)
+        """From now to the answer of what runs now, in nine cases of ten; 0 while nothing is known."""
+        if now_ns - self._boarded_ns > TRY_AGAIN_NS:
+            return 0
+        run_ns = self._host.expected_ns(signature, rows)
+        return run_ns + int(self._overrun_ns) if run_ns else 0
+
+    def _step_overrun(self, run_ns: int, *, is_more: bool) -> None:
+        step_ns = max(OVERRUN_STEP * run_ns, OVERRUN_STEP_NS_MIN)
+        change_ns = step_ns * (OVERRUN_QUANTILE if is_more else OVERRUN_QUANTILE - 1)
+        self._overrun_ns = max(0.0, self._overrun_ns + change_ns)
 
     def _set_timer(self) -> None:
         due_ns = 0
