@@ -7,6 +7,7 @@ One thread may send while another reads. Everything else that a server can be as
 import json
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Final, Self
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -78,14 +79,17 @@ class Frames:
         self._timeout_s = timeout_s
         self.summary: dict[str, Any] = {}
         """What became of all frames, once the stream has ended: see the reference on frame streams."""
+        self._open = ExitStack()
         try:
-            self._socket = connect(
-                address,
-                additional_headers=dict(headers or {}),
-                ssl=(tls or ssl.create_default_context()) if is_tls else None,
-                compression=None,
-                max_size=None,
-                open_timeout=timeout_s,
+            self._socket = self._open.enter_context(
+                connect(
+                    address,
+                    additional_headers=dict(headers or {}),
+                    ssl=(tls or ssl.create_default_context()) if is_tls else None,
+                    compression=None,
+                    max_size=None,
+                    open_timeout=timeout_s,
+                )
             )
         except InvalidStatus as refused:
             response = refused.response
@@ -141,7 +145,7 @@ class Frames:
 
     def close(self) -> None:
         """Closes the connection, whatever is under way."""
-        self._socket.close()
+        self._open.close()
 
     def _send(self, message: str | bytes) -> None:
         try:
