@@ -336,6 +336,19 @@ def test_requests_may_come_before_the_handshake_but_none_behind_it(live: Live) -
     assert [wire.read_reply().status, wire.read_reply().status] == [200, 101]
 
 
+def test_a_stream_may_follow_a_large_request_on_its_connection(live: Live) -> None:
+    wire = live.connect()
+    rows = np.zeros((40_000, 2), np.float32)
+    head = binary(rows)[4:]
+    size = len(head) - rows.nbytes
+    reply = wire.ask("POST", "/v2/models/echo/infer", head, Inference_Header_Content_Length=str(size))
+    assert reply.status in (200, 400)
+    assert wire.ask("GET", "/v2/models/echo/stream", **HANDSHAKE).status == 101
+    wire.send(frame_bytes(1, echo(1, 2).encode()))
+    wire.socket.settimeout(5)
+    assert b'"frame_status":"ok"' in wire.socket.recv(1 << 16)
+
+
 def test_keys_open_streams_and_bound_a_tenant(tmp_path: Path) -> None:
     key, entry = new_key("shop", (Role.INFERENCE,))
     (tmp_path / "keys.toml").write_text(entry + "inflight_max = 2\n")

@@ -411,6 +411,7 @@ class Connection(asyncio.Protocol):
         self._phase = SWITCHED
         self._deadline_s = 0.0
         self._successor = successor
+        self._head_reader = None
         transport.write(answer)
         if exchange.on_end is not None:
             exchange.on_end(HTTPStatus.SWITCHING_PROTOCOLS.value)
