@@ -64,7 +64,7 @@ class FrameSockets:
             error = InvalidInput("frames are streamed over WebSocket", hint="open this address with a WebSocket client")
             exchange.respond(426, encode_error(error), headers=b"Upgrade: websocket\r\n")
             return
-        from farthing.server.websocket import WebSocket, accept  # takes 30 ms, which few servers need
+        from farthing.server.websocket import WebSocket, accept  # a library that few servers need
 
         opening = parse_opening(exchange.query)
         answer = accept(exchange)
