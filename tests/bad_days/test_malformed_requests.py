@@ -22,7 +22,7 @@ REQUESTS_AN_EXAMPLE = 50
 EXAMPLES = 200
 MEMORY_MAX_BYTES = 32 << 20
 """What 10,000 requests may leave behind: caches fill to their bounds, the allocator keeps some."""
-ALLOWED = {200, 400, 404, 405, 408, 431, 501}
+ALLOWED = {200, 400, 404, 405, 408, 426, 431, 501}
 """501: shared memory and unknown codings, as the OpenAPI document declares."""
 
 ITEM = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1, 2]}

@@ -17,9 +17,10 @@ import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
 from tests.models import identity, save
+from tests.server.test_frame_sockets import HANDSHAKE
 from tests.server.test_grpc import Client, drained, failure, grpc_serving
 from tests.server.test_grpc_streams import Talk
-from tests.serving import WAIT_S, Live, eventually, infer_json
+from tests.serving import WAIT_S, Live, eventually, infer_json, request
 
 from farthing.protocols.kserve_grpc import message_class
 from farthing.protocols.sse import Reader
@@ -292,6 +293,10 @@ def test_a_decoupled_model_is_not_for_one_answer(live: Live, client: Client) -> 
     assert reply.status == 501
     assert "doesn't support models with decoupled transaction policy" in reply.error
     assert live.get("/v2/models/tale/config").json["model_transaction_policy"] == {"decoupled": True}
+    with live.connect() as wire:
+        reply = wire.send(request("GET", "/v2/models/square/stream", **HANDSHAKE)).read_reply()
+    assert reply.status == 501
+    assert "decoupled" in reply.error
 
 
 def test_errors_before_and_in_the_middle_come_with_the_request_s_id(client: Client) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from farthing.batching.batch_spans import note_batch
 from farthing.batching.batcher import Callers, Limits, Run, Wait, decide
+from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
 from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
 from farthing.batching.rate_limiter import Turns
@@ -20,6 +21,7 @@ from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran, run_batch
 from farthing.engines.contract import Executable
 from farthing.telemetry.clock import Clock, MonotonicClock
+from farthing.telemetry.frame_counts import FrameCounts
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running
 from farthing.types.errors import DeadlineExceeded, FarthingError, InvalidInput, Overloaded, Unavailable
@@ -106,6 +108,7 @@ class BatchLoop:
         self._away = 0
         self._closed = False
         self._on_empty: list[Callable[[], None]] = []
+        self._frames: FrameDesk | None = None
 
     # -- requests ------------------------------------------------------------------------------------------------
 
@@ -115,7 +118,7 @@ class BatchLoop:
             self.statistics.failed(FailureReason.REJECTED)
             raise Unavailable(f"model `{self.spec.name}` version {self._version} is being unloaded", retry_after_s=1)
         arrival = waiter.arrival_ns
-        if self._away:
+        if self._away and waiter.comes_back:
             self._away -= 1
             self._lag_ns += LAG_SMOOTHING * (min(arrival - self._free_ns, LAG_NS_MAX) - self._lag_ns)
         queue = self._queue
@@ -136,13 +139,41 @@ class BatchLoop:
 
     def cancel(self, waiter: Waiter) -> None:
         """The client is gone: a request that waits is dropped, one that runs will not be answered."""
-        if waiter.state == ENDED:
-            return
+        if waiter.state != ENDED:
+            self.statistics.failed(FailureReason.CANCELED)
+            self.withdraw(waiter)
+
+    # -- streams of frames ---------------------------------------------------------------------------------------
+
+    @property
+    def frames(self) -> FrameDesk:
+        """Where streams of frames are taken in; made for the first one."""
+        if self._frames is None:
+            counts = self.statistics.frames = self.statistics.frames or FrameCounts()
+            self._frames = FrameDesk(self, self.spec.name, counts, self._scheduler, self._now_ns)
+        return self._frames
+
+    def withdraw(self, waiter: Waiter) -> None:
+        """Takes a waiter out of the queue, or lets what it runs be for nothing."""
         if not self._queue.remove(waiter):
             waiter.state = ENDED
-        self.statistics.failed(FailureReason.CANCELED)
         self._gauges()
         self._tell_if_empty()
+
+    def expected_ns(self, signature: Hashable, rows: int) -> int:
+        """How long a run of so many rows takes, as far as is known; 0 while nothing is."""
+        times = self._times_of.get(signature)
+        return times.estimate_ns(rows) if times is not None else 0
+
+    def places_worth(self, signature: Hashable, rows: int) -> int:
+        """How many requests of so many rows fill a batch of the size that pays best."""
+        rows_max = self._limits.rows_max
+        if not rows_max or not rows:
+            return 1
+        is_configured = self._limits.delay_ns_max is not None
+        return max(1, (rows_max if is_configured else self._times_for(signature).best_rows(rows_max)) // rows)
+
+    # -- waiting -------------------------------------------------------------------------------------------------
 
     def wait_s(self, rows: int | None = None) -> float:
         """How long a request behind so many rows (None: all that wait) waits before it runs, as far as is known."""
@@ -267,6 +298,10 @@ class BatchLoop:
                 Callers(self._away, int(self._lag_ns), self._free_ns),
                 now,
             )
+            if self._frames is not None and decision is not None:
+                decision = self._frames.settle(head, decision, now)
+                if decision is None:
+                    continue
             if isinstance(decision, Run):
                 instance = self._idle[-1] if self.turns is None else self.turns.pick(self._idle)
                 if instance is None:
@@ -275,6 +310,8 @@ class BatchLoop:
                 self._idle.remove(instance)
                 waiters = head[: decision.requests]
                 queue.take(waiters)
+                if self._frames is not None:
+                    self._frames.board(waiters, now)
                 if self._dispatch(waiters, instance, times, now):
                     now = self._free_ns
             elif isinstance(decision, Wait):
@@ -320,7 +357,7 @@ class BatchLoop:
         else:
             self._rested(job.instance)
         self._free_ns = end_ns = self._now_ns()
-        self._away = job.requests
+        self._away = job.requests if self._frames is None else sum([waiter.comes_back for waiter in job.waiters])
         for waiter in job.waiters:
             if waiter.request.trace is not None:
                 note_batch(self.spec, job, ran)

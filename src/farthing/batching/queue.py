@@ -8,7 +8,7 @@ same signature (names, datatypes and row shapes of their inputs) are ever offere
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from heapq import heapify, heappop, heappush
-from typing import Final
+from typing import ClassVar, Final
 
 import msgspec
 
@@ -56,6 +56,9 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 class Waiter:
     """One request on its way through the queue; `done` is called exactly once with its answer."""
+
+    comes_back: ClassVar[bool] = True
+    """Whether its caller may send the next one when it has the answer to this."""
 
     __slots__ = (
         "arrival_ns",

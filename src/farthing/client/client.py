@@ -4,7 +4,7 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 from urllib.parse import quote
 
 from numpy.typing import ArrayLike
@@ -16,6 +16,9 @@ from farthing.client.result import InferResult, parse_server_timing
 from farthing.client.tensors import decode_response, encode_request
 from farthing.types import errors
 from farthing.types.requests import Parameter
+
+if TYPE_CHECKING:
+    from farthing.client.frames import Frames
 
 TIMEOUT_S: Final = 60.0
 """How long one answer may take; longer than the slowest sample model by far, shorter than a person's patience."""
@@ -34,6 +37,7 @@ class Client:
         timeout_s: float = TIMEOUT_S,
         tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._url, self._timeout_s, self._tls = url, timeout_s, tls
         self._connections = Connections(url, timeout_s, tls)
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._chat = ChatClient(url, api_key=api_key or "", timeout_s=timeout_s, tls=tls)
@@ -86,6 +90,32 @@ class Client:
     def chat(self, model: str, messages: Sequence[Message], **fields: Any) -> Iterator[Piece]:
         """A language model's answer, as it comes; `fields` are those of OpenAI's chat completions."""
         return self._chat.ask(messages, model=model, **fields)
+
+    def frames(
+        self,
+        model: str,
+        *,
+        version: str = "",
+        policy: Literal["latest", "all"] = "latest",
+        deadline_ms: float = 0,
+        queue_max: int = 0,
+        outputs: Sequence[str] = (),
+    ) -> "Frames":
+        """A stream of frames to a model (a Farthing server's): see `client.frames`. Raises what refuses it."""
+        from farthing.client.frames import Frames  # few need it, and its library takes a while to import
+
+        return Frames(
+            self._url,
+            model,
+            version=version,
+            policy=policy,
+            deadline_ms=deadline_ms,
+            queue_max=queue_max,
+            outputs=outputs,
+            headers=self._headers,
+            timeout_s=self._timeout_s,
+            tls=self._tls,
+        )
 
     def live(self) -> bool:
         """Whether a server is there and making progress."""

@@ -107,6 +107,13 @@ class Resting:
         self._wake()
         return partial(self._withdraw, sleeper)
 
+    def come_back(self) -> FarthingError:
+        """Wakes the model for somebody who will not wait for it here; what to tell them."""
+        self._wake()
+        return Unavailable(
+            f"model `{self.spec.name}` version {self.version} is being loaded", retry_after_s=self._load_s()
+        )
+
     def _let_in(self, request: InferRequest, arrival_ns: int) -> None:
         name = self.spec.name
         if self._is_closed:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
+from farthing.batching.frame_desk import FrameDesk
+from farthing.batching.frames import Kind, Stream
 from farthing.batching.instances import Scheduler
 from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import Policy, Queue, Waiter
@@ -17,6 +19,7 @@ from farthing.runtime.load import LoadedVersion
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running
 from farthing.types.errors import FarthingError, InvalidInput
+from farthing.types.frames import FrameOutcome
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
 from farthing.types.tensors import Tensor
@@ -98,9 +101,14 @@ class ServedVersion:
 
     @property
     def is_busy(self) -> bool:
-        """Whether requests are under way, or sequences would lose their states."""
-        sequences = self.statistics.sequences
-        return not self.loop.is_empty or bool(sequences and (sequences.active or sequences.backlog))
+        """Whether requests are under way, streams of frames open, or sequences would lose their states."""
+        statistics = self.statistics
+        sequences, frames = statistics.sequences, statistics.frames
+        return (
+            not self.loop.is_empty
+            or bool(frames and frames.streams_open)
+            or bool(sequences and (sequences.active or sequences.backlog))
+        )
 
     def spec_now(self) -> ModelSpec:
         """The spec, for those who ask later."""
@@ -134,6 +142,34 @@ class ServedVersion:
         waiter = Waiter(request, inputs, rows, signature, arrival_ns, done)
         self.loop.submit(waiter)
         return partial(self.loop.cancel, waiter)
+
+    @property
+    def frames(self) -> FrameDesk:
+        """Where streams of frames are taken in. Raises `Unsupported` if this model has none."""
+        return self.loop.frames
+
+    def offer(
+        self,
+        stream: Stream,
+        request: InferRequest,
+        rows: int,
+        signature: Hashable,
+        arrival_ns: int,
+        deadline_ns: int,
+        done: Callable[[FrameOutcome], None],
+    ) -> None:
+        """Takes in a checked frame of a stream opened at `frames`; `done` gets what becomes of it, now or later."""
+        inputs = self.reshaped(request.inputs) if self.reshapes_in else request.inputs
+        if self._reshapes_out:
+            done = partial(self._reshape_frame_back, done)
+        kind = Kind(signature, rows, request.priority)
+        self.frames.offer(stream, kind, request, inputs, arrival_ns, deadline_ns, done)
+
+    def _reshape_frame_back(self, done: Callable[[FrameOutcome], None], outcome: FrameOutcome) -> None:
+        if isinstance(outcome, InferResponse):
+            self.reshape_back(done, outcome)
+        else:
+            done(outcome)
 
     def reshaped(self, inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """Inputs in the shapes the model sees."""

@@ -6,6 +6,7 @@ A `ServedVersion` whose requests say which sequence they are of. Who runs when b
 from collections.abc import Callable, Hashable
 from functools import partial
 
+from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Scheduler
 from farthing.batching.rate_limiter import Turns
 from farthing.batching.sequence import SequenceId, SequenceWaiter
@@ -15,7 +16,7 @@ from farthing.runtime.load import LoadedVersion
 from farthing.runtime.load_sequences import SequencePlan
 from farthing.runtime.served import Done, ServedVersion
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
-from farthing.types.errors import InvalidInput
+from farthing.types.errors import InvalidInput, Unsupported
 from farthing.types.requests import InferRequest
 
 
@@ -56,6 +57,14 @@ class ServedSequences(ServedVersion):
             scheduler=scheduler,
             times=loaded.times,
             turns=self._turns,
+        )
+
+    @property
+    def frames(self) -> FrameDesk:
+        """None here: each request of a sequence counts for the next, so none may be dropped."""
+        raise Unsupported(
+            f"model `{self.spec.name}` serves sequences, whose requests all count; frame streams drop what is late",
+            hint="send its requests with a `sequence_id` over ModelStreamInfer or HTTP",
         )
 
     def check(self, request: InferRequest) -> tuple[int, Hashable]:

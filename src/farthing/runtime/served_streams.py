@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Protocol
 
+from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Scheduler
 from farthing.batching.stream_loop import HearResponse, StreamLoop, StreamWaiter
 from farthing.engines.streaming import StreamingExecutable
@@ -15,7 +16,7 @@ from farthing.runtime.check import RequestCheck
 from farthing.runtime.load import LoadedVersion
 from farthing.runtime.served import Served, ServedVersion, queue_of
 from farthing.telemetry.statistics import ModelStatistics
-from farthing.types.errors import FarthingError
+from farthing.types.errors import FarthingError, Unsupported
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse
 
 
@@ -51,6 +52,14 @@ class ServedStreams(ServedVersion):
             times=loaded.times,
         )
         return self._loop
+
+    @property
+    def frames(self) -> FrameDesk:
+        """None here: a frame has one answer."""
+        raise Unsupported(
+            f"model `{self.spec.name}` is decoupled, and a frame has one answer",
+            hint="send its requests over ModelStreamInfer without frame metadata",
+        )
 
     def check(self, request: InferRequest) -> tuple[int, Hashable]:
         """Raises `Unsupported`: there is not one answer to a request. `stream` is what to call."""

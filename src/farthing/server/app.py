@@ -84,6 +84,7 @@ class App:
             if key is None:
                 return
             exchange.tenant = key.name
+            exchange.tenant_inflight_max = key.inflight_max
             if key.inflight_max:
                 self._admission.enter(key.name, key.inflight_max)
                 exchange.on_end = partial(self._left, key.name, exchange.on_end)

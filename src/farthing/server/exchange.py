@@ -3,7 +3,8 @@
 Parsing requests and writing answers belong to `server.http1`, answering to `server.app` and its handlers.
 """
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
@@ -44,6 +45,42 @@ class Sender(Protocol):
     def count_body(self, exchange: "Exchange", size: int) -> None:
         """Counts more bytes that the request holds until it is answered."""
 
+    def switch(self, exchange: "Exchange", answer: bytes, successor: "Successor") -> bool:
+        """Sends the answer and gives the socket to another protocol. Whether the client is still there."""
+
+
+class SwitchedFrom(Protocol):
+    """The connection, as a protocol that took over its socket needs it."""
+
+    @property
+    def now_s(self) -> float:
+        """Coarse time."""
+
+    def connection_lost(self, exc: Exception | None) -> None: ...
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None: ...
+
+
+class Successor(Protocol):
+    """A protocol that takes over a connection's socket."""
+
+    @property
+    def is_busy(self) -> bool:
+        """It owes its client an answer."""
+
+    def begin(self, connection: SwitchedFrom, transport: asyncio.Transport) -> None:
+        """The socket is its own from now on."""
+
+    def data_received(self, data: bytes) -> None: ...
+
+    def check_time(self, now_s: float) -> None:
+        """Ends the connection if the client is out of time; called about once a second."""
+
+    def drain(self) -> None:
+        """Finishes what is under way, and ends the connection."""
+
 
 class App(Protocol):
     """What a server does with requests."""
@@ -78,7 +115,9 @@ class Exchange:
         "request_id",
         "route",
         "tenant",
+        "tenant_inflight_max",
         "trace",
+        "wish",
     )
 
     def __init__(self, connection: Sender, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
@@ -111,8 +150,12 @@ class Exchange:
         """Where to note what happens to it, if it is traced."""
         self.begin_trace: Callable[[str], Trace | None] | None = None
         """Asked for one once its handler knows the model, where the path does not say."""
+        self.tenant_inflight_max = 0
+        """Requests its tenant may have under way; 0 for any number."""
         self.refusal: FarthingError | None = None
         """Why this was never a request at all."""
+        self.wish: Mapping[bytes, bytes] | None = None
+        """The headers of a request that wants to speak WebSocket from here on."""
         self.is_done = False
         self.is_streaming = False
         """The head of a streamed answer is out, its end is not."""
@@ -158,6 +201,17 @@ class Exchange:
             self.is_streaming = False
             self.on_gone = None
             self.connection.end(self)
+
+    def switch(self, answer: bytes, successor: Successor) -> bool:
+        """Grants the client its wish: sends a whole answer (101) and leaves the socket to the successor.
+
+        Whether the client is still there. Raises `InvalidInput` if it sent more than this request.
+        """
+        if self.is_done or not self.connection.switch(self, answer, successor):
+            return False
+        self.is_done = True
+        self.on_gone = None
+        return True
 
     def fail(self, error: FarthingError) -> None:
         """Sends an error with its status, in the manner of the path. In the middle of a stream, only breaks it off."""

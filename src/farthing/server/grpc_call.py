@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from farthing.protocols.frames import frame_options
 from farthing.protocols.grpc_wire import (
     CODES,
     PREFIX_BYTES,
@@ -40,6 +41,7 @@ from farthing.types.errors import (
     RequestTimeout,
     Unsupported,
 )
+from farthing.types.frames import FrameOptions
 from farthing.types.trace import Trace
 
 if TYPE_CHECKING:
@@ -64,6 +66,13 @@ NOT_POST: Final = Fields((b":status", b"405"), (b"allow", b"POST"))
 NOT_GRPC: Final = Fields((b":status", b"415"), (b"accept", b"application/grpc"))
 """To clients that do not speak gRPC, in words of theirs."""
 
+FRAME_METADATA: Final = {
+    b"farthing-stream-policy": "policy",
+    b"farthing-frame-deadline-ms": "deadline_ms",
+    b"farthing-frame-queue-max": "queue_max",
+}
+"""Metadata of a call whose requests are frames, and what WebSocket calls the same."""
+
 
 class Rpc(msgspec.Struct, frozen=True):
     """One RPC: where it is, the message it takes, who may call it, and who answers."""
@@ -85,7 +94,7 @@ class Rpc(msgspec.Struct, frozen=True):
 class Plan:
     """What a call's head asks for; worked out once for all calls with the same head."""
 
-    __slots__ = ("accepts", "coding", "ends_on_error", "fields", "not_grpc", "refusal", "rpc", "timeout_us")
+    __slots__ = ("accepts", "coding", "ends_on_error", "fields", "frames", "not_grpc", "refusal", "rpc", "timeout_us")
 
     def __init__(self, head: Head, rpcs: dict[bytes, Rpc]) -> None:
         self.rpc = rpcs.get(head.path)
@@ -97,6 +106,8 @@ class Plan:
         """What its messages are coded in, and what its answers may be."""
         self.ends_on_error = head.fields.get(b"triton_grpc_error") == b"true"
         """Whether an error within a stream is to end it (Triton's metadata of that name)."""
+        self.frames: FrameOptions | None = None
+        """How its requests are to be treated, if it is a stream of frames."""
         self.refusal: FarthingError | None = None
         self.not_grpc: Fields | None = None
         fields = head.fields
@@ -117,6 +128,9 @@ class Plan:
             raise Unsupported(
                 f"no method `{head.path[:200].decode('latin-1')}` here", hint="server reflection lists every service"
             )
+        frames = {name: fields[key].decode("latin-1") for key, name in FRAME_METADATA.items() if key in fields}
+        if frames:
+            self.frames = frame_options(frames)
         if b"grpc-timeout" in fields:
             self.timeout_us = timeout_us(fields[b"grpc-timeout"])
         if b"grpc-encoding" in fields:

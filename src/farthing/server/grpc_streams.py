@@ -32,9 +32,10 @@ from farthing.runtime.language_model import Event, LanguageModel
 from farthing.runtime.runtime import Runtime
 from farthing.runtime.served_streams import ServedStreams
 from farthing.server.forwarding import HeaderForwarding
+from farthing.server.grpc_frames import FrameCall
 from farthing.server.grpc_stream_call import StreamCall
 from farthing.telemetry.generation_spans import note_generation
-from farthing.types.errors import Cancelled, FarthingError
+from farthing.types.errors import Cancelled, FarthingError, TenantLimited
 from farthing.types.generation import Delta, Finished, GenerateRequest
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse
@@ -90,6 +91,8 @@ class InferStream:
         self._fatal: FarthingError | None = None
         self._untaken: list[Callable[[], None]] = []
         call.on_room = self._take_all
+        self._frames = FrameCall(runtime, call.plan.frames) if call.plan.frames is not None else None
+        """Where requests are frames."""
 
     async def serve(self) -> None:
         """Reads to the end of the requests and answers them all."""
@@ -109,6 +112,8 @@ class InferStream:
             if self._fatal is not None:
                 raise self._fatal
         finally:
+            if self._frames is not None:
+                self._frames.close()
             for request in list(self._under_way):
                 if request.withdraw is not None:
                     request.withdraw()
@@ -123,6 +128,10 @@ class InferStream:
             if self._tracing is not None:
                 request.model = message.model_name
                 request.trace = self._tracing.of_stream_request(self._call, request.model)
+            if self._frames is not None:
+                self._in_order.append(request)
+                self._take_frame(request, message, self._frames)
+                return
             self._call.enter_request()
             request.is_entered = True
             served = self._runtime.resolve(message.model_name, message.model_version)
@@ -152,6 +161,37 @@ class InferStream:
             if request not in self._in_order:
                 self._in_order.append(request)
             self._failed(request, error)
+
+    def _take_frame(self, request: _Request, message: Any, frames: FrameCall) -> None:
+        """A request of a stream of frames."""
+        arrival_ns = time.monotonic_ns()
+
+        def tell(answer: bytes | FarthingError) -> None:
+            if isinstance(answer, FarthingError):
+                self._failed(request, answer)
+            else:
+                request.answer = answer
+                self._send_in_order()
+
+        stream = frames.stream(message)
+        if frames.asks_summary(message):
+            tell(frames.summary(message, stream))
+            return
+        try:
+            self._call.enter_request()
+            request.is_entered = True
+            asked = decode_infer(message, self._limits, self._runtime.regions)
+            if asked.shared_bytes:
+                self._call.hold(asked.shared_bytes)
+                request.bytes += asked.shared_bytes
+        except TenantLimited:
+            stream.refuse(arrival_ns, frames.teller(message.id, None, tell))
+            return
+        except FarthingError as error:
+            stream.fail(error, arrival_ns, frames.teller(message.id, None, tell))
+            return
+        asked.tenant = self._call.tenant
+        stream.offer(asked, arrival_ns, frames.teller(message.id, asked, tell))
 
     # -- one answer a request ------------------------------------------------------------------------------------
 

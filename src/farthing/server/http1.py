@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import httptools
 
-from farthing.server.exchange import Exchange
+from farthing.server.exchange import Exchange, Successor
 from farthing.server.large_body import LARGE_BYTES, HeadReader, LargeBodyReader, room_for
 from farthing.telemetry.counters import RejectReason
 from farthing.types.errors import (
@@ -60,7 +60,7 @@ class _NoMoreRequests(Exception):
     """Ends the parsing of bytes that follow the last request of a connection."""
 
 
-IDLE, HEAD, BODY, LINGERING = range(4)
+IDLE, HEAD, BODY, LINGERING, SWITCHED = range(5)
 
 
 class Connection(asyncio.Protocol):
@@ -93,6 +93,10 @@ class Connection(asyncio.Protocol):
         self._version_before = ""
         self._is_upgrade = False
         self._upgrades = 0
+        self._wish: dict[bytes, bytes] | None = None
+        """The headers of a request that wants to go on in WebSocket."""
+        self._successor: Successor | None = None
+        """Who has the socket now, if it was granted."""
         # requests being answered
         self._current: Exchange | None = None
         self._pending: deque[Exchange] = deque()
@@ -177,7 +181,7 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            self._upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserCallbackError as wrapped:
             cause = wrapped.__context__
             if isinstance(cause, _NoMoreRequests):
@@ -277,6 +281,7 @@ class Connection(asyncio.Protocol):
             path, _, query = path.partition(b"?")
         exchange = Exchange(self, parser.get_method(), path, self._headers)
         exchange.query = query
+        exchange.wish, self._wish = self._wish, None
         exchange.received_ns = time.monotonic_ns()
         body = self._body
         exchange.body = self._large or (body if isinstance(body, bytes) else memoryview(body))
@@ -388,6 +393,33 @@ class Connection(asyncio.Protocol):
         if exchange.on_end is not None:
             exchange.on_end(status)
         self._go_on(keep_alive)
+
+    def switch(self, exchange: Exchange, answer: bytes, successor: Successor) -> bool:
+        """Sends a whole answer and gives the socket away; called by `Exchange.switch` alone.
+
+        The connection is still counted, swept and drained here, through its successor.
+        """
+        transport = self._transport
+        if transport is None:
+            return False
+        if self._pending or self._phase != IDLE:
+            raise InvalidInput("more was sent behind a request for another protocol", hint="wait for its answer")
+        self._counters.answered(exchange.route, HTTPStatus.SWITCHING_PROTOCOLS.value)
+        self._counters.requests_in_flight -= 1
+        self._counters.bytes_sent += len(answer)
+        self._admission.give_bytes(exchange.body_bytes)
+        self._current = None
+        self._is_last = True
+        self._phase = SWITCHED
+        self._deadline_s = 0.0
+        self._successor = successor
+        self._head_reader = None
+        transport.write(answer)
+        if exchange.on_end is not None:
+            exchange.on_end(HTTPStatus.SWITCHING_PROTOCOLS.value)
+        successor.begin(self, transport)
+        transport.set_protocol(cast("asyncio.BaseProtocol", successor))
+        return True
 
     def begin(self, exchange: Exchange, content_type: bytes, headers: bytes) -> None:
         """Writes the head of a streamed answer; called by `Exchange.begin` alone.
@@ -506,6 +538,9 @@ class Connection(asyncio.Protocol):
             self._counters.rejected[RejectReason.SLOW] += 1
             self.abort()
             return
+        if self._successor is not None:
+            self._successor.check_time(now_s)
+            return
         limits = self._limits
         deadline_s = self._deadline_s
         if not deadline_s or self._is_reading_paused:
@@ -527,11 +562,20 @@ class Connection(asyncio.Protocol):
     @property
     def is_busy(self) -> bool:
         """A request was accepted here and is not answered yet."""
+        if self._successor is not None:
+            return self._successor.is_busy
         return self._current is not None or bool(self._pending)
+
+    @property
+    def now_s(self) -> float:
+        """Coarse time."""
+        return self._listener.now_s
 
     def end_if_idle(self) -> None:
         """Ends the connection unless a request is under way or arriving."""
-        if self._current is None and self._phase == IDLE:
+        if self._successor is not None:
+            self._successor.drain()
+        elif self._current is None and self._phase == IDLE:
             self._close()
 
     def abort(self) -> None:
@@ -595,8 +639,11 @@ class Connection(asyncio.Protocol):
         self._expect_reading()
         return before - self._unsent_bytes >= limits.body_bytes_per_s_min * limits.write_timeout_s
 
-    def _decline_upgrade(self, rest: bytes) -> None:
-        """Stays with HTTP/1.1 (RFC 9110, 7.8): the request is read again without its wish, then what follows it."""
+    def _upgrade(self, rest: bytes) -> None:
+        """Reads the request again without its wish, then what follows it (RFC 9110, 7.8).
+
+        One for WebSocket is kept, and granted or not by whoever answers; all others are declined.
+        """
         parser = self._parser
         if not self._is_upgrade:  # CONNECT: answered like any unknown path; what follows is not HTTP
             if self._pending:
@@ -610,6 +657,8 @@ class Connection(asyncio.Protocol):
         if self._upgrades > UPGRADES_MAX:
             self._refuse(InvalidInput("this server speaks HTTP/1.1 only", hint="leave out the Upgrade header"))
             return
+        is_websocket = self._headers[b"upgrade"].lower() == b"websocket" and parser.get_http_version() == "1.1"
+        self._wish = self._headers if is_websocket else None
         lines = [b"%s %s HTTP/%s" % (parser.get_method(), self._url, parser.get_http_version().encode())]
         for name, value in self._headers.items():
             if name == b"connection":
@@ -622,7 +671,7 @@ class Connection(asyncio.Protocol):
         self._counters.bytes_received -= len(head) + len(rest)
         self.data_received(head)
         if rest:
-            self.data_received(rest)
+            (self._successor or self).data_received(rest)
 
     def _forget_requests(self) -> None:
         taken = self._body_bytes  # of a request that never became one

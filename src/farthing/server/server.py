@@ -24,6 +24,7 @@ from farthing.server.admission import Admission
 from farthing.server.app import App
 from farthing.server.auth import Keys
 from farthing.server.forwarding import HeaderForwarding
+from farthing.server.frame_sockets import FrameSockets
 from farthing.server.generate_extension import GenerateExtension
 from farthing.server.kserve import KServe
 from farthing.server.last_call import refuse_newcomers
@@ -118,6 +119,7 @@ class Server:
         self._listener = listener(
             operations.routes()
             + kserve.routes()
+            + FrameSockets(self.runtime, config.limits, admission, self._counters).routes()
             + GenerateExtension(self.runtime, config.limits.body_bytes_max).routes()
             + SharedMemoryExtension(self.runtime.shared_memory).routes()
             + SettingsExtension(self._settings).routes()

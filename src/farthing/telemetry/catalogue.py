@@ -152,6 +152,33 @@ SEQUENCES_TIMED_OUT = Family(
     "Sequences ended because nothing came for `max_sequence_idle_microseconds`",
 )
 
+FRAME_STREAMS_OPEN = Family(
+    "farthing_frame_streams_open", "gauge", MODEL, "streams", "Streams of frames that are open now"
+)
+FRAMES_RECEIVED = Family("farthing_frames_received_total", "counter", MODEL, "frames", "Frames that came")
+FRAMES_ANSWERED = Family(
+    "farthing_frames_answered_total",
+    "counter",
+    (*MODEL, "timeliness"),
+    "frames",
+    "Frames that were run and answered, `on_time` or `late`",
+)
+FRAMES_DROPPED = Family(
+    "farthing_frames_dropped_total",
+    "counter",
+    (*MODEL, "reason"),
+    "frames",
+    "Frames dropped before they ran: `superseded` by a newer one, too `late`, `overload`, or their client `gone`",
+)
+FRAMES_FAILED = Family("farthing_frames_failed_total", "counter", MODEL, "frames", "Frames answered with an error")
+FRAME_SECONDS = Family(
+    "farthing_frame_duration_seconds",
+    "histogram",
+    MODEL,
+    "seconds",
+    "Time from a frame's arrival to its answer, of those that were run",
+)
+
 LANGUAGE_MODEL: Final = ("model_name",)
 
 GENERATIONS_RUNNING = Family(

@@ -14,6 +14,7 @@ from farthing.telemetry import catalogue
 from farthing.telemetry.cache import CacheCounters
 from farthing.telemetry.counters import DurationHistogram, GrpcCounters, HttpCounters
 from farthing.telemetry.exposition import CONTENT_TYPE, ExpositionWriter, Family, label_text
+from farthing.telemetry.frame_counts import FrameCounts
 from farthing.telemetry.generation import GenerationSample, HistogramSample
 from farthing.telemetry.process import MachineSample, ProcessReader, ProcessSample, build_labels
 from farthing.telemetry.statistics import DURATION_BOUNDS_S, ModelStatistics, SequenceCounts
@@ -152,6 +153,14 @@ _SEQUENCE_VALUES: Final[tuple[tuple[Family, Callable[[SequenceCounts], float]], 
 """Metrics of models of sequences alone."""
 
 
+_FRAME_VALUES: Final[tuple[tuple[Family, Callable[[FrameCounts], float]], ...]] = (
+    (catalogue.FRAME_STREAMS_OPEN, lambda f: f.streams_open),
+    (catalogue.FRAMES_RECEIVED, lambda f: f.received),
+    (catalogue.FRAMES_FAILED, lambda f: f.failed),
+)
+"""Metrics of models that had streams of frames alone."""
+
+
 def _models(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
     labelled = [(label_text(catalogue.MODEL, (model.name, model.version)), model) for model in models]
     for family, value in _MODEL_VALUES:
@@ -164,6 +173,8 @@ def _models(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
         for labels, model in labelled:
             if model.statistics.sequences is not None:
                 writer.sample(labels, count_of(model.statistics.sequences))
+
+    _frames(writer, [(labels, frames) for labels, model in labelled if (frames := model.statistics.frames) is not None])
 
     writer.family(catalogue.REQUEST_FAILURE)
     for labels, model in labelled:
@@ -188,6 +199,24 @@ def _models(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
     for labels, model in labelled:
         counts = model.statistics
         writer.histogram(labels, BATCH_ROWS_BOUNDS, _batch_row_buckets(counts.batch_sizes), counts.inference_count)
+
+
+def _frames(writer: ExpositionWriter, labelled: list[tuple[str, FrameCounts]]) -> None:
+    for family, count_of in _FRAME_VALUES:
+        writer.family(family)
+        for labels, frames in labelled:
+            writer.sample(labels, count_of(frames))
+    writer.family(catalogue.FRAMES_ANSWERED)
+    for labels, frames in labelled:
+        writer.sample(f'{labels},timeliness="on_time"', frames.on_time)
+        writer.sample(f'{labels},timeliness="late"', frames.late)
+    writer.family(catalogue.FRAMES_DROPPED)
+    for labels, frames in labelled:
+        for reason, count in frames.dropped.items():
+            writer.sample(f'{labels},reason="{reason}"', count)
+    writer.family(catalogue.FRAME_SECONDS)
+    for labels, frames in labelled:
+        writer.histogram(labels, DURATION_BOUNDS_S, frames.buckets, frames.total_ns / 1e9)
 
 
 _GENERATION_VALUES: Final[tuple[tuple[Family, Callable[[GenerationSample], float]], ...]] = (

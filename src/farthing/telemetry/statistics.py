@@ -7,9 +7,12 @@ looks to Prometheus belongs to `metrics`, and measuring the durations to `batchi
 
 from bisect import bisect_left
 from enum import StrEnum
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+if TYPE_CHECKING:
+    from farthing.telemetry.frame_counts import FrameCounts
 
 DURATION_BOUNDS_S: Final = (
     1e-4,
@@ -161,6 +164,7 @@ class ModelStatistics:
         "execution_count",
         "fail_ns",
         "failures",
+        "frames",
         "inference_count",
         "last_inference_ms",
         "load_ns",
@@ -186,6 +190,8 @@ class ModelStatistics:
         """Gauge: batches inside the engine now."""
         self.sequences: SequenceCounts | None = None
         """Of a model of sequences; written by whoever runs them."""
+        self.frames: FrameCounts | None = None
+        """Of a model that had streams of frames; written by whoever runs them."""
         self.memory_usage: tuple[MemoryUsage, ...] = ()
         """Written by whoever loads the model."""
         self.load_ns = 0
@@ -308,6 +314,8 @@ class ModelStatistics:
         twin.responses = [{what: count.copy() for what, count in one.items()} for one in self.responses]
         if self.sequences is not None:
             twin.sequences = msgspec.structs.replace(self.sequences)
+        if self.frames is not None:
+            twin.frames = self.frames.copy()
         return twin
 
     def snapshot(self, name: str, version: str) -> StatisticsSnapshot:

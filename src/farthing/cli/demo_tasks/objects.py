@@ -4,6 +4,7 @@ At each cell of each scale the model gives a score a class and, for each side of
 distances is; the expected distance, in steps of the cell's size, is the side's.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 import cv2
@@ -70,9 +71,19 @@ class Objects:
 
 def find_objects(server: Infers, picture: Tensor) -> list[tuple[str, float, tuple[int, int, int, int]]]:
     """Name, score and box (left, top, width, height) of every object, most certain first."""
-    height, width = picture.shape[:2]
+    return objects_in(server.infer("nanodet-g", {"image": pixels_of(picture)}), *picture.shape[:2])
+
+
+def pixels_of(picture: Tensor) -> Tensor:
+    """A picture (height, width, 3; blue first) as the network wants it: 1, 3, 416, 416."""
     pixels = (np.asarray(cv2.resize(picture, (SIDE, SIDE)), np.float32) - MEAN) / DEVIATION
-    outputs = server.infer("nanodet-g", {"image": np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]})
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))[None]
+
+
+def objects_in(
+    outputs: Mapping[str, Tensor], height: int, width: int
+) -> list[tuple[str, float, tuple[int, int, int, int]]]:
+    """As `find_objects`, from what the network answered for a picture of that size."""
     boxes, scores, labels = [], [], []
     for stride in STRIDES:
         classes = outputs[f"classes_{stride}"][0]

@@ -120,6 +120,16 @@ def _model_paths(path: str, suffix: str, parameters: list[Json]) -> Json:
         path + ending: {"parameters": parameters, "get": _get(f"model_{name}{suffix}", summary, _ref(schema))}
         for ending, name, summary, schema in gets
     }
+    stream = {
+        "101": {"description": "A WebSocket from here on: each message an inference request, each answered in order."},
+        "426": {**_answer(_ref("Error")), "description": "Frames are streamed over WebSocket."},
+        **_errors(),
+    }
+    about = {"operationId": f"model_stream{suffix}", "summary": "A stream of frames with deadlines"}
+    paths[f"{path}/stream"] = {
+        "parameters": parameters,
+        "get": {**about, "responses": stream},
+    }
     paths[f"{path}/infer"] = {"parameters": parameters, "post": _infer(f"infer{suffix}")}
     return paths
 

