@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := $(wildcard native/CMakeLists.txt native/src/*)
+NATIVE := $(wildcard native/CMakeLists.txt native/src/* native/bench/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-reference soak sanitize check format bench bench-llm clean

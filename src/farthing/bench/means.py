@@ -50,6 +50,8 @@ def rate(
     times_s: NDArray[np.float64], start_s: float, end_s: float, weights: NDArray[np.float64] | None = None
 ) -> Estimate:
     """Events a second between two times, or the sum of their weights a second."""
+    if not end_s > start_s:
+        return Estimate(value=0.0)
     inside = (times_s >= start_s) & (times_s < end_s)
     counts, _ = np.histogram(
         times_s[inside], bins=WINDOWS, range=(start_s, end_s), weights=None if weights is None else weights[inside]
