@@ -19,7 +19,7 @@ _LEGEND: Final = '<p class="sub">Bars around points are 95 % intervals; numbers 
 def to_html(told: Report) -> str:
     """The page."""
     when = f"{told.made_at.replace('T', ' ').replace('Z', ' UTC')}"
-    where = f"{told.machine.get('cpu', '')}, {told.machine.get('cores', '?')} cores"
+    where = f"{told.machine.get('cpu', '')}, cores: {told.machine.get('cores', '?')}"
     models = ", ".join(told.settings.get("models", ()))
     body = [
         f"<h1>{escape(models or told.target)}</h1>",
@@ -189,22 +189,29 @@ def _details(run: Measured) -> str:
     rate = line("answers a second", 4, [part.rate for part in found.timeline])
     seconds, warm = Axis(title="seconds"), (0.0, found.warm_up_s)
     plots = [
-        chart(seconds, Axis(title="latency, ms", is_log=True), lines=[p50, p99], shaded=warm, height=230),
-        chart(seconds, Axis(title="answers/s"), lines=[rate], shaded=warm, height=230),
+        chart(seconds, Axis(title="latency, ms", is_log=True), lines=[p50, p99], shaded=warm, width=400, height=230),
+        chart(seconds, Axis(title="answers/s"), lines=[rate], shaded=warm, width=400, height=230),
     ]
     if found.histogram and found.latency:
         bars = [Bar(left=low * 1e3, right=high * 1e3, height=count) for low, high, count in found.histogram]
         shown = [found.latency.at(percent) for percent in (50.0, 99.0)]
         marks = [Mark(x=one.value * 1e3, name=f"p{one.percent:g}") for one in shown if one.value is not None]
         plots.append(
-            chart(Axis(title="latency, ms", is_log=True), Axis(title="requests"), bars=bars, marks=marks, height=230)
+            chart(
+                Axis(title="latency, ms", is_log=True),
+                Axis(title="requests"),
+                bars=bars,
+                marks=marks,
+                width=400,
+                height=230,
+            )
         )
     panes = "".join(f'<div class="pane">{plot}</div>' for plot in plots)
     remarks = [f"{kind}: {count:,}" for kind, count in found.errors.items()]
     remarks += [found.rest_problem] if found.rest_problem else []
     remarks += [*run.notes, f"warm-up left out: {found.warm_up_s:.2f} s"]
     listed = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
-    return f'<h3>{escape(run.label)}</h3><div class="two">{panes}</div><ul class="sub">{listed}</ul>'
+    return f'<h3>{escape(run.label)}</h3><div class="three">{panes}</div><ul class="sub">{listed}</ul>'
 
 
 def _settings(told: Report) -> str:

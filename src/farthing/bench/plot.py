@@ -87,22 +87,23 @@ def chart(
     bars: Sequence[Bar] = (),
     marks: Sequence[Mark] = (),
     shaded: tuple[float, float] | None = None,
+    width: int = WIDTH,
     height: int = HEIGHT,
 ) -> str:
     """One plot. `shaded` is a part of the x axis that does not count (warm-up)."""
     xs = [value for line in lines for value in line.x] + [end for bar in bars for end in (bar.left, bar.right)]
     ys = [value for line in lines for value in line.y if value is not None] + [bar.height for bar in bars]
     ys += [end for line in lines for pair in line.band if pair for end in pair]
-    across = _Scale(x, xs, _LEFT, WIDTH - _RIGHT)
+    across = _Scale(x, xs, _LEFT, width - _RIGHT)
     up = _Scale(y, ys, height - _BOTTOM, _TOP)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(y.title)} by {escape(x.title)}">']
+    parts = [f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(y.title)} by {escape(x.title)}">']
     if shaded and shaded[1] > shaded[0]:
         left, right = across.at(shaded[0]), across.at(shaded[1])
         parts.append(
             f'<rect class="warm" x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" '
             f'height="{height - _TOP - _BOTTOM}"/>'
         )
-    parts += _grid(x, y, across, up, height)
+    parts += _grid(x, y, across, up, width, height)
     floor = height - _BOTTOM
     for bar in bars:
         top, left, right = up.at(bar.height), across.at(bar.left), across.at(bar.right)
@@ -112,7 +113,7 @@ def chart(
         )
     for mark in marks:
         at = across.at(mark.x)
-        side = ("end", -5) if at > WIDTH * 0.7 else ("start", 5)
+        side = ("end", -5) if at > width * 0.7 else ("start", 5)
         parts.append(f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" y2="{floor}"/>')
         parts.append(
             f'<text class="name" x="{at + side[1]:.1f}" y="{_TOP + 12}" text-anchor="{side[0]}">'
@@ -123,7 +124,7 @@ def chart(
     return "".join([*parts, "</svg>", _legend(lines)])
 
 
-def _grid(x: Axis, y: Axis, across: _Scale, up: _Scale, height: int) -> list[str]:
+def _grid(x: Axis, y: Axis, across: _Scale, up: _Scale, width: int, height: int) -> list[str]:
     floor, parts = height - _BOTTOM, []
     for tick in across.ticks():
         at = across.at(tick)
@@ -131,11 +132,11 @@ def _grid(x: Axis, y: Axis, across: _Scale, up: _Scale, height: int) -> list[str
         parts.append(f'<text x="{at:.1f}" y="{floor + 16}" text-anchor="middle">{number(tick)}</text>')
     for tick in up.ticks():
         at = up.at(tick)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
+        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{number(tick)}</text>')
     middle = (_TOP + floor) / 2
     parts.append(
-        f'<text x="{(_LEFT + WIDTH - _RIGHT) / 2}" y="{height - 8}" text-anchor="middle">{escape(x.title)}</text>'
+        f'<text x="{(_LEFT + width - _RIGHT) / 2}" y="{height - 8}" text-anchor="middle">{escape(x.title)}</text>'
     )
     parts.append(f'<text transform="translate(14 {middle}) rotate(-90)" text-anchor="middle">{escape(y.title)}</text>')
     return parts
