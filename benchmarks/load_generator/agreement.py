@@ -24,7 +24,7 @@ MODEL: Final = "effnet-lite0"
 FIGURES: Final = {"requests_s": "Inferences/Second", "p50_ms": "p50 latency", "p99_ms": "p99 latency"}
 
 
-def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> dict[str, float]:
+def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> dict[str, Any]:
     """Our figures, as a user gets them."""
     out = folder / "report.json"
     command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "bench", f"http://{netloc}"]
@@ -32,10 +32,10 @@ def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> 
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     found = json.loads(out.read_text())["runs"][0]["figures"]
     at = {one["percent"]: one["value"] for one in found["latency"]["percentiles"]}
-    return {"requests_s": found["rate"]["value"], "p50_ms": at[50.0] * 1e3, "p99_ms": (at[99.0] or float("nan")) * 1e3}
+    return {"requests_s": found["rate"]["value"], "p50_ms": at[50.0] * 1e3, "p99_ms": at[99.0] and at[99.0] * 1e3}
 
 
-def by_perf_analyzer(netloc: str, connections: int, seconds: float) -> dict[str, float]:
+def by_perf_analyzer(netloc: str, connections: int, seconds: float) -> dict[str, Any]:
     """Its figures from its CSV."""
     windows = ["--measurement-interval", str(int(seconds * 1000 / 3)), "--stability-percentage", "50"]
     args = ["-m", MODEL, "-u", netloc, "-i", "http", "--concurrency-range", str(connections), *windows]
@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found: dict[str, list[dict[str, float]]] = {"farthing": [], "perf_analyzer": []}
+    found: dict[str, list[dict[str, Any]]] = {"farthing": [], "perf_analyzer": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ready = folder / "ready.json"
@@ -83,6 +83,9 @@ def main() -> None:
             server.wait()
     ratios: dict[str, Any] = {}
     for figure in FIGURES:
+        if any(row[figure] is None for rows in found.values() for row in rows):
+            print(f"{figure}: too few requests for it; make --seconds longer")
+            continue
         of = ratio(*([row[figure] for row in found[tool]] for tool in found))
         ratios[figure] = {"value": of.value, "low": of.low, "high": of.high}
         print(f"{figure}: farthing / perf_analyzer {of.value:.4f} ({of.low:.4f} to {of.high:.4f}): {of.verdict.value}")
