@@ -27,6 +27,8 @@ LAG_SHARE: Final = 0.10
 """Requests may leave late (p99) by a millisecond, or by a tenth of the median latency where that is more."""
 BARS: Final = 60
 SLICES: Final = 60
+SLICE_REQUESTS: Final = 20
+"""Of a timeline: no more slices than these, and in the mean no fewer requests than those in one."""
 
 Values = NDArray[np.float64]
 
@@ -252,12 +254,13 @@ def _generator(records: Records, latency: Values) -> Generator:
 def _timeline(records: Records, intended: Values, ended: Values) -> tuple[Slice, ...]:
     if not len(records):
         return ()
-    width = max(float(ended.max()), 1e-9) / SLICES
+    slices_max = min(SLICES, max(len(records) // SLICE_REQUESTS, 8))
+    width = max(float(ended.max()), 1e-9) / slices_max
     answered, latency = records.is_answered, records.latency_s
-    done = np.bincount(np.minimum((ended[answered] / width).astype(int), SLICES - 1), minlength=SLICES)
-    began = np.clip((intended / width).astype(int), 0, SLICES - 1)
+    done = np.bincount(np.minimum((ended[answered] / width).astype(int), slices_max - 1), minlength=slices_max)
+    began = np.clip((intended / width).astype(int), 0, slices_max - 1)
     slices = []
-    for part in range(SLICES):
+    for part in range(slices_max):
         here = began == part
         values = latency[here & answered]
         p50, p99 = np.percentile(values, (50, 99)).tolist() if len(values) else (None, None)

@@ -71,7 +71,12 @@ class _Scale:
             decades = range(math.floor(math.log10(self._low)), math.ceil(math.log10(self._high)) + 1)
             found = [10.0**d * m for d in decades for m in (1, 2, 5)]
             found = [tick for tick in found if self._low <= tick <= self._high]
+            if len(found) < 3:
+                return self._even()  # so near to each other that even steps read well
             return found if len(found) <= 9 else [tick for tick in found if f"{tick:e}"[0] == "1"]
+        return self._even()
+
+    def _even(self) -> list[float]:
         raw = (self._high - self._low) / 6
         unit = 10 ** math.floor(math.log10(raw))
         step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,9 +19,9 @@ NOTES_MAX = 8
 
 def show(told: Report, console: Console) -> None:
     """Writes it all; colours and widths are the console's business."""
-    console.print(_table(told.runs, f"{told.target}", told.knee))
+    console.print(*_tables(told.runs, told.target, told.knee), sep="\n")
     if told.compared:
-        console.print(_table(told.compared.b_runs, told.compared.b, None))
+        console.print(*_tables(told.compared.b_runs, told.compared.b, None), sep="\n")
         _show_ratios(told, console)
     if told.found:
         best = "none" if told.found.load is None else f"{told.found.load:g}"
@@ -39,21 +40,24 @@ def show(told: Report, console: Console) -> None:
         console.print(f"... and {len(said) - NOTES_MAX} remarks more, in the JSON report")
 
 
-def _table(runs: Sequence[Measured], title: str, knee: int | None) -> Table:
-    table = Table(
-        title=title, title_justify="left", caption="± is half of a 95 % interval; n<N: too few requests to say"
-    )
-    is_stream = any(run.figures.ttft for run in runs)
+def _tables(runs: Sequence[Measured], title: str, knee: int | None) -> list[Table]:
+    """One about requests and, of streams, one about their tokens."""
     columns = ["load", "req/s"]
     if any(run.figures.goodput for run in runs):
         columns.append("good/s")
-    columns += ["p50 ms", "p90 ms", "p99 ms"]
-    if is_stream:
-        columns += ["tok/s", "tok/s a user", "TTFT p50/p95 ms", "TPOT p50/p95 ms", "ITL p99 ms"]
-    columns.append("errors")
+    columns += ["p50 ms", "p90 ms", "p99 ms", "errors"]
     if any(run.server for run in runs):
         columns += ["CPU us/req", "MB"]
-    columns.append("load gen.")
+    found = [_table(runs, title, knee, [*columns, "load gen."])]
+    if any(run.figures.ttft for run in runs):
+        tokens = ["load", "tok/s", "tok/s a user", "TTFT p50", "TTFT p95", "TPOT p50", "TPOT p95", "ITL p50", "ITL p99"]
+        found.append(_table(runs, "tokens (ms)", knee, tokens))
+    found[-1].caption = "± is half of a 95 % interval; n<N: too few requests to say"
+    return found
+
+
+def _table(runs: Sequence[Measured], title: str, knee: int | None, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in columns:
         table.add_column(name, justify="left" if name == "load" else "right", no_wrap=name == "load")
     for index, run in enumerate(runs):
@@ -63,31 +67,28 @@ def _table(runs: Sequence[Measured], title: str, knee: int | None) -> Table:
 
 def _cell(column: str, run: Measured, *, is_knee: bool) -> str:
     figures = run.figures
-    match column:
-        case "load":
-            return f"{run.label}{' <- knee' if is_knee else ''}{'' if figures.is_valid else ' [red]INVALID[/]'}"
-        case "req/s":
+    match column.split():
+        case ["load"]:
+            return f"{run.label}{' (knee)' if is_knee else ''}{'' if figures.is_valid else ' [red]INVALID[/]'}"
+        case ["req/s"]:
             return _rate(figures.rate)
-        case "good/s":
+        case ["good/s"]:
             return _rate(figures.goodput)
-        case "p50 ms" | "p90 ms" | "p99 ms":
-            return _ms(figures.latency, float(column[1:3]))
-        case "tok/s":
+        case [percent, "ms"]:
+            return _ms(figures.latency, float(percent[1:]))
+        case ["tok/s"]:
             return _rate(figures.tokens_s)
-        case "tok/s a user":
+        case ["tok/s", "a", "user"]:
             return f"{figures.user_tokens_s.mean:,.1f}" if figures.user_tokens_s else "-"
-        case "TTFT p50/p95 ms":
-            return f"{_ms(figures.ttft, 50)} / {_ms(figures.ttft, 95)}"
-        case "TPOT p50/p95 ms":
-            return f"{_ms(figures.tpot, 50)} / {_ms(figures.tpot, 95)}"
-        case "ITL p99 ms":
-            return _ms(figures.itl, 99)
-        case "errors":
+        case ["TTFT" | "TPOT" | "ITL" as name, percent]:
+            spreads = {"TTFT": figures.ttft, "TPOT": figures.tpot, "ITL": figures.itl}
+            return _ms(spreads[name], float(percent[1:]))
+        case ["errors"]:
             errors = sum(figures.errors.values())
             return f"[red]{errors:,}[/]" if errors else "0"
-        case "CPU us/req":
-            return f"{run.server.cpu_us_per_request:,.1f}" if run.server else "-"
-        case "MB":
+        case ["CPU", _]:
+            return _short(run.server.cpu_us_per_request) if run.server else "-"
+        case ["MB"]:
             return f"{run.server.memory_bytes / 1e6:,.0f}" if run.server else "-"
         case _:
             return f"{figures.generator.cpu_share:.0%}"
