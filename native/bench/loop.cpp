@@ -352,33 +352,33 @@ void Loop::finish(int which, std::int32_t status, std::int64_t now, bool keeps_a
     next(which, now);
     return;
   }
-  if (!load_.arrivals.empty()) {
-    if (!waiting_.empty()) {
-      const Start start = waiting_.front();
-      waiting_.pop_front();
-      give(start, which, now);
-    } else if (!c.is_free) {
-      c.is_free = true;
-      free_.push_back(which);
-    }
-    return;
-  }
   // A server that refuses is asked again soon, not as fast as this loop can.
   if (status == kConnect || status == kClosed || status == kReset) wakes_.push({now + kReconnectAfterNs, which});
   else next(which, now);
 }
 
-// The next request of this connection's chain, or of the next chain in a closed loop.
+// The next request of this connection's chain, or another chain: one that waits, or in a closed loop a new one.
 void Loop::next(int which, std::int64_t now) {
   Connection& c = connections_[static_cast<std::size_t>(which)];
-  if (c.request < c.chain_end) {
-    if (now < end_ && issued_ < load_.requests_max) { ++issued_; begin(which, now, now); }
-    else if (!load_.arrivals.empty() && !c.is_free) { c.is_free = true; free_.push_back(which); c.request = c.chain_end; }
+  const bool is_time = now < end_ && issued_ < load_.requests_max;
+  if (c.request < c.chain_end && is_time) {
+    ++issued_;
+    begin(which, now, now);
     return;
   }
-  if (!load_.arrivals.empty() || now >= end_ || issued_ >= load_.requests_max) return;
-  ++issued_;
-  give(next_chain(now), which, now);
+  c.request = c.chain_end;
+  if (load_.arrivals.empty()) {
+    if (!is_time) return;
+    ++issued_;
+    give(next_chain(now), which, now);
+  } else if (!waiting_.empty()) {
+    const Start start = waiting_.front();
+    waiting_.pop_front();
+    give(start, which, now);
+  } else if (!c.is_free) {
+    c.is_free = true;
+    free_.push_back(which);
+  }
 }
 
 void Loop::broke(int which, std::int32_t failure, std::int64_t now) {

@@ -1,7 +1,13 @@
 """Both drivers against servers whose behaviour is known. Times are only bounded from the side that no load can break."""
 
+import socket
+import threading
+from contextlib import suppress
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.bench.servers import ANSWER, Stall, answering, stream
 
 from farthing.bench import records as noted
@@ -103,8 +109,6 @@ def test_tokens_are_timed_and_counted(carry_out):
 def test_answers_in_pieces_are_put_together(carry_out, cut):
     whole = stream(b'{"choices":[{"delta":{"content":"word"}}]}', b"[DONE]")
     pieces = [whole[at : at + cut] for at in range(0, len(whole), cut)]
-    import socket
-    import threading
 
     def serve(listener):
         wire, _ = listener.accept()
@@ -143,13 +147,53 @@ def test_an_open_load_sends_as_it_was_asked(carry_out):
 
 
 def test_a_load_that_is_stopped_keeps_what_it_has():
-    import threading
-
     with answering(lambda number: (0 if number < 5 else 30, ANSWER)) as port:
         driver = native.NativeDriver("127.0.0.1", port, ONE, Load(connections=1, duration_s=60))
         threading.Timer(0.3, driver.stop).start()
         found = driver.run()
     assert found.status.tolist() == [200] * 5 + [noted.ABANDONED]
+
+
+def test_a_server_that_is_not_there_ends_no_loop_early_and_overflows_none():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    times = np.linspace(0, 0.2, 20_000)
+    load = Load(connections=2, duration_s=0.2, arrivals_s=times, timeout_s=0.3)
+    found = native.NativeDriver("127.0.0.1", port, ONE, load).run()
+    assert len(found) >= 19_900
+    assert set(found.status.tolist()) == {noted.CONNECT, noted.TIMEOUT}
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+PARTS = st.sampled_from(
+    [HEAD, HEAD[:30], b"5\r\n", b"data: ", b'"usage": {"prompt_tokens": ', b"0\r\n\r\n", b"\n\n", b"ffffffffffffff\r\n"]
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(PARTS | st.binary(max_size=40), max_size=12), st.sampled_from(["http", "stream", "grpc"]))
+def test_whatever_a_server_says_is_an_answer_or_an_error(parts, wire):
+    said = iter(parts)
+    work = Work(wire=wire, chains=[[Message(data=message().data, head=b"\x83")]], order=[0])
+
+    def serve(listener):
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1 << 16)
+            with suppress(OSError):
+                for part in said:
+                    connection.sendall(part)
+                connection.shutdown(socket.SHUT_WR)
+                connection.recv(1 << 16)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        load = Load(connections=1, duration_s=5, requests_max=1, timeout_s=2)
+        found = native.NativeDriver("127.0.0.1", listener.getsockname()[1], work, load).run()
+        thread.join(5)
+    assert len(found) == 1
+    assert found.status[0] != 0
 
 
 @pytest.mark.parametrize(
