@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-NATIVE := $(wildcard native/CMakeLists.txt native/src/*)
+NATIVE := $(wildcard native/CMakeLists.txt native/src/* native/bench/*)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo serve test test-reference soak sanitize check format bench bench-llm clean
@@ -37,10 +37,10 @@ sanitize: $(STAMP)  ## the native tests under address and undefined-behaviour sa
 	$(BIN)/cmake -S native -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
 		-DCMAKE_BUILD_TYPE=RelWithDebInfo -DFARTHING_SANITIZE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
 	$(BIN)/cmake --build build/sanitize
-	FARTHING_NATIVE=$$(ls build/sanitize/_native*.so) ASAN_OPTIONS=detect_leaks=0 \
+	FARTHING_NATIVE=$$(ls build/sanitize/_native*.so) FARTHING_BENCH=$$(ls build/sanitize/_bench*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest -p tests.native.sanitized tests/native tests/llm/runners/test_cpu.py \
-		tests/llm/test_packing.py --timeout 600
+		tests/llm/test_packing.py tests/bench/test_drivers.py tests/bench/test_grpc.py --timeout 600
 
 check: $(STAMP)  ## format, lint, types, arrows between rooms
 	$(BIN)/ruff format --check .

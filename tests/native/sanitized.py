@@ -1,4 +1,5 @@
-"""A pytest plugin (`-p tests.native.sanitized`): takes the native module from FARTHING_NATIVE instead of the installed one.
+"""A pytest plugin (`-p tests.native.sanitized`): takes the native modules from FARTHING_NATIVE and FARTHING_BENCH instead
+of the installed ones.
 
 `make sanitize` runs the native tests with a build that has address and undefined-behaviour sanitizers.
 """
@@ -9,11 +10,11 @@ import sys
 
 import farthing
 
-_path = os.environ["FARTHING_NATIVE"]
-_spec = importlib.util.spec_from_file_location("farthing._native", _path)
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-sys.modules["farthing._native"] = _module
-farthing._native = _module  # type: ignore[attr-defined]
-_spec.loader.exec_module(_module)
+for _name, _variable in (("_native", "FARTHING_NATIVE"), ("_bench", "FARTHING_BENCH")):
+    _spec = importlib.util.spec_from_file_location(f"farthing.{_name}", os.environ[_variable])
+    assert _spec is not None
+    assert _spec.loader is not None
+    _module = importlib.util.module_from_spec(_spec)
+    sys.modules[f"farthing.{_name}"] = _module
+    setattr(farthing, _name, _module)
+    _spec.loader.exec_module(_module)

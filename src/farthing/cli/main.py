@@ -16,6 +16,7 @@ from farthing.types.errors import FarthingError
 COMMANDS: Final = {
     "serve": "Serve models over KServe v2 and OpenAI's API from one port.",
     "chat": "Talk to a language model.",
+    "bench": "Measure an endpoint: load it, and tell what can be believed.",
     "pull": "Fetch sample models into the cache.",
     "keys": "Make API keys for `serve --keys`.",
     "perplexity": "Tell how well a language model foresees a text.",
@@ -57,6 +58,7 @@ def cli() -> None:
     farthing serve sample:effnet-lite0     the same, with a model fetched for you
     farthing serve model.gguf              OpenAI's API at /v1 on the same port
     farthing chat sample:smollm2-135m      talk to a language model
+    farthing bench http://127.0.0.1:8000 -m NAME   measure it
     farthing pull --list                   what can be fetched
     """
 

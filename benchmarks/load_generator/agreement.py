@@ -1,0 +1,97 @@
+"""`farthing bench` beside perf_analyzer on the same server, in turn: do they say the same?
+
+    python benchmarks/load_generator/agreement.py --rounds 6 --out FILE
+
+Serves a real model (sample:effnet-lite0, one core) and lets both tools load it alternately over HTTP with binary
+tensors, closed loop. Prints the ratio of their figures with its interval; within 3 % is what is wanted.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from farthing.bench.comparison import Side, order, ratio
+from perf_analyzer import NotObtainable, perf_analyzer
+
+MODEL: Final = "effnet-lite0"
+FIGURES: Final = {"requests_s": "Inferences/Second", "p50_ms": "p50 latency", "p99_ms": "p99 latency"}
+
+
+def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """Our figures, as a user gets them."""
+    out = folder / "report.json"
+    command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "bench", f"http://{netloc}"]
+    command += ["-m", MODEL, "-c", str(connections), "-d", str(seconds), "--json", str(out)]
+    subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    found = json.loads(out.read_text())["runs"][0]["figures"]
+    at = {one["percent"]: one["value"] for one in found["latency"]["percentiles"]}
+    return {"requests_s": found["rate"]["value"], "p50_ms": at[50.0] * 1e3, "p99_ms": at[99.0] and at[99.0] * 1e3}
+
+
+def by_perf_analyzer(netloc: str, connections: int, seconds: float) -> dict[str, Any]:
+    """Its figures from its CSV."""
+    windows = ["--measurement-interval", str(int(seconds * 1000 / 3)), "--stability-percentage", "50"]
+    args = ["-m", MODEL, "-u", netloc, "-i", "http", "--concurrency-range", str(connections), *windows]
+    status, rows, output = perf_analyzer(args)
+    if status or not rows:
+        sys.exit(f"error: perf_analyzer: {output}")
+    row = rows[0]
+    return {name: float(row[column]) / (1 if name == "requests_s" else 1000) for name, column in FIGURES.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    found: dict[str, list[dict[str, Any]]] = {"farthing": [], "perf_analyzer": []}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        ready = folder / "ready.json"
+        serve = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", f"sample:{MODEL}"]
+        serve += ["--http", "127.0.0.1:0", "--no-grpc", "--ready-file", str(ready)]
+        log = (folder / "log").open("wb")
+        server = subprocess.Popen(["taskset", "-c", "0", *serve], stdout=log, stderr=log)
+        os.sched_setaffinity(0, {1})
+        try:
+            while not ready.exists():
+                time.sleep(0.1)
+                if server.poll() is not None:
+                    sys.exit((folder / "log").read_text())
+            netloc = json.loads(ready.read_text())["http"]
+            for side in order(options.rounds):
+                if side is Side.A:
+                    row = by_farthing(netloc, options.connections, options.seconds, folder)
+                    found["farthing"].append(row)
+                else:
+                    row = by_perf_analyzer(netloc, options.connections, options.seconds)
+                    found["perf_analyzer"].append(row)
+                print(side.name, row, flush=True)
+        except NotObtainable as reason:
+            sys.exit(f"error: {reason}")
+        finally:
+            server.terminate()
+            server.wait()
+    ratios: dict[str, Any] = {}
+    for figure in FIGURES:
+        if any(row[figure] is None for rows in found.values() for row in rows):
+            print(f"{figure}: too few requests for it; make --seconds longer")
+            continue
+        of = ratio(*([row[figure] for row in found[tool]] for tool in found))
+        ratios[figure] = {"value": of.value, "low": of.low, "high": of.high}
+        print(f"{figure}: farthing / perf_analyzer {of.value:.4f} ({of.low:.4f} to {of.high:.4f}): {of.verdict.value}")
+    if options.out:
+        options.out.write_text(json.dumps({"ratios": ratios, "rounds": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

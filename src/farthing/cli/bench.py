@@ -1,0 +1,194 @@
+"""`farthing bench`: reads the command line, shows progress on stderr, tables on stdout, writes reports to files."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from farthing.types.errors import InvalidSetting
+
+if TYPE_CHECKING:
+    from farthing.bench.load import Progress as LoadProgress
+    from farthing.bench.measure import OnProgress
+
+CONCURRENCY_DEFAULT: Final = "1,8,64"
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise InvalidSetting(f"--concurrency {text}: whole numbers above 0 are allowed", hint="write 1,8,16")
+    return found
+
+
+def _rates(text: str) -> tuple[float, float | None]:
+    first, _, last = text.partition(":")
+    try:
+        found = (float(first), float(last) if last else None)
+    except ValueError:
+        found = (0.0, None)
+    if not found[0] > 0 or (found[1] is not None and not found[1] > 0):
+        raise InvalidSetting(f"--rate {text}: requests a second, above 0", hint="write 200, or 50:500 for a ramp")
+    return found
+
+
+def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for text in texts:
+        name, _, sizes = text.rpartition(":")
+        try:
+            shapes[name] = tuple(int(size) for size in sizes.split(","))
+        except ValueError:
+            raise InvalidSetting(f"--shape {text}", hint="write NAME:1,3,224,224") from None
+    return shapes
+
+
+def _warm_up(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        return max(float(text), 0.0)
+    except ValueError:
+        raise InvalidSetting(f"--warmup {text}: `auto` or seconds") from None
+
+
+@click.command()
+@click.argument("url", metavar="URL")
+@click.option("--model", "-m", required=True, help="Name; several with weights for a mix: a:3,b:1.")
+@click.option(
+    "--kind", type=click.Choice(["http", "grpc", "openai"]), default="http", show_default=True, help="Protocol."
+)
+@click.option(
+    "--concurrency", "-c", default=CONCURRENCY_DEFAULT, show_default=True, help="Closed loops, one after the other."
+)
+@click.option("--rate", help="Open loop: requests a second; FROM:TO is a ramp.")
+@click.option(
+    "--arrivals",
+    type=click.Choice(["poisson", "constant", "gamma"]),
+    default="poisson",
+    show_default=True,
+    help="Of --rate.",
+)
+@click.option(
+    "--burstiness", type=float, default=1.0, show_default=True, help="Of gamma: below 1 is burstier than Poisson."
+)
+@click.option("--trace", type=click.Path(path_type=Path), help="Replay Azure's or Mooncake's recorded load (openai).")
+@click.option("--speed", type=float, default=1.0, show_default=True, help="Play the trace so many times as fast.")
+@click.option("--find", default="", help="Search the highest load that meets targets: 'p99<20ms'.")
+@click.option("--goal", default="", help="Count goodput: requests that meet these targets, each by itself.")
+@click.option("--against", default="", metavar="URL2", help="Compare: alternate with this server, tell the ratio.")
+@click.option("--rounds", type=click.IntRange(min=1), default=6, show_default=True, help="Of --against.")
+@click.option("--duration", "-d", type=float, default=10.0, show_default=True, help="Seconds of each load.")
+@click.option("--warmup", default="auto", show_default=True, help="Seconds left out at the beginning; auto finds out.")
+@click.option(
+    "--input", "input_", default="random", show_default=True, help="random, or .npz .json .jsonl, a picture, a sound."
+)
+@click.option("--shape", multiple=True, metavar="NAME:SIZES", help="Sizes of a random input's open dimensions.")
+@click.option("--json-tensors", is_flag=True, help="Tensors as JSON instead of bytes (http).")
+@click.option(
+    "--prompt-tokens", default="128", show_default=True, help="openai: 128, 64-256 (uniform), 128~32 (normal)."
+)
+@click.option("--output-tokens", default="64", show_default=True, help="openai: the same, of answers.")
+@click.option("--prefix-tokens", type=click.IntRange(min=0), default=0, help="openai: so much of a prompt is shared.")
+@click.option(
+    "--prefixes", type=click.IntRange(min=1), default=1, show_default=True, help="openai: how many shared beginnings."
+)
+@click.option(
+    "--turns", type=click.IntRange(min=1, max=100), default=1, show_default=True, help="openai: requests of a session."
+)
+@click.option("--pause", type=click.FloatRange(min=0), default=0.0, help="Seconds between the turns of a session.")
+@click.option("--timeout", type=float, default=60.0, show_default=True, help="Seconds until an answer counts as lost.")
+@click.option(
+    "--connections-max", type=click.IntRange(1, 65536), default=4096, show_default=True, help="Of open loops."
+)
+@click.option("--api-key", envvar="FARTHING_API_KEY", default="", help="Sent as Bearer.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of arrivals, inputs and prompts.")
+@click.option("--json", "json_out", type=click.Path(path_type=Path), help="Write the report, schema farthing-bench/1.")
+@click.option("--html", "html_out", type=click.Path(path_type=Path), help="Write the report as one page with plots.")
+def command(
+    url: str, json_out: Path | None, html_out: Path | None, model: str, concurrency: str, rate: str | None,
+    warmup: str, input_: str, shape: tuple[str, ...], json_tensors: bool, duration: float, pause: float, timeout: float,
+    **rest: Any,
+) -> None:  # fmt: skip
+    """Measure the inference endpoint at URL, so that a sceptic believes it.
+
+    Latency counts from when a request was meant to be sent; percentiles carry 95 % intervals and are refused where
+    there are too few requests (p99 needs 662); warm-up is found; a run that the load generator held up is INVALID.
+
+    \b
+    farthing bench http://127.0.0.1:8000 -m mlp                       1, 8 and 64 connections, the knee marked
+    farthing bench http://127.0.0.1:8000 -m mlp --rate 500            500/s, Poisson, whatever the server does
+    farthing bench http://127.0.0.1:8000 -m mlp --rate 50:2000        a ramp
+    farthing bench http://127.0.0.1:8000 -m mlp --find 'p99<20ms'     the highest concurrency within the target
+    farthing bench http://127.0.0.1:8000 -m mlp --find 'p99<20ms' --rate 100     the highest rate, from 100/s on
+    farthing bench 127.0.0.1:8001 --kind grpc -m mlp -c 8             the same over gRPC
+    farthing bench http://A -m mlp -c 8 --against http://B            A and B in turn: a ratio with its interval
+    farthing bench http://A -m chat --kind openai --prompt-tokens 64-256 --goal 'ttft p95<300ms,tpot p95<40ms'
+    farthing bench http://A -m chat --kind openai --trace azure.csv --speed 2 --html report.html
+
+    Ctrl-C ends the load and reports what was measured.
+    """
+    if not (duration > 0 and timeout > 0):
+        raise InvalidSetting("--duration and --timeout must be above 0")
+    from farthing.bench.benchmark import Asked, benchmark
+
+    asked = Asked(
+        url=url,
+        models=tuple(model.split(",")),
+        concurrency=_numbers(concurrency),
+        rate=_rates(rate) if rate else None,
+        warm_up_s=_warm_up(warmup),
+        input=input_,
+        shapes=_shapes(shape),
+        is_json=json_tensors,
+        duration_s=duration,
+        pause_s=pause,
+        timeout_s=timeout,
+        **rest,
+    )
+    told = benchmark(asked, _progress)
+    from rich.console import Console
+
+    from farthing.bench.table import show
+
+    show(told, Console(width=None if sys.stdout.isatty() else 160, highlight=False))
+    if json_out:
+        from farthing.bench.report import to_json
+
+        json_out.write_bytes(to_json(told))
+    if html_out:
+        from farthing.bench.page import to_html
+
+        html_out.write_text(to_html(told), encoding="utf-8")
+    if not all(run.figures.is_valid for run in told.runs):
+        sys.exit(1)
+
+
+@contextmanager
+def _progress(label: str, duration_s: float) -> "Iterator[OnProgress]":
+    """A line on stderr that lives while the load runs; a line when it begins where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal:
+        console.print(f"{label}: {duration_s:g} s")
+        yield lambda _seconds, _progress: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
+    with Progress(*columns, TextColumn("{task.fields[doing]}"), console=console, transient=True) as bars:
+        task = bars.add_task(label, total=duration_s, doing="")
+
+        def on_progress(seconds: float, now: "LoadProgress") -> None:
+            tokens = f", {now.tokens / seconds:,.0f} tok/s" if now.tokens else ""
+            failed = f", {now.failed:,} failed" if now.failed else ""
+            doing = f"{now.done / seconds:,.0f}/s{tokens}, {now.in_flight:,} under way{failed}"
+            bars.update(task, completed=min(seconds, duration_s), doing=doing)
+
+        yield on_progress
