@@ -350,10 +350,15 @@ def test_models_are_loaded_and_unloaded(client: Any) -> None:
         client.load_model("late", config='{"max_batch_size": -3}')
 
 
-def test_what_is_not_served_says_so(client: Any) -> None:
+def test_a_model_has_trace_settings_of_its_own(client: Any) -> None:
     assert client.get_trace_settings()["trace_level"] == ["OFF"]
-    with pytest.raises(ClientError, match="a model has no trace settings of its own"):
-        client.update_trace_settings("simple", {"trace_rate": "2"})
+    client.update_trace_settings("simple", {"trace_rate": "2"})
+    assert client.get_trace_settings("simple")["trace_rate"] == "2"
+    client.update_trace_settings("simple", {"trace_rate": None})
+    assert client.get_trace_settings("simple")["trace_rate"] == client.get_trace_settings()["trace_rate"]
+
+
+def test_what_is_not_served_says_so(client: Any) -> None:
     with pytest.raises(ClientError, match="CUDA shared memory is not offered"):
         client.get_cuda_shared_memory_status()
     assert client.get_system_shared_memory_status() == []
