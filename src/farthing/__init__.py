@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from farthing.config.pipeline_builder import Pipeline, each
     from farthing.engines.python.native import Context, Request, Tensor
+    from farthing.optimizer import Plan, Target, optimize
 
-__all__ = ["Context", "Pipeline", "Request", "Tensor", "__version__", "each"]
+__all__ = ["Context", "Pipeline", "Plan", "Request", "Target", "Tensor", "__version__", "each", "optimize"]
 __version__: Final = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """What the file of a Python model or pipeline imports from here, fetched when it is asked for."""
+    """What Python models, pipelines and programs import from here, fetched when it is asked for."""
     if name in {"Context", "Request", "Tensor"}:
         from farthing.engines.python import native
 
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from farthing.config import pipeline_builder
 
         return getattr(pipeline_builder, name)
+    if name in {"Plan", "Target", "optimize"}:
+        from farthing import optimizer
+
+        return getattr(optimizer, name)
     raise AttributeError(f"module `farthing` has no attribute `{name}`")

@@ -16,6 +16,8 @@ from farthing.types.errors import FarthingError
 COMMANDS: Final = {
     "serve": "Serve models over KServe v2 and OpenAI's API from one port.",
     "chat": "Talk to a language model.",
+    "optimize": "Find the cheapest way to run a model that is still right.",
+    "explain": "Tell what `optimize` decided for a model, and why.",
     "bench": "Measure an endpoint: load it, and tell what can be believed.",
     "pull": "Fetch sample models into the cache.",
     "keys": "Make API keys for `serve --keys`.",

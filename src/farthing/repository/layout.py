@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from farthing.config.model import ModelConfig, check_model_config
 from farthing.config.pipeline import scheduling_of
 from farthing.repository.config_files import PBTXT, TOML, read_config
-from farthing.repository.listing import Listing, check_inside, fingerprint, list_folder, real_path
+from farthing.repository.listing import Listing, check_inside, fingerprint, is_beside, list_folder, real_path
 from farthing.repository.names import check_model_name, version_number
 from farthing.repository.pipeline_files import FILES as PIPELINES
 from farthing.repository.pipeline_files import PipelineFiles, file_version, pipeline_file
@@ -37,7 +37,7 @@ _COMPANIONS = ("{stem}.bin", "{name}.data", "{name}_data", "{stem}.data")
 def is_model_folder(folder: Path, filenames: Filenames) -> bool:
     """Whether a folder an operator names is one model, not a repository of several. Raises `OSError`."""
     with os.scandir(folder) as entries:
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
+        visible = [entry for entry in entries if not entry.name.startswith(".") and not is_beside(entry.name)]
     files = {entry.name for entry in visible if entry.is_file()}
     folders = {entry.name for entry in visible if entry.is_dir()}
     if files & {PBTXT, TOML, *PIPELINES} or is_hugging_face(files) or any(version_number(name) for name in folders):

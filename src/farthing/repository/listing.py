@@ -27,6 +27,9 @@ _NOT_MODEL: Final = {"__pycache__"}
 _PACKED: Final = ".farthing-packed"
 """Weights of a language model as they are used, kept beside it; may be deleted at any time."""
 
+PLAN_SUFFIX: Final = ".farthing-plan"
+"""Ends the name of the folder beside a model file that says how it is best run; may be deleted at any time."""
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -58,7 +61,7 @@ def list_folder(folder: Path, root: Path) -> Listing:
             raise LoadFailed(f"{path}: more than {DEPTH_MAX} folders deep")
         with os.scandir(path) as entries:
             for entry in entries:
-                if entry.name.startswith(".") or entry.name in _NOT_MODEL or _PACKED in entry.name:
+                if entry.name.startswith(".") or entry.name in _NOT_MODEL or is_beside(entry.name):
                     continue
                 if entry.is_symlink():
                     check_inside(Path(entry.path), root)
@@ -70,6 +73,11 @@ def list_folder(folder: Path, root: Path) -> Listing:
                 if len(files) + len(folders) > FILES_MAX:
                     raise LoadFailed(f"{folder}: more than {FILES_MAX} files; is this one model?")
     return Listing(folder, files, frozenset(folders))
+
+
+def is_beside(name: str) -> bool:
+    """Whether a file or folder of this name is something farthing keeps beside a model, not part of one."""
+    return _PACKED in name or name.endswith(PLAN_SUFFIX)
 
 
 def check_inside(path: Path, root: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 from farthing.config.model import ModelConfig
 from farthing.repository.config_files import read_config
 from farthing.repository.layout import Filenames, is_model_folder, model_from_file, model_in_folder
-from farthing.repository.listing import check_inside, list_folder, real_path
+from farthing.repository.listing import check_inside, is_beside, list_folder, real_path
 from farthing.repository.names import check_model_name, made_legal, name_from_file
 from farthing.repository.pipeline_files import PipelineFiles, file_version, pipeline_file
 from farthing.repository.snapshot import FoundModel, Problem, Snapshot
@@ -130,7 +130,8 @@ class Repository:
                 return [_Candidate(_said_name(path) or made_legal(hub.name.rpartition("--")[2]), path, real_path(hub))]
             return [_Candidate(_said_name(path) or self._pipeline_name(path) or path.name, path, root)]
         with os.scandir(path) as entries:
-            names = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            visible = [entry for entry in entries if not entry.name.startswith(".") and not is_beside(entry.name)]
+            names = sorted(entry.name for entry in visible if entry.is_dir())
         if len(names) > MODELS_MAX:
             raise LoadFailed(f"{path}: {len(names)} folders; a repository may have {MODELS_MAX}")
         return [_Candidate(name, path / name, root) for name in names]

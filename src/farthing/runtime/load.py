@@ -29,6 +29,7 @@ from farthing.engines.registry import engine_for, engine_named
 from farthing.engines.streaming import StreamingExecutable
 from farthing.repository import FoundModel, FoundVersion, read_labels
 from farthing.runtime.load_sequences import SequencePlan, hidden_names, sequence_plan, state_outputs
+from farthing.runtime.planned import planned
 from farthing.runtime.probe import has_independent_rows, measure
 from farthing.runtime.warmup import warm_up
 from farthing.types.errors import LoadFailed
@@ -75,22 +76,27 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
     started = time.monotonic()
     config = with_sequence_defaults(found.config)
     _refuse_what_is_not_served(found.name, config)
-    engine = _engine(config, version)
+    way = planned(found.name, version.path, config)
+    plan = way.plan
+    engine = _engine(config, version) if plan is None else engine_named(plan.engine)
     _refuse_states_of(engine, found.name, config)
-    instances = instance_count(found.name, config)
+    instances = instance_count(found.name, config) if plan is None else plan.instances
     has_batch_said = bool(config.max_batch_size)
     inputs, outputs = tensor_specs(config, has_batch_dimension=has_batch_said, labels=read_labels(found))
     executable = engine.load(
         ModelSource(
             name=found.name,
             version=version.number,
-            path=version.path,
+            path=way.path,
             folder=found.folder,
             instances=instances,
+            threads=0 if plan is None else plan.threads,
             inputs=inputs,
             outputs=(*outputs, *state_outputs(config)) if outputs else (),
             batch_rows_max=config.max_batch_size,
-            parameters={key: value.string_value for key, value in config.parameters.items()},
+            parameters={key: value.string_value for key, value in config.parameters.items()}
+            if plan is None
+            else plan.parameters,
             config=config_json(config),
             subrequests=subrequests,
         )
@@ -136,7 +142,7 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             reshapes=_reshapes(config.input, rows_max),
             beside=None if sequences is None else sequences.padding,
         )
-        times = RowTimes()
+        times = RowTimes() if plan is None else RowTimes(plan.rows)
         if executable.is_pure:
             measure(executable, rows_max, times)
         dynamic = config.dynamic_batching

@@ -1,0 +1,203 @@
+"""A plan on disk: what was decided for a model, what was measured, and where that holds.
+
+    model.onnx
+    model.onnx.farthing-plan/
+        plan.toml       every decision with its figures; for people, and for `farthing serve`
+        model.onnx      the file to run instead, if the plan needs one
+
+A plan is written beside the old one and takes its place in one step, so whatever goes wrong the old one stays. It
+holds for the file it was made from, on the machine it was made on; elsewhere it says so and is not used.
+"""
+
+import hashlib
+import shutil
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import tomli_w
+
+from farthing.optimizer.agreement import Drop, OutputError
+from farthing.optimizer.machine import Machine
+from farthing.repository.listing import PLAN_SUFFIX
+from farthing.types.errors import InvalidInput, LoadFailed
+
+FORMAT: Final = 1
+FILE: Final = "plan.toml"
+TOML_BYTES_MAX: Final = 4 << 20
+HASH_CHUNK: Final = 1 << 20
+
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """The file a plan was made from."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """One candidate, and how far it came."""
+
+    name: str
+    rows_per_s: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    answer_ms: float = 0.0
+    drop: float = 0.0
+    drop_upper: float = 0.0
+    turns: int = 0
+    out: str = ""
+    """Why it was not chosen; empty for the winner."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What was decided for one model on one machine."""
+
+    format: int
+    made: str
+    """Date and time, UTC."""
+    source: Source
+    machine: Machine
+    answer_ms_max: float | None = None
+    """The target: how long the answer to the unluckiest request may take."""
+    drop_max: float
+    price_usd_per_hour: float | None = None
+    # what to do
+    engine: str
+    precision: str
+    artefact: str = ""
+    """The file in the plan's folder to run; empty: the model's own."""
+    threads: int
+    instances: int
+    rows: int
+    """Of a batch, to begin with."""
+    parameters: dict[str, str] = {}
+    # what that gives
+    rows_per_s: float
+    answer_ms: float
+    default_rows_per_s: float
+    """Of the model as it came: ONNX Runtime (or its own engine) on all cores, one request at a time."""
+    drop: Drop | None = None
+    """None: answers are the same but for the order of sums."""
+    errors: tuple[OutputError, ...] = ()
+    tried: tuple[Tried, ...] = ()
+
+    @property
+    def times_cheaper(self) -> float:
+        """Than the default, on the same machine."""
+        return self.rows_per_s / self.default_rows_per_s
+
+    def usd_per_million(self, rows_per_s: float | None = None) -> float | None:
+        """Dollars for a million rows at this rate, the machine fully used; None without a price."""
+        if self.price_usd_per_hour is None:
+            return None
+        return self.price_usd_per_hour / 3600 / (rows_per_s or self.rows_per_s) * 1e6
+
+
+def folder_of(model: Path) -> Path:
+    """Where the plan of this model file is."""
+    return model.with_name(model.name + PLAN_SUFFIX)
+
+
+def write_plan(model: Path, plan: Plan, artefact: Path | None) -> Path:
+    """Puts the plan in its place; answers its folder. Raises `InvalidInput` when the disk refuses."""
+    folder = folder_of(model)
+    old = None
+    try:
+        new = Path(tempfile.mkdtemp(prefix=f".{model.name}.", dir=model.parent))
+        try:
+            if artefact is not None:
+                shutil.copyfile(artefact, new / plan.artefact)
+            (new / FILE).write_text(_toml(plan), encoding="utf-8")
+            new.chmod(0o755)
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{model.name}.", dir=model.parent)) / "old"
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:
+            if old is not None and old.exists() and not folder.exists():
+                old.rename(folder)
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        finally:
+            if old is not None:
+                shutil.rmtree(old.parent, ignore_errors=True)
+    except OSError as error:
+        raise InvalidInput(
+            f"{folder}: the plan cannot be written: {error}",
+            hint="make room, or make the folder writable; the plan that was there is untouched",
+        ) from error
+    return folder
+
+
+def read_plan(model: Path) -> Plan | None:
+    """The plan of this model; None if there is none. Raises `LoadFailed` for one that cannot be read."""
+    file = folder_of(model) / FILE
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(TOML_BYTES_MAX + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise LoadFailed(f"{file}: cannot be read: {error}") from error
+    try:
+        if len(text) > TOML_BYTES_MAX:
+            raise ValueError(f"longer than {TOML_BYTES_MAX} bytes")
+        plan = msgspec.convert(tomllib.loads(text.decode()), Plan)
+        if plan.format != FORMAT:
+            raise ValueError(f"format {plan.format}; this version reads {FORMAT}")
+        if plan.artefact != Path(plan.artefact).name:
+            raise ValueError(f"artefact `{plan.artefact}` is not a file of its own folder")
+        if not (0 < plan.threads <= 1024 and 0 < plan.instances <= 1024 and 0 < plan.rows <= 65536):
+            raise ValueError("threads, instances and rows are counts from 1 up")
+    except (ValueError, RecursionError) as error:  # TOML, UTF-8 and msgspec's errors are all ValueErrors
+        raise LoadFailed(
+            f"{file}: is no plan: {error}", hint="make it again with `farthing optimize`, or delete its folder"
+        ) from error
+    return plan
+
+
+def stale(plan: Plan, model: Path, machine: Machine) -> str:
+    """Why this plan should not be used here; empty if it should."""
+    reasons = machine_differences(plan, machine)
+    if plan.artefact and not (folder_of(model) / plan.artefact).is_file():
+        reasons.append(f"its file {plan.artefact} is missing")
+    if not reasons and (model.stat().st_size != plan.source.bytes or digest(model) != plan.source.sha256):
+        reasons.append("the model has changed since")
+    return "; ".join(reasons)
+
+
+def machine_differences(plan: Plan, machine: Machine) -> list[str]:
+    """How this machine is not the one that was measured."""
+    return plan.machine.differences(machine)
+
+
+def source_of(model: Path) -> Source:
+    """What a plan notes of its model."""
+    return Source(file=model.name, sha256=digest(model), bytes=model.stat().st_size)
+
+
+def digest(model: Path) -> str:
+    """SHA-256 of the file, hexadecimal."""
+    whole = hashlib.sha256()
+    with model.open("rb") as opened:
+        while chunk := opened.read(HASH_CHUNK):
+            whole.update(chunk)
+    return whole.hexdigest()
+
+
+def _toml(plan: Plan) -> str:
+    head = f"# Made by `farthing optimize` on {plan.made}; `farthing explain` tells it in words.\n"
+    return head + tomli_w.dumps(_without_none(msgspec.to_builtins(plan)))
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: what is None is left out."""
+    if isinstance(value, dict):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    if isinstance(value, (list, tuple)):
+        return [_without_none(item) for item in value]
+    return value

@@ -1,0 +1,83 @@
+"""`farthing optimize` and `farthing explain` as a person meets them."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tests.models import save, tiny_mlp
+
+START = [sys.executable, "-c", "from farthing.cli.main import main; main()"]
+
+
+def farthing(*arguments: object) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*START, *map(str, arguments)], capture_output=True, text=True, timeout=90, check=False)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).uniform(-1, 1, (64, 32)).astype(np.float32))
+    return save(tmp_path / "mlp", tiny_mlp()).path
+
+
+def test_a_model_is_optimised_and_explained(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.npz"
+    done = farthing("optimize", model, "--data", data, "--time", 2, "--price", 0.36, "--target", "p99=1s")
+    assert done.returncode == 0, done.stderr
+    assert "times cheaper than the default, same answers: $" in done.stdout
+    assert "rows/s, answers within" in done.stdout
+    assert "running the model as it is" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    told = farthing("explain", tmp_path / "mlp")  # the model's folder will do
+    assert told.returncode == 0, told.stderr
+    assert "chosen" in told.stdout
+    assert "nothing else is at once faster, sooner and truer" in told.stdout
+    facts = json.loads(farthing("explain", model, "--json").stdout)
+    assert facts["stale"] == ""
+    assert facts["plan"]["answer_ms_max"] == 1000
+    assert facts["usd_per_million"] > 0
+    assert facts["plan"]["source"]["file"] == "model.onnx"
+
+
+def test_a_dry_run_writes_nothing_and_answers_in_json(model: Path, tmp_path: Path) -> None:
+    done = farthing("optimize", model, "--data", tmp_path / "data.npz", "--time", 1, "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["times_cheaper"] >= 1
+    assert list(model.parent.iterdir()) == [model]
+
+
+def test_ctrl_c_ends_with_the_best_so_far(model: Path, tmp_path: Path) -> None:
+    command = [*START, "optimize", str(model), "--data", str(tmp_path / "data.npz"), "--time", "80"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if "timing" in line:
+                break
+        started = time.monotonic()
+        running.send_signal(signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert running.returncode == 0, err
+    assert time.monotonic() - started < 40
+    assert "stopped early: the best so far" in err
+    assert "times cheaper" in out
+
+
+def test_mistakes_are_two_lines(model: Path, tmp_path: Path) -> None:
+    none = farthing("explain", model)
+    assert none.returncode == 1
+    assert none.stderr.splitlines() == [
+        f"error: {model} has no plan",
+        f"hint: make one: farthing optimize {model} --data inputs.npz",
+    ]
+    np.savez(tmp_path / "wrong.npz", y=np.ones((4, 32), np.float32))
+    wrong = farthing("optimize", model, "--data", tmp_path / "wrong.npz")
+    assert wrong.returncode == 1
+    assert "no array for input `x`; found: `y`" in wrong.stderr
+    assert "numpy.savez" in wrong.stderr
+    assert "write p99=20ms" in farthing("optimize", model, "--data", tmp_path / "wrong.npz", "--target", "soon").stderr
+    assert "write 0.5%" in farthing("optimize", model, "--data", tmp_path / "wrong.npz", "--max-drop", "much").stderr
+    assert "no such file" in farthing("explain", tmp_path / "nothing").stderr
