@@ -36,7 +36,11 @@ def test_a_model_is_optimised_and_explained(model: Path, tmp_path: Path) -> None
     assert told.returncode == 0, told.stderr
     assert "chosen" in told.stdout
     assert "nothing else is at once faster, sooner and truer" in told.stdout
-    facts = json.loads(farthing("explain", model, "--json").stdout)
+    facts = json.loads(farthing("explain", model, "--json", "--html", tmp_path / "plan.html").stdout)
+    page = (tmp_path / "plan.html").read_text()
+    assert page.count("<svg") == 1
+    assert "http" not in page.replace("http://www.w3.org", "")  # it needs nothing else
+    assert page.count("<tr>") == 1 + len(facts["plan"]["tried"])
     assert facts["stale"] == ""
     assert facts["plan"]["answer_ms_max"] == 1000
     assert facts["usd_per_million"] > 0

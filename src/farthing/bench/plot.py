@@ -30,6 +30,7 @@ class Line:
     colour: int
     band: Sequence[tuple[float, float] | None] = ()
     has_dots: bool = True
+    is_joined: bool = True
     labels: Sequence[str] = ()
 
 
@@ -161,7 +162,8 @@ def _line(line: Line, across: _Scale, up: _Scale) -> list[str]:
             continue
         path.append(f"{'L' if is_down else 'M'}{across.at(where):.1f} {up.at(value):.1f}")
         is_down = True
-    parts.append(f'<path class="line c{line.colour}" d="{"".join(path)}"/>')
+    if line.is_joined:
+        parts.append(f'<path class="line c{line.colour}" d="{"".join(path)}"/>')
     if line.has_dots:
         for where, value in zip(line.x, line.y, strict=True):
             if value is not None:

@@ -68,7 +68,9 @@ class ShareType(click.ParamType[float]):
     help="accuracy and auc need labels; without them the model as it is is the truth.",
 )
 @click.option("--time", "budget_s", type=click.FloatRange(min=1), default=240.0, help="Seconds to search for.")
-@click.option("--price", type=click.FloatRange(min=0, min_open=True), help="Dollars an hour of this machine.")
+@click.option(
+    "--price", metavar="USD|INSTANCE", help="Dollars an hour of this machine, or the name of what was rented."
+)
 @click.option("--dry-run", is_flag=True, help="Write no plan.")
 @click.option("--json", "is_json", is_flag=True, help="Answer with JSON on stdout.")
 def command(
@@ -78,7 +80,7 @@ def command(
     max_drop: float,
     metric: str,
     budget_s: float,
-    price: float | None,
+    price: str | None,
     dry_run: bool,
     is_json: bool,
 ) -> None:
@@ -93,11 +95,13 @@ def command(
 
     \b
     farthing optimize model.onnx --data inputs.npz --target p99=20ms --max-drop 0.5%
-    farthing optimize sample:wdbc-gbdt --data cases.npz --metric auc --price 0.17
+    farthing optimize sample:wdbc-gbdt --data cases.npz --metric auc --price c5.2xlarge
     """
     from farthing.optimizer import Target, optimize
     from farthing.optimizer.plan import folder_of
+    from farthing.optimizer.prices import price_usd_per_hour
 
+    usd = None if price is None else price_usd_per_hour(price)
     file = model_file(model)
     stop = _Stop()
     with _watching() as on_event, stop:
@@ -106,7 +110,7 @@ def command(
             Target(answer_ms_max=target, drop_max=max_drop, metric=metric),
             data,
             budget_s=budget_s,
-            price_usd_per_hour=price,
+            price_usd_per_hour=usd,
             on_event=on_event,
             is_stopped=stop,
             is_written=not dry_run,

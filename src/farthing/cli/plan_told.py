@@ -51,7 +51,7 @@ def told(plan: "Plan", file: Path, *, is_short: bool) -> None:
     front = set(pareto(plan))
     for one in plan.tried:
         mark = "*" if one.name in front else ""
-        table.add_row(one.name + mark, *_figures(one), one.out or "chosen")
+        table.add_row(one.name + mark, *figures(one), one.out or "chosen")
     console.print()
     console.print(table)
     console.print("* nothing else is at once faster, sooner and truer")
@@ -84,7 +84,8 @@ def _errors(plan: "Plan", console: Any) -> None:
         )
 
 
-def _figures(one: "Tried") -> tuple[str, ...]:
+def figures(one: "Tried") -> tuple[str, ...]:
+    """Its columns of a table, all but the first and the last."""
     drop = f"{one.drop_upper:.2%}" if one.drop_upper else "-"
     if not one.turns:
         return "-", "-", "-", drop, "-"
