@@ -28,6 +28,7 @@ from farthing.types.errors import (
     Overloaded,
     RequestTimeout,
     TooLarge,
+    Unavailable,
 )
 
 STATUS_LINES: Final = {
@@ -102,6 +103,7 @@ class Connection(asyncio.Protocol):
         self._pending: deque[Exchange] = deque()
         self._is_advancing = False
         self._is_last = False  # no further request will be read
+        self._is_late = False  # the request being read began when the server was stopping
         self._is_reading_paused = False
         self._is_writing_paused = False
         self._has_sent_eof = False
@@ -212,6 +214,7 @@ class Connection(asyncio.Protocol):
         if self._is_last:
             raise _NoMoreRequests
         self._phase = HEAD
+        self._is_late = self._listener.is_stopping
         self._deadline_s = self._listener.now_s + self._limits.head_timeout_s
         self._url = b""
         self._headers = {}
@@ -292,6 +295,8 @@ class Connection(asyncio.Protocol):
         if not parser.should_keep_alive():
             exchange.keep_alive = False
             self._is_last = True
+        if self._is_late:  # else a client that sends one request behind the other could hold up the end
+            exchange.refusal = Unavailable("Server is stopping", retry_after_s=1)
         if self._current is None and not self._is_writing_paused:
             self._start(exchange)
         else:

@@ -28,6 +28,8 @@ class Listener:
         self.date = b""
         self.is_draining = False
         """Answers now say that the connection ends."""
+        self.is_stopping = False
+        """Requests that begin now are refused; those that began before are answered."""
         self.empty = asyncio.Event()
         """Set while there is no connection."""
         self.empty.set()

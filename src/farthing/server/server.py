@@ -212,6 +212,7 @@ class Server:
             for sock in server.sockets:
                 refuse_newcomers(sock)
         await asyncio.sleep(LAST_CALL_S)
+        self._listener.is_stopping = True
         for server in self._sockets:
             server.close()
         self._listener.end_idle()

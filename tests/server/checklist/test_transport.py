@@ -12,7 +12,7 @@ import grpc
 import pytest
 from tests.server.checklist.house import HTTP_OF, House, WireName, tensor
 from tests.server.test_grpc import grpc_serving
-from tests.serving import Gate, eventually, infer_json, serving, small_repository
+from tests.serving import Gate, eventually, infer_json, request, serving, small_repository
 
 from farthing.cli.serve import GRPC_DEFAULT, HTTP_DEFAULT
 from farthing.config.server import HttpLimits
@@ -179,8 +179,23 @@ def test_t14_what_is_under_way_is_answered_at_the_end(tmp_path: Path) -> None:
         assert ended.result(20)
 
 
-def test_t14_new_requests_are_refused_at_the_end(tmp_path: Path) -> None:
-    with serving(small_repository(tmp_path)) as live:
+def test_t14_requests_that_begin_at_the_end_are_refused(tmp_path: Path) -> None:
+    gate = Gate(tmp_path / "gate")
+    with serving(gate.path, small_repository(tmp_path / "models"), drain_notice_s=0.0) as live:
         assert live.server is not None
-        live.on_loop(live.server.runtime.begin_stop)
-        assert live.get("/v2/health/ready").status == 503
+        assert live.loop is not None
+        wire = live.connect().send(gate.request(1.0) + gate.request(2.0))
+        eventually(gate.seen)
+        ended = asyncio.run_coroutine_threadsafe(live.server.drain(), live.loop)
+        listener = live.server._listener
+        eventually(lambda: listener.is_stopping)
+        wire.send(request("POST", ECHO, infer_json([[1.0, 2.0]])))
+        eventually(lambda: any(len(connection._pending) == 2 for connection in listener.connections))
+        gate.open()
+        replies = [wire.read_reply() for _ in range(3)]
+        assert [reply.status for reply in replies] == [200, 200, 503], "those that began before are answered"
+        assert (replies[2].error, replies[2].headers["retry-after"]) == ("Server is stopping", "1")
+        assert replies[2].headers["connection"] == "close"
+        assert wire.is_ended()
+        wire.socket.close()
+        assert ended.result(20), "whoever goes on asking does not hold up the end"
