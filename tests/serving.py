@@ -222,6 +222,7 @@ def serving(
     load: bool = True,
     spans: SpanSink | None = None,
     trace_ratio: float = 1.0,
+    has_namespaces: bool = False,
     **settings: Any,
 ) -> Iterator[Live]:
     """A server in this process with these models; `settings` are of `ServerConfig`."""
@@ -234,7 +235,7 @@ def serving(
     async def start() -> Server:
         server = Server(
             config,
-            Repository(paths, default_filenames=default_filenames()),
+            Repository(paths, default_filenames=default_filenames(), has_namespaces=has_namespaces),
             spans=spans,
             trace_ratio=trace_ratio,
         )

@@ -88,6 +88,7 @@ class BytesType(click.ParamType[int]):
 @click.option(
     "--repository", "repositories", multiple=True, type=click.Path(path_type=Path), help="A folder of models."
 )
+@click.option("--model-namespacing", is_flag=True, help="Models of different folders may have one name.")
 @click.option("--http", type=AddressType(), default=HTTP_DEFAULT, help="Where to listen; port 0 takes a free one.")
 @click.option("--grpc", type=AddressType(), show_default=str(GRPC_DEFAULT), help="Where gRPC listens.")
 @click.option("--no-grpc", is_flag=True, help="HTTP only.")
@@ -320,7 +321,7 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
     paths = await asyncio.get_running_loop().run_in_executor(None, _paths, options)
     server = Server(
         config,
-        Repository(paths, default_filenames=default_filenames()),
+        Repository(paths, default_filenames=default_filenames(), has_namespaces=bool(options["model_namespacing"])),
         spans=spans,
         trace_ratio=ratio_of(os.environ),
         log_records_dropped=lambda: output.dropped,
@@ -407,6 +408,7 @@ def _paths(options: Options) -> list[Path]:
 
 def _say_what_is_served(server: "Server", url: str) -> None:
     """A line a model and one that calls the first, for the person who started it."""
+    from farthing.repository import model_key
     from farthing.runtime.language_model import LanguageModel
     from farthing.runtime.resting import RESTING
     from farthing.runtime.served_streams import ServedStreams
@@ -417,19 +419,20 @@ def _say_what_is_served(server: "Server", url: str) -> None:
     first, first_served = None, None
     for line in lines:
         if line.state == "READY":
-            served = server.runtime.resolve(line.name, line.version)
-            spec = served.spec
-            if first is None:
+            served = server.runtime.resolve(line.name, line.version, line.namespace)
+            spec, key = served.spec, model_key(line.name, line.namespace)
+            if first is None and len(server.runtime.catalog.namespaces(line.name)) == 1:
                 first, first_served = spec, served
             if isinstance(served, LanguageModel):
-                click.echo(f"  {spec.name} v{spec.version}  {served.description}", err=True)
+                click.echo(f"  {key} v{spec.version}  {served.description}", err=True)
                 continue
             batching = f"up to {spec.batch_rows_max} rows" if spec.batch_rows_max else "no batching"
-            click.echo(f"  {spec.name} v{spec.version}  {spec.platform}  {_tensors(spec)}  {batching}", err=True)
+            click.echo(f"  {key} v{spec.version}  {spec.platform}  {_tensors(spec)}  {batching}", err=True)
         elif line.reason == RESTING:
-            click.echo(f"  {line.name} v{line.version}  {line.reason}", err=True)
+            click.echo(f"  {model_key(line.name, line.namespace)} v{line.version}  {line.reason}", err=True)
         elif line.state:
-            click.echo(click.style(f"  {line.name} v{line.version}  {line.state}: {line.reason}", fg="red"), err=True)
+            key = model_key(line.name, line.namespace)
+            click.echo(click.style(f"  {key} v{line.version}  {line.state}: {line.reason}", fg="red"), err=True)
     if first is not None:
         if isinstance(first_served, LanguageModel):
             call = chat_line(url, first.name)

@@ -40,6 +40,8 @@ class PipelineStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     model: Name
     version: Annotated[int, msgspec.Meta(ge=0)] = 0
     """0: the latest."""
+    namespace: str = ""
+    """The repository that has it, where several have one of that name; empty: the pipeline's own before others."""
     inputs: Mapping[Name, Name] = {}
     """Read whole; a step with `each` gives them to every item."""
     each: Mapping[Name, Name | Ragged] = {}
@@ -177,6 +179,7 @@ def pipeline_of(scheduling: EnsembleScheduling, inputs: tuple[str, ...], outputs
             PipelineStep(
                 model=step.model_name,
                 version=max(0, step.model_version),
+                namespace=step.model_namespace,
                 inputs=step.input_map,
                 outputs=step.output_map,
             )
@@ -196,6 +199,7 @@ def scheduling_of(graph: PipelineGraph) -> EnsembleScheduling:
             EnsembleStep(
                 model_name=step.model,
                 model_version=step.version or -1,
+                model_namespace=step.namespace,
                 input_map={name: names_of(tensor)[0] for name, tensor in (*step.inputs.items(), *step.each.items())},
                 output_map={name: names_of(tensor)[0] for name, tensor in step.outputs.items()},
             )

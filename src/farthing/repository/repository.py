@@ -7,7 +7,7 @@ Looking changes nothing and holds nothing but what each `pipeline.py` gave: two 
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ from farthing.repository.config_files import read_config
 from farthing.repository.layout import Filenames, is_model_folder, model_from_file, model_in_folder
 from farthing.repository.listing import check_inside, is_beside, list_folder, real_path
 from farthing.repository.names import check_model_name, made_legal, name_from_file
+from farthing.repository.namespaces import ambiguous, meant
 from farthing.repository.pipeline_files import PipelineFiles, file_version, pipeline_file
 from farthing.repository.snapshot import FoundModel, Problem, Snapshot
 from farthing.types.errors import FarthingError, LoadFailed, NotFound
@@ -42,19 +43,28 @@ class _Candidate:
     name: str
     path: Path
     root: Path
+    namespace: str = ""
 
 
 class Repository:
     """The models under some paths: repository folders, single model folders and model files, in any mix.
 
-    `default_filenames` maps engine names (and the other names they answer to) to the names of their model files.
+    `default_filenames` maps engine names (and the other names they answer to) to the names of their model files. With
+    `has_namespaces`, models of different folders may have one name.
     """
 
-    def __init__(self, paths: Sequence[Path], *, default_filenames: Filenames = DEFAULT_FILENAMES) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        default_filenames: Filenames = DEFAULT_FILENAMES,
+        has_namespaces: bool = False,
+    ) -> None:
         self._pipelines = PipelineFiles()
         # Not resolved: a link `net.onnx` to a blob with a number for a name is still the model `net`.
         self._paths = tuple(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))  # noqa: PTH100
         self._filenames = {**default_filenames, **LANGUAGE_MODELS}
+        self._has_namespaces = has_namespaces
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -70,21 +80,33 @@ class Repository:
         """The model of that name as it is now, with `config` in place of its configuration file if given.
 
         Its neighbours are not read: of a hundred models, loading each in turn looks at each once. Raises `InvalidInput`
-        for a name no model can have, `NotFound`, or `LoadFailed` with the problem.
+        for a name no model can have or several have, `NotFound`, or `LoadFailed` with the problem.
         """
+        found = self.find_all(name, config=config)
+        if len(found) > 1:
+            raise ambiguous(name, [model.namespace for model in found])
+        return found[0]
+
+    def find_all(
+        self, name: str, *, config: ModelConfig | None = None, within: str = "", near: str | None = None
+    ) -> list[FoundModel]:
+        """The models that a name may stand for (see `namespaces.meant`), one at least. Raises as `find`."""
         check_model_name(name)
         candidates, problems, unread = self._candidates()
         named = [candidate for candidate in candidates if candidate.name == name]
+        places = meant(dict.fromkeys(candidate.namespace for candidate in named), within=within, near=near)
+        named = [candidate for candidate in named if candidate.namespace in places]
         snapshot = self._looked_at(named, config, problems, unread)
-        if name in snapshot.problems:
-            raise LoadFailed(snapshot.problems[name].reason)
-        if name not in snapshot.models:
+        for problem in snapshot.problems.values():
+            if problem.name == name:
+                raise LoadFailed(problem.reason)
+        if not snapshot.models:
             found = sorted({candidate.name for candidate in candidates})
             raise NotFound(
-                f"no model `{name}` in the repository; looked in {', '.join(map(str, self._paths))}",
+                f"no model `{name}` in the repository; looked in {within or ', '.join(map(str, self._paths))}",
                 hint=f"found there: {', '.join(found[:20]) or 'nothing'}",
             )
-        return snapshot.models[name]
+        return list(snapshot.models.values())
 
     def _looked_at(
         self,
@@ -99,9 +121,9 @@ class Repository:
             try:
                 model = self._look(candidate, config)
             except (FarthingError, OSError) as error:
-                problems.append(_problem(candidate.name, error, candidate.path))
+                problems.append(_problem(candidate.name, error, candidate.path, candidate.namespace))
             else:
-                found.setdefault(model.name, []).append(model)
+                found.setdefault(model.key, []).append(model)
         return _snapshot(found, problems, unread)
 
     def look_in(self, folder: Path, *, name: str, config: ModelConfig) -> FoundModel:
@@ -122,19 +144,24 @@ class Repository:
 
     def _candidates_at(self, path: Path) -> list[_Candidate]:
         if path.is_file():
-            return [_Candidate(self._pipeline_name(path) or name_from_file(path), path, path.parent)]
+            name = self._pipeline_name(path) or name_from_file(path)
+            return [_Candidate(name, path, path.parent, self._namespace(path.parent))]
         root = real_path(path)
         if is_model_folder(path, self._filenames):
-            hub = _hub_folder(path)
+            hub, namespace = _hub_folder(path), self._namespace(path.parent)
             if hub is not None:
-                return [_Candidate(_said_name(path) or made_legal(hub.name.rpartition("--")[2]), path, real_path(hub))]
-            return [_Candidate(_said_name(path) or self._pipeline_name(path) or path.name, path, root)]
+                name = _said_name(path) or made_legal(hub.name.rpartition("--")[2])
+                return [_Candidate(name, path, real_path(hub), namespace)]
+            return [_Candidate(_said_name(path) or self._pipeline_name(path) or path.name, path, root, namespace)]
         with os.scandir(path) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(".") and not is_beside(entry.name)]
             names = sorted(entry.name for entry in visible if entry.is_dir())
         if len(names) > MODELS_MAX:
             raise LoadFailed(f"{path}: {len(names)} folders; a repository may have {MODELS_MAX}")
-        return [_Candidate(name, path / name, root) for name in names]
+        return [_Candidate(name, path / name, root, self._namespace(path)) for name in names]
+
+    def _namespace(self, folder: Path) -> str:
+        return str(folder) if self._has_namespaces else ""
 
     def _pipeline_name(self, path: Path) -> str:
         """The name that a pipeline's file, or one in this folder, gives itself; empty if there is none."""
@@ -149,6 +176,9 @@ class Repository:
             return ""  # looking at the model finds the fault again, and tells it
 
     def _look(self, candidate: _Candidate, config: ModelConfig | None) -> FoundModel:
+        return replace(self._read(candidate, config), namespace=candidate.namespace)
+
+    def _read(self, candidate: _Candidate, config: ModelConfig | None) -> FoundModel:
         if candidate.path.is_file():
             return model_from_file(candidate.path, self._pipelines, name=candidate.name, config=config)
         if candidate.path.is_symlink():
@@ -176,28 +206,28 @@ def _said_name(folder: Path) -> str:
     return config.name if config is not None else ""
 
 
-def _problem(name: str, error: FarthingError | OSError, path: Path) -> Problem:
+def _problem(name: str, error: FarthingError | OSError, path: Path, namespace: str = "") -> Problem:
     reason = str(error) if isinstance(error, FarthingError) else f"{error.filename}: {error.strerror}"
     # Names of files need not be UTF-8; what is told to clients must be.
     name, reason = (text.encode("utf-8", "backslashreplace").decode() for text in (name, reason))
-    return Problem(name, reason, path)
+    return Problem(name, reason, path, namespace)
 
 
 def _snapshot(found: Mapping[str, list[FoundModel]], problems: Sequence[Problem], unread: Sequence[Path]) -> Snapshot:
-    """Puts every name in one place: two models of one name are a problem of both."""
-    places: dict[str, list[Path]] = {}
+    """Puts every key in one place: two models of one name are a problem of both, unless namespaces part them."""
+    places: dict[str, list[FoundModel | Problem]] = {}
     for problem in problems:
-        places.setdefault(problem.name, []).append(problem.path)
-    for name, models in found.items():
-        places.setdefault(name, []).extend(_place(model) for model in models)
-    wrong = {problem.name: problem for problem in problems}
-    for name, paths in places.items():
-        if len(paths) > 1:
-            listed = " and ".join(map(str, sorted(paths)))
-            reason = f"two models are called `{name}`: {listed}\nhint: rename one of them"
-            wrong[name] = Problem(name, reason, paths[0])
+        places.setdefault(problem.key, []).append(problem)
+    for key, models in found.items():
+        places.setdefault(key, []).extend(models)
+    wrong = {problem.key: problem for problem in problems}
+    for key, those in places.items():
+        if len(those) > 1:
+            first, paths = those[0], [one.path if isinstance(one, Problem) else _place(one) for one in those]
+            reason = f"two models are called `{first.name}`: {' and '.join(map(str, sorted(paths)))}"
+            wrong[key] = Problem(first.name, f"{reason}\nhint: rename one of them", paths[0], first.namespace)
     return Snapshot(
-        models={name: models[0] for name, models in found.items() if name not in wrong},
+        models={key: models[0] for key, models in found.items() if key not in wrong},
         problems=wrong,
         unread=tuple(unread),
     )

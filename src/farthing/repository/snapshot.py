@@ -9,6 +9,7 @@ from pathlib import Path
 
 from farthing.config.model import ModelConfig
 from farthing.config.pipeline import PipelineGraph
+from farthing.repository.namespaces import model_key
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,13 @@ class FoundModel:
     """Changes when a file other than its configuration does; empty where nobody looked."""
     pipeline: PipelineGraph | None = None
     """Of a pipeline what its file says; `config` then has what Triton's words can say of it."""
+    namespace: str = ""
+    """The repository it is in, where names need not be unique; else empty."""
+
+    @property
+    def key(self) -> str:
+        """Its name, or what it is called among all namespaces."""
+        return model_key(self.name, self.namespace)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,17 @@ class Problem:
     name: str
     reason: str
     path: Path = Path()
+    namespace: str = ""
+
+    @property
+    def key(self) -> str:
+        """As a model's."""
+        return model_key(self.name, self.namespace)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The repository at one moment. A scan puts a name in `models` or in `problems`, `settled` maybe in both."""
+    """The repository at one moment, by key. A scan puts one in `models` or in `problems`, `settled` maybe in both."""
 
     models: Mapping[str, FoundModel] = field(default_factory=dict)
     problems: Mapping[str, Problem] = field(default_factory=dict)
@@ -60,7 +74,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Changes:
-    """Names to load, to unload and to load again."""
+    """Keys of models to load, to unload and to load again."""
 
     added: tuple[str, ...] = ()
     removed: tuple[str, ...] = ()

@@ -250,7 +250,7 @@ class CachedEnsemble(Ensemble):
         identities = []
         for step in self.graph.steps:
             try:
-                served = self.resolve(step.model, step.version)
+                served = self.resolve(step.model, step.version, step.namespace)
             except FarthingError:
                 return None  # the ensemble will say so
             identity = served.door.identity() if isinstance(served, CachedVersion | CachedEnsemble) else None

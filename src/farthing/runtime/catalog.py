@@ -7,12 +7,13 @@ Files are found by `repository`; when to look at them is up to `runtime.runtime`
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from farthing.config.server import SCHEDULING_DEFAULT, SchedulingSettings
-from farthing.repository import FoundModel, FoundVersion, versions_to_serve
+from farthing.repository import FoundModel, FoundVersion, ambiguous, meant, model_key, versions_to_serve
 from farthing.runtime.ensemble import LoadedEnsemble, joined
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.load import load_version
@@ -65,12 +66,14 @@ class Version:
 
 
 class Model:
-    """One model by name: its versions, and the lock that makes loads and unloads of it take turns."""
+    """One model: its versions, and the lock that makes loads and unloads of it take turns."""
 
-    __slots__ = ("is_wanted", "latest", "lock", "name", "problem", "versions")
+    __slots__ = ("is_wanted", "key", "latest", "lock", "name", "namespace", "problem", "versions")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, namespace: str) -> None:
         self.name = name
+        self.namespace = namespace
+        self.key = model_key(name, namespace)
         self.versions: dict[int, Version] = {}
         self.latest: Served | None = None
         self.is_wanted = False
@@ -108,33 +111,47 @@ class Catalog:
         )
         self._load = load
         self._queue_requests_max = queue_requests_max
-        self.serving = Serving(scheduling, queue_requests_max=queue_requests_max, resolve=self.resolve)
+        self.serving = Serving(scheduling, queue_requests_max=queue_requests_max, resolve=self._resolve_near)
         self._drain_s = drain_s
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, dict[str, Model]] = {}
+        """By name, and then by namespace."""
         self._endings: dict[asyncio.Task[None], Served] = {}
-        self._resolved: dict[tuple[str, str], Served] = {}
+        self._resolved: dict[tuple[str, str, str, str | None], Served] = {}
 
     # -- looking up ----------------------------------------------------------------------------------------------
 
-    def resolve(self, name: str, version: str = "") -> Served:
+    def resolve(self, name: str, version: str = "", within: str = "", near: str | None = None) -> Served:
         """The version that answers requests for this name and version (empty: the highest one that is ready).
 
-        Raises `NotFound` or, for a version that is only not ready, `Unavailable`.
+        Where several repositories have the name, `within` says which is meant, and `near` the one whose model asks:
+        its own is meant first. Raises `NotFound`, `InvalidInput` for a name that stands for several models or, for a
+        version that is only not ready, `Unavailable`.
         """
-        served = self._resolved.get((name, version))
+        asked = (name, version, within, near)
+        served = self._resolved.get(asked)
         if served is None:
-            served = self._resolve(name, version)
+            served = self._resolve(self._model(name, within, near), version)
             if len(self._resolved) < RESOLVED_MAX:  # "1", "01", "001": clients choose how they write a number
-                self._resolved[(name, version)] = served
+                self._resolved[asked] = served
         return served
 
-    def _resolve(self, name: str, version: str) -> Served:
-        model = self._models.get(name)
-        if model is None:
+    def _resolve_near(self, namespace: str) -> Callable[[str, str, str], Served]:
+        return partial(self.resolve, near=namespace)
+
+    def _model(self, name: str, within: str, near: str | None) -> Model:
+        models = self._models.get(name, {})
+        namespaces = meant(models, within=within, near=near)
+        if len(namespaces) > 1:
+            raise ambiguous(name, namespaces)
+        if not namespaces:
             raise NotFound(
-                f"Request for unknown model: '{name}' is not found",
+                f"Request for unknown model: '{name}' is not found{f' in {within}' if within else ''}",
                 hint=f"models here: {', '.join(self._models) or 'none'}",
             )
+        return models[namespaces[0]]
+
+    def _resolve(self, model: Model, version: str) -> Served:
+        name = model.name
         if not version:
             if model.latest is not None:
                 return model.latest
@@ -171,14 +188,32 @@ class Catalog:
     def __contains__(self, name: str) -> bool:
         return name in self._models
 
-    def ready_versions(self, name: str) -> list[int]:
-        """Numbers of the versions that answer requests, ascending."""
-        model = self._models.get(name)
-        return sorted(v.number for v in model.versions.values() if v.served is not None) if model else []
+    def namespaces(self, name: str) -> list[str]:
+        """The repositories that have a model of this name; an empty one where there are no namespaces."""
+        return list(self._models.get(name, {}))
+
+    def ready_versions(self, name: str, within: str = "", near: str | None = None) -> list[int]:
+        """Numbers of the versions that answer requests, ascending; none where it is not clear whose."""
+        models = self._models.get(name, {})
+        namespaces = meant(models, within=within, near=near)
+        if len(namespaces) != 1:
+            return []
+        return sorted(v.number for v in models[namespaces[0]].versions.values() if v.served is not None)
+
+    def _all(self) -> Iterator[Model]:
+        for models in self._models.values():
+            yield from models.values()
+
+    def _get(self, name: str, namespace: str) -> Model | None:
+        return self._models.get(name, {}).get(namespace)
+
+    def _get_or_add(self, name: str, namespace: str) -> Model:
+        models = self._models.setdefault(name, {})
+        return models.get(namespace) or models.setdefault(namespace, Model(name, namespace))
 
     def served(self) -> Iterable[tuple[Version, Served]]:
         """Every version that answers requests."""
-        for model in self._models.values():
+        for model in self._all():
             for version in model.versions.values():
                 if version.served is not None:
                     yield version, version.served
@@ -186,12 +221,13 @@ class Catalog:
     def status(self) -> list[ModelStatus]:
         """The repository index."""
         lines: list[ModelStatus] = []
-        for model in sorted(self._models.values(), key=lambda model: model.name):
+        for model in sorted(self._all(), key=lambda model: (model.name, model.namespace)):
+            name, namespace = model.name, model.namespace
             if not model.versions:
                 state = ModelState.UNAVAILABLE if model.problem else ""
-                lines.append(ModelStatus(name=model.name, state=state, reason=model.problem))
+                lines.append(ModelStatus(name=name, state=state, reason=model.problem, namespace=namespace))
             lines += [
-                ModelStatus(name=model.name, version=str(v.number), state=v.state, reason=v.reason)
+                ModelStatus(name=name, version=str(v.number), state=v.state, reason=v.reason, namespace=namespace)
                 for _, v in sorted(model.versions.items())
             ]
         return lines
@@ -201,19 +237,19 @@ class Catalog:
 
         A model is ready while any of its versions serves: an update that fails must not take the server down.
         """
-        for model in self._models.values():
+        for model in self._all():
             if not model.is_wanted:
                 continue
             if model.latest is None:
-                return f"model `{model.name}` is not loaded{_why(model)}"
+                return f"model `{model.key}` is not loaded{_why(model)}"
             for version in model.versions.values():
                 if version.served is not None and (trouble := version.served.health()):
-                    return f"model `{model.name}` version {version.number}: {trouble}"
+                    return f"model `{model.key}` version {version.number}: {trouble}"
         return ""
 
     def samples(self) -> Iterable[ModelSample]:
         """Every version that was ever loaded, for the metrics."""
-        for model in self._models.values():
+        for model in self._all():
             for version in model.versions.values():
                 served = version.served
                 generation = served.sample() if isinstance(served, LanguageModel) else None
@@ -226,6 +262,7 @@ class Catalog:
                     generation,
                     loads=memory.loads,
                     evictions=memory.evictions,
+                    namespace=model.namespace,
                 )
 
     def running(self) -> Iterable[Running]:
@@ -237,22 +274,22 @@ class Catalog:
 
     # -- coming and going ----------------------------------------------------------------------------------------
 
-    def announce(self, name: str, *, is_wanted: bool) -> None:
+    def announce(self, name: str, *, is_wanted: bool, namespace: str = "") -> None:
         """A model exists; it is not (or not yet) loaded."""
-        model = self._models.setdefault(name, Model(name))
+        model = self._get_or_add(name, namespace)
         model.is_wanted = model.is_wanted or is_wanted
         self._resolved.clear()
 
-    def problem(self, name: str, reason: str) -> None:
+    def problem(self, name: str, reason: str, *, namespace: str = "") -> None:
         """A model that should be loaded cannot even be read. What serves of it goes on serving."""
-        model = self._models.setdefault(name, Model(name))
+        model = self._get_or_add(name, namespace)
         model.is_wanted = True
         model.problem = reason
         self._resolved.clear()
 
-    def mended(self, name: str) -> bool:
+    def mended(self, name: str, *, namespace: str = "") -> bool:
         """The model can be read again; answers whether something of it serves."""
-        model = self._models.get(name)
+        model = self._get(name, namespace)
         if model is None:
             return False
         model.problem = ""
@@ -264,7 +301,7 @@ class Catalog:
 
         Raises `LoadFailed` with the first reason if any version cannot be loaded; the old ones then go on serving.
         """
-        model = self._models.setdefault(found.name, Model(found.name))
+        model = self._get_or_add(found.name, found.namespace)
         model.is_wanted = True
         async with model.lock:
             model.problem = ""
@@ -280,9 +317,9 @@ class Catalog:
                 self._let_go(model, model.versions[number], is_gone=number not in by_number)
             self._point(model)
 
-    async def unload(self, name: str) -> None:
+    async def unload(self, name: str, *, namespace: str = "") -> None:
         """Stops serving a model; requests under way are still answered, behind the caller's back."""
-        model = self._models.get(name)
+        model = self._get(name, namespace)
         if model is None:
             return
         async with model.lock:
@@ -293,23 +330,26 @@ class Catalog:
                 version.reason = UNLOADED
             self._point(model)
 
-    def forget(self, name: str) -> None:
+    def forget(self, name: str, *, namespace: str = "") -> None:
         """The model's files are gone: it leaves the index once nothing of it serves."""
-        model = self._models.get(name)
+        model = self._get(name, namespace)
         if model is not None and not any(version.served for version in model.versions.values()):
-            del self._models[name]
+            del self._models[name][namespace]
+            if not self._models[name]:
+                del self._models[name]
             self._resolved.clear()
 
     async def close(self) -> None:
         """Unloads everything and waits until it is gone, or for as long as a drain may take."""
-        for version in [version for model in self._models.values() for version in model.versions.values()]:
+        models = list(self._all())
+        for version in [version for model in models for version in model.versions.values()]:
             if version.waking is not None:
                 version.waking.cancel()
         # A load under way holds its model's lock, and may be stuck in somebody's code.
-        ends = (asyncio.wait_for(self.unload(name), self._drain_s) for name in list(self._models))
-        for name, end in zip(list(self._models), await asyncio.gather(*ends, return_exceptions=True), strict=True):
+        ends = (asyncio.wait_for(self.unload(one.name, namespace=one.namespace), self._drain_s) for one in models)
+        for model, end in zip(models, await asyncio.gather(*ends, return_exceptions=True), strict=True):
             if isinstance(end, BaseException):
-                log.warning("model %s is still being loaded; left behind", name)
+                log.warning("model %s is still being loaded; left behind", model.key)
         while self._endings:
             await asyncio.gather(*self._endings, return_exceptions=True)
 
@@ -333,18 +373,18 @@ class Catalog:
                 and await resize(version.served, found, on=self._loader, drain_s=self._drain_s)
             ):
                 version.found = found
-                log.info("model %s version %d: instances changed", model.name, version.number)
+                log.info("model %s version %d: instances changed", model.key, version.number)
                 return None
             loaded = await self._read(version, found, source, is_on_demand=is_on_demand)
             if isinstance(loaded, LoadedEnsemble):
-                loaded = joined(loaded, self.resolve)
+                loaded = joined(loaded, self._resolve_near(model.namespace))
         except Exception as error:
             failure = error if isinstance(error, FarthingError) else LoadFailed(f"{source.path}: {error!r}")
             is_ours = not isinstance(error, FarthingError)
             log.log(
                 logging.WARNING if isinstance(error, Unavailable) else logging.ERROR,  # for want of room, or broken
                 "model %s version %d is unavailable: %s",
-                model.name,
+                model.key,
                 source.number,
                 failure,
                 exc_info=is_ours and error,
@@ -373,7 +413,7 @@ class Catalog:
         version.memory.loads += 1
         version.state, version.reason = ModelState.READY, ""
         self._point(model)
-        log.info("model %s version %d is ready (%.2f s)", model.name, version.number, loaded.load_s)
+        log.info("model %s version %d is ready (%.2f s)", model.key, version.number, loaded.load_s)
         if isinstance(old, Resting):
             old.woken(version.served)
         elif old is not None:
@@ -390,7 +430,7 @@ class Catalog:
             return
         version.state = ModelState.UNLOADING
         self._end(served, version)
-        log.info("model %s version %d is unloading", model.name, version.number)
+        log.info("model %s version %d is unloading", model.key, version.number)
 
     # -- making room ---------------------------------------------------------------------------------------------
 
@@ -402,20 +442,20 @@ class Catalog:
     def _held(self) -> list[Held]:
         return [
             Held(
-                (model.name, version.number),
+                (model.key, version.number),
                 version.memory,
                 version.statistics.last_inference_ms,
                 is_busy=not isinstance(served, ServedVersion) or served.is_busy,
                 may_go=isinstance(served, ServedVersion) and not isinstance(served, ServedStreams),
             )
-            for model in self._models.values()
+            for model in self._all()
             for version in model.versions.values()
             if (served := version.served) is not None and not isinstance(served, Resting)
         ]
 
     async def _rest(self, key: Key) -> None:
         """Unloads a version to make room; it answers on."""
-        model = self._models[key[0]]
+        model = next(model for model in self._all() if model.key == key[0])
         version = model.versions[key[1]]
         served = version.served
         assert served is not None
@@ -432,7 +472,7 @@ class Catalog:
         version.memory.evictions += 1
         statistics.memory_usage = ()
         self._point(model)
-        log.info("model %s version %d is unloaded to make room", model.name, version.number)
+        log.info("model %s version %d is unloaded to make room", model.key, version.number)
         await asyncio.wait([self._end(served)])
 
     def _wake(self, model: Model, version: Version) -> None:
@@ -473,7 +513,7 @@ class Catalog:
             version.state = ModelState.UNAVAILABLE
 
     def _failed(self, model: Model, reason: str) -> LoadFailed:
-        self.problem(model.name, reason)
+        self.problem(model.name, reason, namespace=model.namespace)
         return LoadFailed(reason)
 
     def _point(self, model: Model) -> None:

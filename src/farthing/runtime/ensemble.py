@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from farthing.config.model import ModelConfig, ModelParameter, complete_config, tensor_specs
 from farthing.config.pipeline import PipelineGraph, pipeline_of
-from farthing.repository import FoundModel, FoundVersion, read_labels
+from farthing.repository import FoundModel, FoundVersion, model_key, read_labels
 from farthing.runtime.check import RequestCheck
-from farthing.runtime.graph import Graph, faults, tensors_of
+from farthing.runtime.graph import Graph, Step, faults, tensors_of
 from farthing.runtime.passage import Passage, Resolve
 from farthing.runtime.served import Done
 from farthing.runtime.served_streams import ServedStreams
@@ -74,6 +74,7 @@ def load_ensemble(found: FoundModel, version: FoundVersion) -> LoadedEnsemble:
             inputs=inputs,
             outputs=outputs,
             batch_rows_max=rows_max,
+            namespace=found.namespace,
         ),
         config=config,
         graph=Graph(pipeline),
@@ -90,8 +91,8 @@ def joined(loaded: LoadedEnsemble, resolve: Resolve) -> LoadedEnsemble:
     """
     spec, where = loaded.spec, loaded.where
 
-    def spec_of(model: str, version: str) -> ModelSpec:
-        return resolve(model, version).spec_now()
+    def spec_of(step: Step) -> ModelSpec:
+        return resolve(step.model, step.version, step.namespace).spec_now()
 
     try:
         if not spec.inputs:
@@ -103,12 +104,13 @@ def joined(loaded: LoadedEnsemble, resolve: Resolve) -> LoadedEnsemble:
                 f"max_batch_size is {spec.batch_rows_max}, but `{fixed[0].name}` has shape {list(fixed[0].shape)}, "
                 "which does not begin with rows"
             )
-        if not found and spec.name in _all_models(loaded.graph, resolve):
+        if not found and model_key(spec.name, spec.namespace) in _all_models(loaded.graph, resolve):
             found = "its steps lead back to itself"
     except FarthingError as error:
         raise LoadFailed(f"{where}: {error.message}", hint=error.hint) from None
     if not found:
-        decoupled = [s.model for s in loaded.graph.steps if isinstance(resolve(s.model, s.version), ServedStreams)]
+        steps = loaded.graph.steps
+        decoupled = [s.model for s in steps if isinstance(resolve(s.model, s.version, s.namespace), ServedStreams)]
         if decoupled:
             found = f"model `{decoupled[0]}` is decoupled: it may answer a step more than once, or never"
     if found:
@@ -121,17 +123,19 @@ def joined(loaded: LoadedEnsemble, resolve: Resolve) -> LoadedEnsemble:
 
 
 def _all_models(graph: Graph, resolve: Resolve) -> set[str]:
-    """The models of a graph, and of the ensembles among them."""
-    names: set[str] = set()
-    graphs = [graph]
+    """Keys of the models of a graph, and of the ensembles among them."""
+    keys: set[str] = set()
+    graphs = [(graph, resolve)]
     while graphs:
-        for step in graphs.pop().steps:
-            if step.model not in names:
-                names.add(step.model)
-                served = resolve(step.model, step.version)
+        inner, find = graphs.pop()
+        for step in inner.steps:
+            served = find(step.model, step.version, step.namespace)
+            key = model_key(served.spec.name, served.spec.namespace)
+            if key not in keys:
+                keys.add(key)
                 if isinstance(served, Ensemble):
-                    graphs.append(served.graph)
-    return names
+                    graphs.append((served.graph, served.resolve))
+    return keys
 
 
 class Ensemble:
@@ -203,7 +207,7 @@ class Ensemble:
         """The first of its models that cannot be asked."""
         for step in self.graph.steps:
             try:
-                trouble = self.resolve(step.model, step.version).health()
+                trouble = self.resolve(step.model, step.version, step.namespace).health()
             except FarthingError as error:
                 trouble = error.message
             if trouble:

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from farthing.config.pipeline import PipelineGraph, names_of
-from farthing.repository import FoundModel
+from farthing.repository import FoundModel, meant, model_key
 from farthing.types.models import ModelSpec
 from farthing.types.requests import RequestedOutput
 from farthing.types.tensors import TensorSpec
 
-SpecOf = Callable[[str, str], ModelSpec]
-"""The spec of a model's version; raises `FarthingError` for one that is not there."""
+SpecOf = Callable[["Step"], ModelSpec]
+"""The spec of a step's model; raises `FarthingError` for one that is not there."""
 
 
 class Items(NamedTuple):
@@ -44,6 +44,8 @@ class Step(NamedTuple):
     makes: tuple[Items, ...] = ()
     """What becomes of its items' outputs, for a step with `each`."""
     items_max: int = 0
+    namespace: str = ""
+    """Empty: the pipeline's own before others."""
 
     def reads(self) -> Iterator[str]:
         """The pipeline's tensors that it reads."""
@@ -100,6 +102,7 @@ class Graph:
                     each=tuple(Items(name, names_of(tensor)) for name, tensor in step.each.items()),
                     makes=tuple(wanted) if step.each else (),
                     items_max=step.items_max,
+                    namespace=step.namespace,
                 )
             )
         self.steps = tuple(steps)
@@ -130,7 +133,7 @@ class Graph:
 
 def faults(spec: ModelSpec, graph: Graph, spec_of: SpecOf) -> Iterator[str]:
     """What does not fit between a pipeline and its models, step by step."""
-    models = [spec_of(step.model, step.version) for step in graph.steps]
+    models = [spec_of(step) for step in graph.steps]
     made = {tensor.name: ("the input", tensor) for tensor in spec.inputs}
     for place, (step, model) in enumerate(zip(graph.steps, models, strict=True)):
         outputs = {tensor.name: tensor for tensor in model.outputs}
@@ -165,7 +168,7 @@ def tensors_of(
     An input is what all its readers can read, or what the first of them reads where they cannot agree (`faults` then
     says so). What is not known of a tensor because its model lacks it is left out.
     """
-    models = [spec_of(step.model, step.version) for step in graph.steps]
+    models = [spec_of(step) for step in graph.steps]
     inputs: dict[str, TensorSpec] = {}
     outputs: dict[str, TensorSpec] = {}
     for step, model in zip(graph.steps, models, strict=True):
@@ -258,23 +261,44 @@ def _clash(maker: str, made: TensorSpec, wanted: TensorSpec) -> str:
     return ""
 
 
-def models_of(found: FoundModel) -> Mapping[str, None]:
-    """The models that a model is made of, each once, in their order; none unless it is an ensemble or a pipeline."""
+def models_of(found: FoundModel) -> Mapping[tuple[str, str], None]:
+    """The models that a model is made of, each once, in their order; none unless it is an ensemble or a pipeline.
+
+    Each is the name and the namespace that its steps say.
+    """
     scheduling = found.config.ensemble_scheduling
-    return dict.fromkeys(step.model_name for step in scheduling.step) if scheduling else {}
+    return dict.fromkeys((step.model_name, step.model_namespace) for step in scheduling.step) if scheduling else {}
+
+
+def _keys_of(found: FoundModel, namespaces: Mapping[str, Iterable[str]]) -> set[str]:
+    """The same by key, of what there is; by name what there is not."""
+    keys: set[str] = set()
+    for name, within in models_of(found):
+        there = meant(namespaces.get(name, ()), within=within, near=found.namespace)
+        keys |= {model_key(name, namespace) for namespace in there} or {name}
+    return keys
+
+
+def _namespaces(models: Iterable[FoundModel]) -> dict[str, list[str]]:
+    there: dict[str, list[str]] = {}
+    for found in models:
+        there.setdefault(found.name, []).append(found.namespace)
+    return there
 
 
 def with_parts(names: Iterable[str], models: Mapping[str, FoundModel]) -> set[str]:
-    """These models, and those that they are made of, and so on."""
-    wanted: set[str] = set()
-    left = list(names)
+    """These names, the keys of all models that have them, of those that they are made of, and so on."""
+    named = set(names)
+    namespaces = _namespaces(models.values())
+    left = [key for key, found in models.items() if found.name in named]
+    seen: set[str] = set()
     while left:
-        name = left.pop()
-        if name not in wanted:
-            wanted.add(name)
-            if name in models:
-                left += models_of(models[name])
-    return wanted
+        key = left.pop()
+        if key not in seen:
+            seen.add(key)
+            if key in models:
+                left += _keys_of(models[key], namespaces)
+    return named | seen
 
 
 def waves(models: Iterable[FoundModel]) -> Iterator[list[FoundModel]]:
@@ -282,10 +306,12 @@ def waves(models: Iterable[FoundModel]) -> Iterator[list[FoundModel]]:
 
     Those that need each other in a circle come last, and will be told.
     """
-    left = {found.name: found for found in models}
+    left = {found.key: found for found in models}
+    namespaces = _namespaces(left.values())
+    needs = {key: _keys_of(found, namespaces) for key, found in left.items()}
     while left:
-        ready = [found for found in left.values() if not models_of(found).keys() & left.keys()]
+        ready = [found for key, found in left.items() if not needs[key] & left.keys()]
         wave = ready or list(left.values())
         yield wave
         for found in wave:
-            del left[found.name]
+            del left[found.key]

@@ -73,10 +73,11 @@ class LoadedLanguageModel:
     """Frees all it holds, within so many seconds; False if it is still inside a step then."""
 
 
-def spec_of(name: str, version: int) -> ModelSpec:
+def spec_of(name: str, version: int, namespace: str = "") -> ModelSpec:
     """A language model as KServe's metadata shows it; its fields are those of Triton's generate extension."""
     return ModelSpec(
         name=name,
+        namespace=namespace,
         version=version,
         platform=PLATFORM,
         inputs=(TensorSpec(name="text_input", datatype="BYTES", shape=(1,)),),

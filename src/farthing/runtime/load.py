@@ -113,6 +113,7 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
         states -= {output.name for output in config.output}
         spec = ModelSpec(
             name=found.name,
+            namespace=found.namespace,
             version=version.number,
             platform=config.platform or executable.platform,
             inputs=_specs(

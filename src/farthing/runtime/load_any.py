@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farthing.config.server import LanguageSettings
-from farthing.engines.contract import Subrequests
 from farthing.repository import FoundModel, FoundVersion
 from farthing.repository.checksums import check_agents
 from farthing.runtime.ensemble import LoadedEnsemble, load_ensemble
 from farthing.runtime.language_model import BACKEND, PLATFORM
 from farthing.runtime.load import LoadedVersion, load_version
 from farthing.runtime.memory import Promises
+from farthing.runtime.subrequests import RuntimeSubrequests
 
 if TYPE_CHECKING:
     from farthing.runtime.language_model import LoadedLanguageModel
@@ -23,7 +23,7 @@ def load_any(
     settings: LanguageSettings,
     queue_max: int,
     memory: Promises,
-    subrequests: Subrequests,
+    subrequests: RuntimeSubrequests,
     found: FoundModel,
     version: FoundVersion,
 ) -> "LoadedVersion | LoadedLanguageModel | LoadedEnsemble":
@@ -33,7 +33,7 @@ def load_any(
         return load_ensemble(found, version)
     said = found.config.backend or found.config.platform
     if not is_language_model(version.path, said):
-        return load_version(found, version, subrequests)
+        return load_version(found, version, subrequests.near(found.namespace))
     from farthing.runtime.load_language_model import load_language_model
 
     return load_language_model(found, version, settings, queue_max=queue_max, memory=memory)

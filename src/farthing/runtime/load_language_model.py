@@ -73,7 +73,7 @@ def load_language_model(
     context = min(generator.tokens_max, settings.context_tokens or decoder.context_tokens)
     description = _describe(decoder, settings, runner, context)
     log.info("model %s version %d: %s", found.name, version.number, description)
-    spec = spec_of(found.name, version.number)
+    spec = spec_of(found.name, version.number, found.namespace)
     return LoadedLanguageModel(
         spec=spec,
         config=complete_config(found.config, spec, backend=BACKEND, default_model_filename=version.path.name),

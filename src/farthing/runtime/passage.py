@@ -24,7 +24,8 @@ from farthing.types.requests import InferRequest, InferResponse, Timing
 from farthing.types.tensors import Tensor
 from farthing.types.trace import Trace
 
-Resolve = Callable[[str, str], Served]
+Resolve = Callable[[str, str, str], Served]
+"""The model of a name, version and namespace (either may be empty)."""
 
 
 class Owner(Protocol):
@@ -125,7 +126,7 @@ class Passage:
         step = graph.steps[place]
         tensors = self._tensors
         try:
-            served = ensemble.resolve(step.model, step.version)
+            served = ensemble.resolve(step.model, step.version, step.namespace)
             inputs: dict[str, Tensor] = {}
             for name, tensor in step.inputs:
                 if tensor in tensors:  # else it is optional, and was left out

@@ -109,7 +109,7 @@ class Room:
         that are in the way stay busy, and what `read` raises.
         """
         loop = asyncio.get_running_loop()
-        key = (found.name, source.number)
+        key = (found.key, source.number)
         until = time.monotonic() + WAIT_S_MAX
         self._under_way[key] = load_s
         try:
@@ -151,7 +151,7 @@ class Room:
                 used_ms=max(one.used_ms, one.memory.loaded_ms),
                 stays_until_ns=one.memory.stays_until_ns,
                 is_busy=one.is_busy,
-                is_pinned=not one.may_go or one.key[0] in self._pinned,
+                is_pinned=not one.may_go or one.key[0].rpartition("/")[2] in self._pinned,
             )
             for one in self._held()
         ]

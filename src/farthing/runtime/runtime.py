@@ -8,13 +8,14 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from farthing.config.model import ModelConfig
 from farthing.config.server import ModelControl, ServerConfig
-from farthing.repository import FoundModel, Repository, Snapshot, changes, settled
+from farthing.repository import FoundModel, Repository, Snapshot, ambiguous, changes, model_key, settled
 from farthing.runtime.catalog import Catalog
 from farthing.runtime.graph import models_of, waves, with_parts
 from farthing.runtime.language_model import LanguageModel
@@ -75,15 +76,16 @@ class Runtime:
         control = self._config.model_control
         wanted = with_parts(self._config.load_models, self._seen.models)
         is_all = control is not ModelControl.EXPLICIT or "*" in wanted
-        for name in self._seen.models:
-            self.catalog.announce(name, is_wanted=is_all or name in wanted)
-        for problem in self._seen.problems.values():
-            if is_all or problem.name in wanted:
-                log.error("model %s is unavailable: %s", problem.name, problem.reason)
-                self.catalog.problem(problem.name, problem.reason)
-        for name in wanted - {"*"} - self._seen.models.keys() - self._seen.problems.keys():
+        for key, found in self._seen.models.items():
+            self.catalog.announce(found.name, is_wanted=is_all or key in wanted, namespace=found.namespace)
+        for key, problem in self._seen.problems.items():
+            if is_all or key in wanted or problem.name in wanted:
+                log.error("model %s is unavailable: %s", key, problem.reason)
+                self.catalog.problem(problem.name, problem.reason, namespace=problem.namespace)
+        known = {found.name for found in self._seen.models.values()} | self._seen.models.keys()
+        for name in wanted - {"*"} - known - {problem.name for problem in self._seen.problems.values()}:
             self.catalog.problem(name, f"no model `{name}` in the repositories")
-        await self._load_all(found for name, found in self._seen.models.items() if is_all or name in wanted)
+        await self._load_all(found for key, found in self._seen.models.items() if is_all or key in wanted)
         self._is_started = True
         if control is ModelControl.POLL:
             self._poller = asyncio.get_running_loop().create_task(self._poll())
@@ -103,14 +105,14 @@ class Runtime:
 
     # -- inference -----------------------------------------------------------------------------------------------
 
-    def resolve(self, name: str, version: str = "") -> Served:
-        """The model version that answers; its `submit` takes requests. Raises `NotFound` or `Unavailable`."""
-        return self.catalog.resolve(name, version)
+    def resolve(self, name: str, version: str = "", within: str = "", *, near: str | None = None) -> Served:
+        """The model version that answers; its `submit` takes requests. Raises as `Catalog.resolve`."""
+        return self.catalog.resolve(name, version, within, near)
 
     def language_models(self) -> list[LanguageModel]:
-        """Those that answer now, the latest version of each, by name."""
+        """Those that answer now, the latest version of each, by name; without those whose name is not clear."""
         latest = {served.spec.name for _, served in self.catalog.served() if isinstance(served, LanguageModel)}
-        found = (self.catalog.resolve(name) for name in sorted(latest))
+        found = (self.catalog.resolve(name) for name in sorted(latest) if len(self.catalog.namespaces(name)) == 1)
         return [model for model in found if isinstance(model, LanguageModel)]
 
     async def infer(self, request: InferRequest) -> InferResponse:
@@ -184,7 +186,8 @@ class Runtime:
         self, name: str, config: ModelConfig | None = None, files: Mapping[str, bytes] | None = None
     ) -> None:
         """Loads or reloads a model from its repository, with another configuration if one is given, or from `files`
-        (path in its folder to content) in place of the repository's.
+        (path in its folder to content) in place of the repository's. Where several repositories have the name, all
+        of them, and nothing may be given.
 
         Raises `Unavailable` unless models are controlled explicitly, `Forbidden` for what a load may not bring,
         `NotFound` or `LoadFailed` with the reason.
@@ -195,20 +198,30 @@ class Runtime:
             assert config is not None, "files come with their configuration"
             await self._load_brought(name, config, files)
             return
-        found = await self._blocking(partial(self._repository.find, name, config=config))
-        await self._load_all(await self._missing_models(found))
-        await self.catalog.load(found)
-        self._drop_later(self._overrides.keep(name, None))
+        models = await self._blocking(partial(self._repository.find_all, name, config=config))
+        if config is not None and len(models) > 1:
+            raise ambiguous(name, [found.namespace for found in models])
+        for found in models:
+            await self._load_all(await self._missing_models(found))
+            await self.catalog.load(found)
+            self._drop_later(self._overrides.keep(found.key, None))
+        for namespace in set(self.catalog.namespaces(name)) - {found.namespace for found in models}:
+            await self._unload(name, namespace)  # its repository has it no more
+            self.catalog.forget(name, namespace=namespace)
 
     async def _load_brought(self, name: str, config: ModelConfig, files: Mapping[str, bytes]) -> None:
+        namespaces = self.catalog.namespaces(name)
+        if len(namespaces) > 1:
+            raise ambiguous(name, namespaces)
         found = await self._blocking(partial(self._overrides.write, name, config, files))
+        found = replace(found, namespace=namespaces[0] if namespaces else "")
         try:
             await self._load_all(await self._missing_models(found))
             await self.catalog.load(found)
         except BaseException:
             self._drop_later(found.folder)
             raise
-        self._drop_later(self._overrides.keep(name, found))
+        self._drop_later(self._overrides.keep(found.key, found))
 
     def _drop_later(self, folder: Path | None) -> None:
         """Removes files that clients brought, once what was loaded from them is closed."""
@@ -225,10 +238,14 @@ class Runtime:
         return await asyncio.get_running_loop().run_in_executor(self._loader, call)
 
     async def unload(self, name: str) -> None:
-        """Stops serving a model; returns at once, while requests under way are answered."""
+        """Stops serving all models of this name; returns at once, while requests under way are answered."""
         self._require_explicit_control()
-        await self.catalog.unload(name)
-        self._drop_later(self._overrides.keep(name, None))
+        for namespace in self.catalog.namespaces(name):
+            await self._unload(name, namespace)
+
+    async def _unload(self, name: str, namespace: str) -> None:
+        await self.catalog.unload(name, namespace=namespace)
+        self._drop_later(self._overrides.keep(model_key(name, namespace), None))
 
     def _require_explicit_control(self) -> None:
         if self._is_stopping:
@@ -254,17 +271,21 @@ class Runtime:
 
     async def _missing_models(self, ensemble: FoundModel) -> list[FoundModel]:
         """The models of an ensemble that do not answer yet, and those of ensembles among them."""
-        loop = asyncio.get_running_loop()
         missing: dict[str, FoundModel] = {}
-        names = list(models_of(ensemble))
-        while names:
-            name = names.pop()
-            if name in missing or name == ensemble.name or self.catalog.ready_versions(name):
+        left = [(ensemble.namespace, *step) for step in models_of(ensemble)]
+        while left:
+            near, name, within = left.pop()
+            if model_key(name, near) in missing or self.catalog.ready_versions(name, within, near):
                 continue
-            found = await loop.run_in_executor(self._loader, self._repository.find, name)
-            missing[name] = found
-            names += models_of(found)
+            for found in await self._blocking(partial(self._repository.find_all, name, within=within, near=near)):
+                if found.key in missing or found.key == ensemble.key or self._is_ready(found):
+                    continue
+                missing[found.key] = found
+                left += [(found.namespace, *step) for step in models_of(found)]
         return list(missing.values())
+
+    def _is_ready(self, found: FoundModel) -> bool:
+        return bool(self.catalog.ready_versions(found.name, found.namespace))
 
     async def _poll(self) -> None:
         """Follows the repositories: what came is loaded, what changed reloaded, what went unloaded."""
@@ -280,20 +301,18 @@ class Runtime:
         seen = await self._scan()
         before, self._seen = self._seen, settled(self._seen, seen)
         difference = changes(before, seen)
-        for name, problem in seen.problems.items():
-            if before.problems.get(name) != problem:
-                log.error("model %s cannot be read: %s", name, problem.reason)
-                self.catalog.problem(name, problem.reason)
-        for name in difference.removed:  # a model, or a path or name that was nothing but a problem
-            await self.catalog.unload(name)
-            self.catalog.forget(name)
+        for key, problem in seen.problems.items():
+            if before.problems.get(key) != problem:
+                log.error("model %s cannot be read: %s", key, problem.reason)
+                self.catalog.problem(problem.name, problem.reason, namespace=problem.namespace)
+        for key in difference.removed:  # a model, or a path or name that was nothing but a problem
+            gone = before.models.get(key) or before.problems[key]
+            await self.catalog.unload(gone.name, namespace=gone.namespace)
+            self.catalog.forget(gone.name, namespace=gone.namespace)
         wanted = {*difference.added, *difference.changed}
         # Mended without a change to its files: it may be serving still, or never have been loaded.
         if wanted or difference.removed:  # what an ensemble lacked may be there now
-            wanted |= {
-                name
-                for name, found in seen.models.items()
-                if models_of(found) and not self.catalog.ready_versions(name)
-            }
-        wanted |= {name for name in before.problems if name in seen.models and not self.catalog.mended(name)}
-        await self._load_all(seen.models[name] for name in sorted(wanted))
+            wanted |= {key for key, found in seen.models.items() if models_of(found) and not self._is_ready(found)}
+        mended = [found for key, found in seen.models.items() if key in before.problems]
+        wanted |= {one.key for one in mended if not self.catalog.mended(one.name, namespace=one.namespace)}
+        await self._load_all(seen.models[key] for key in sorted(wanted))

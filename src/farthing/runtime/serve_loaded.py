@@ -5,6 +5,7 @@ Lives on the event loop. Loading belongs to `load_any`, coming and going to `cat
 
 import asyncio
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from farthing.batching.rate_limiter import RateLimiter
@@ -31,8 +32,10 @@ log = logging.getLogger(__name__)
 class Serving:
     """Makes versions answer."""
 
-    def __init__(self, settings: SchedulingSettings, *, queue_requests_max: int, resolve: Resolve) -> None:
-        """`resolve` finds the models that ensembles ask."""
+    def __init__(
+        self, settings: SchedulingSettings, *, queue_requests_max: int, resolve: Callable[[str], Resolve]
+    ) -> None:
+        """`resolve` says how the ensembles of a namespace find the models they ask."""
         self.cache = ResponseCache(settings.response_cache_bytes)
         self._is_cache_open = settings.response_cache_bytes > 0
         self._queue_requests_max = queue_requests_max
@@ -52,7 +55,10 @@ class Serving:
             return LanguageModel(loaded, loop=loop, statistics=statistics)
         cache = self._cache_for(loaded)
         if isinstance(loaded, LoadedEnsemble):
-            told: dict[str, Any] = {"resolve": self._resolve, "requests_max": self._queue_requests_max}
+            told: dict[str, Any] = {
+                "resolve": self._resolve(loaded.spec.namespace),
+                "requests_max": self._queue_requests_max,
+            }
             if cache:
                 return CachedEnsemble(loaded, statistics=statistics, scheduler=loop, **told, **cache)
             return Ensemble(loaded, statistics=statistics, **told)

@@ -7,10 +7,11 @@ of this happens on the event loop; models' processes are heard of through `engin
 
 import asyncio
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from socket import socket
-from typing import Final
+from typing import Final, Protocol
 
 from farthing.engines.contract import Parent, Sender, Subrequest
 from farthing.runtime.ensemble import Ensemble
@@ -23,7 +24,11 @@ from farthing.types.requests import InferRequest, InferResponse, RequestedOutput
 ENSEMBLE_DEPTH_MAX: Final = 16
 """Ensembles within ensembles that are looked into; those loaded lead nowhere in circles, those being replaced might."""
 
-Resolve = Callable[[str, str], Served]
+
+class Resolve(Protocol):
+    """Finds a model by name and version; one that is `near`, in the namespace of whoever asks, before others."""
+
+    def __call__(self, name: str, version: str, *, near: str | None = None) -> Served: ...
 
 
 class RuntimeSubrequests:
@@ -40,6 +45,12 @@ class RuntimeSubrequests:
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """They are carried out on this event loop."""
         self._loop = loop
+
+    def near(self, namespace: str) -> "RuntimeSubrequests":
+        """The same, for models of this namespace: the names they say mean their neighbours first."""
+        theirs = copy(self)
+        theirs._resolve = partial(self._resolve, near=namespace)
+        return theirs
 
     # -- on any thread -----------------------------------------------------------------------------------------------
 
@@ -173,7 +184,7 @@ class RuntimeSubrequests:
         found: set[object] = set()
         if isinstance(served, Ensemble) and depth < ENSEMBLE_DEPTH_MAX:
             for step in served.graph.steps:
-                found |= self._models(self._resolve(step.model, step.version), depth + 1)
+                found |= self._models(served.resolve(step.model, step.version, step.namespace), depth + 1)
         return found
 
 

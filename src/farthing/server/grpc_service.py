@@ -176,9 +176,8 @@ class GrpcService:
     def index(self, message: Any, call: Call) -> Any:
         """`RepositoryIndex`."""
         check_repository_name(message)
-        return message_of(
-            "RepositoryIndexResponse", {"models": index_json(self._runtime.index(only_ready=message.ready))}
-        )
+        lines = index_json(self._runtime.index(only_ready=message.ready), has_namespaces=False)
+        return message_of("RepositoryIndexResponse", {"models": lines})
 
     async def load(self, message: Any, call: Call) -> Any:
         """`RepositoryModelLoad`."""

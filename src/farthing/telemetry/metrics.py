@@ -37,6 +37,8 @@ class ModelSample(NamedTuple):
     loads: int = 0
     evictions: int = 0
     """Times it was unloaded to make room."""
+    namespace: str = ""
+    """Beside the name, where several models may have it."""
 
 
 class ModelsSource(Protocol):
@@ -161,8 +163,14 @@ _FRAME_VALUES: Final[tuple[tuple[Family, Callable[[FrameCounts], float]], ...]] 
 """Metrics of models that had streams of frames alone."""
 
 
+def _labels(model: ModelSample, names: tuple[str, ...], values: tuple[str, ...]) -> str:
+    if model.namespace:  # Triton's label, there only when its namespacing is on
+        return label_text((*names, "namespace"), (*values, model.namespace))
+    return label_text(names, values)
+
+
 def _models(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
-    labelled = [(label_text(catalogue.MODEL, (model.name, model.version)), model) for model in models]
+    labelled = [(_labels(model, catalogue.MODEL, (model.name, model.version)), model) for model in models]
     for family, value in _MODEL_VALUES:
         writer.family(family)
         for labels, model in labelled:
@@ -243,7 +251,7 @@ _GENERATION_HISTOGRAMS: Final[tuple[tuple[Family, Callable[[GenerationSample], H
 
 def _generation(writer: ExpositionWriter, models: tuple[ModelSample, ...]) -> None:
     labelled = [
-        (label_text(catalogue.LANGUAGE_MODEL, (model.name,)), model.generation)
+        (_labels(model, catalogue.LANGUAGE_MODEL, (model.name,)), model.generation)
         for model in models
         if model.generation is not None
     ]

@@ -26,6 +26,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     batch_rows_max: int
+    namespace: str = ""
+    """The repository it is in, where models of several may have one name; else empty."""
 
 
 class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,3 +37,4 @@ class ModelStatus(msgspec.Struct, frozen=True, kw_only=True):
     version: str = ""
     state: str = ""
     reason: str = ""
+    namespace: str = ""

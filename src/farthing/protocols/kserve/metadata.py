@@ -55,13 +55,18 @@ def model_ready_json(name: str) -> dict[str, Any]:
     return {"name": name, "ready": True}
 
 
-def index_json(models: Iterable[ModelStatus]) -> list[dict[str, str]]:
-    """The answer of the repository index; a model that was never loaded has only a name."""
-    return [_index_line(model) for model in models]
+def index_json(models: Iterable[ModelStatus], *, has_namespaces: bool = True) -> list[dict[str, str]]:
+    """The answer of the repository index; a model that was never loaded has only a name.
+
+    A model's namespace, if it has one, is our addition, for which gRPC's message has no field.
+    """
+    return [_index_line(model, has_namespaces) for model in models]
 
 
-def _index_line(model: ModelStatus) -> dict[str, str]:
+def _index_line(model: ModelStatus, has_namespaces: bool) -> dict[str, str]:
     line = {"name": model.name}
+    if model.namespace and has_namespaces:
+        line["namespace"] = model.namespace
     if model.version:
         line["version"] = model.version
     if model.state:

@@ -318,7 +318,12 @@ def _schemas() -> Json:
         "IndexRequest": _object(ready=boolean),
         "Index": _list(
             _object(
-                "name", name=string, version=string, state={"enum": [str(state) for state in ModelState]}, reason=string
+                "name",
+                name=string,
+                namespace=string,
+                version=string,
+                state={"enum": [str(state) for state in ModelState]},
+                reason=string,
             )
         ),
         "LoadRequest": _object(
