@@ -1,16 +1,20 @@
 """Section 6.12: what clients see of scheduling, warm-up and reloading. How it is decided has its tests in `batching`."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
+import numpy as np
+import pytest
 from tests.models import identity, save
 from tests.server.checklist.house import House, WireName, tensor
 from tests.server.test_grpc import Client, grpc_serving
 from tests.serving import Gate, Live, eventually, infer_json, serving
 
-from farthing.config.server import ModelControl
+from farthing.config.server import ModelControl, RateLimit, SchedulingSettings
+from farthing.protocols.kserve_grpc import message_class
 
 
 def runs(live: Live, model: str) -> tuple[int, int]:
@@ -81,6 +85,90 @@ def test_s6_12_a_model_that_must_not_batch_does_not(tmp_path: Path) -> None:
     with grpc_serving(tmp_path / "alone") as (live, client):
         together(client, "alone", 3)
         assert runs(live, "alone") == (3, 3)
+
+
+LIMITED = """
+max_batch_size: 4
+instance_group { kind: KIND_CPU rate_limiter { resources [ { name: "licence" global: true count: 1 } ] } }
+"""
+
+
+@pytest.mark.parametrize("rate_limit", [RateLimit.EXECUTION_COUNT, RateLimit.OFF])
+def test_s6_12_an_instance_runs_only_when_its_resources_are_free(
+    tmp_path: Path, wire: WireName, rate_limit: RateLimit
+) -> None:
+    gate = Gate(tmp_path / "gate" / "1", "model")
+    save(tmp_path / "echo", identity())
+    for name in ("gate", "echo"):
+        (tmp_path / name / "config.pbtxt").write_text(LIMITED)
+    with grpc_serving(tmp_path, scheduling=SchedulingSettings(rate_limit=rate_limit)) as (live, client):
+        house = House(live, client)
+        holder = client.begin([[1.0]])
+        eventually(lambda: gate.seen() == [1.0])
+        with ThreadPoolExecutor(1) as pool:
+            other = pool.submit(house.infer, wire, "echo", tensor([[1.0, 2.0]]))
+            if rate_limit is RateLimit.OFF:
+                assert other.result(20).answer["outputs"]["y"] == [1.0, 2.0]
+            else:
+                eventually(lambda: live.metric("nv_inference_pending_request_count", model="echo") == 1)
+                assert runs(live, "echo") == (0, 0)
+            gate.open()
+            assert holder.result()
+            assert other.result(20).answer["outputs"]["y"] == [1.0, 2.0]
+        assert runs(live, "echo") == (1, 1)
+
+
+REPEAT = """
+    import numpy as np
+    from farthing import Tensor
+
+    class Repeat:
+        inputs = [Tensor("IN", "INT32", [-1])]
+        outputs = [Tensor("OUT", "INT32", [1]), Tensor("IDX", "UINT32", [1])]
+
+        def infer(self, inputs):
+            for index, value in enumerate(inputs["IN"]):
+                yield {"OUT": np.array([value], np.int32), "IDX": np.array([index], np.uint32)}
+"""
+
+
+@pytest.mark.parametrize("values", [[4, 2, 0, 1], [], [7]])
+def test_s6_12_a_model_that_repeats_answers_once_for_each_element(
+    tmp_path: Path, wire: WireName, values: list[int]
+) -> None:
+    (tmp_path / "repeat" / "1").mkdir(parents=True)
+    (tmp_path / "repeat" / "1" / "model.py").write_text(dedent(REPEAT))
+    with grpc_serving(tmp_path) as (live, client):
+        assert live.get("/v2/models/repeat/config").json["model_transaction_policy"]["decoupled"] is True
+        repeat = repeat_over_http if wire == "http" else repeat_over_grpc
+        assert repeat(live, client, values) == list(enumerate(values))
+
+
+def repeat_over_http(live: Live, _: Client, values: list[int]) -> list[tuple[int, int]]:
+    reply = live.post("/v2/models/repeat/generate_stream", json.dumps({"IN": values}).encode())
+    assert reply.status == 200
+    events = [json.loads(line[6:]) for line in reply.body.decode().splitlines() if line.startswith("data: ")]
+    return [(event["IDX"], event["OUT"]) for event in events]
+
+
+def repeat_over_grpc(_: Live, client: Client, values: list[int]) -> list[tuple[int, int]]:
+    message = message_class("ModelInferRequest")(
+        model_name="repeat",
+        parameters={"triton_enable_empty_final_response": {"bool_param": True}},
+        inputs=[{"name": "IN", "datatype": "INT32", "shape": [len(values)]}],
+        raw_input_contents=[np.array(values, "<i4").tobytes()],
+    )
+    stream = client.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    found: list[tuple[int, int]] = []
+    for data in stream(iter([message.SerializeToString()]), timeout=20):
+        told = message_class("ModelStreamInferResponse").FromString(data)
+        assert not told.error_message
+        if raw := told.infer_response.raw_output_contents:
+            [value], [index] = np.frombuffer(raw[0], "<i4"), np.frombuffer(raw[1], "<u4")
+            found.append((int(index), int(value)))
+        if told.infer_response.parameters["triton_final_response"].bool_param:
+            break
+    return found
 
 
 SLOW_TO_WARM = """

@@ -2,16 +2,19 @@
 RPCs that stand for them."""
 
 import json
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.server.checklist.house import House, WireName, tensor
+from tests.models import identity, save
+from tests.runtime.shop import times
+from tests.server.checklist.house import House, Said, WireName, tensor
 from tests.server.test_grpc import grpc_serving
 from tests.serving import Gate, eventually, serving, small_repository
 
-from farthing.config.server import ModelControl
+from farthing.config.server import LoadOverrides, ModelControl
 from farthing.protocols.kserve_grpc import health_message_class, message_class
 
 PAIR = tensor([[1.0, 2.0]])
@@ -265,6 +268,53 @@ def test_s6_9_statistics_count_requests_rows_and_runs(house: House, wire: WireNa
     [over_grpc] = house.client.ask("ModelStatistics", name=model).model_stats
     assert over_grpc.inference_stats.success.ns == told["inference_stats"]["success"]["ns"]
     assert over_grpc.batch_stats[0].compute_infer.ns == told["batch_stats"][0]["compute_infer"]["ns"]
+
+
+def test_s6_9_cache_hits_and_misses_are_counted(wire: WireName, tmp_path: Path) -> None:
+    save(tmp_path / "kept", identity())
+    (tmp_path / "kept" / "config.pbtxt").write_text("max_batch_size: 4 response_cache { enable: true }")
+    with grpc_serving(tmp_path / "kept") as (live, client):
+        house = House(live, client)
+        for values in ([[1.0, 2.0]], [[1.0, 2.0]], [[1.0, 2.0]], [[3.0, 4.0]]):
+            assert house.infer(wire, "kept", tensor(values)).answer["outputs"]["y"] == values[0]
+        [told] = house.http("GET", "/v2/models/kept/stats").answer["model_stats"]
+        counts = {name: told["inference_stats"][name]["count"] for name in DURATIONS}
+        assert (counts["cache_hit"], counts["cache_miss"]) == (2, 2)
+        assert counts["success"] == 4, "hits are successes"
+        assert counts["compute_infer"] == counts["queue"] == 2, "and are computed by nobody"
+        assert (told["inference_count"], told["execution_count"]) == (2, 2)
+        assert told["inference_stats"]["cache_hit"]["ns"] > 0
+        [over_grpc] = client.ask("ModelStatistics", name="kept").model_stats
+        assert (over_grpc.inference_stats.cache_hit.count, over_grpc.inference_stats.cache_miss.count) == (2, 2)
+        assert over_grpc.inference_stats.cache_hit.ns == told["inference_stats"]["cache_hit"]["ns"]
+
+
+@pytest.mark.parametrize("allowed", [LoadOverrides.CONFIG, LoadOverrides.FILES])
+def test_s6_8_files_in_a_load(wire: WireName, tmp_path: Path, allowed: LoadOverrides) -> None:
+    def load(path: str, content: bytes) -> Said:
+        if wire == "http":
+            body = {"parameters": {"config": "{}", f"file:{path}": b64encode(content).decode()}}
+            return house.http("POST", "/v2/repository/models/net/load", body)
+        parameters = {"config": {"string_param": "{}"}, f"file:{path}": {"bytes_param": content}}
+        return house.call("RepositoryModelLoad", model_name="net", parameters=parameters)[1]
+
+    def factor() -> Any:
+        return house.infer(wire, "net", tensor([[1.0]])).answer["outputs"]["y"]
+
+    save(tmp_path / "net", times(2))
+    settings: Any = {"model_control": ModelControl.EXPLICIT, "load_models": ("*",), "load_overrides": allowed}
+    with grpc_serving(tmp_path, **settings) as (live, client):
+        house = House(live, client)
+        if allowed is LoadOverrides.CONFIG:
+            load("1/model.onnx", times(7)).must_be("PERMISSION_DENIED", "closed", http=403)
+            assert factor() == [2.0]
+            return
+        load("1/model.onnx", times(7)).must_be("OK")
+        assert factor() == [7.0]
+        load("1/model.onnx", b"no model").must_be("INVALID_ARGUMENT", "model.onnx")
+        load("../model.onnx", b"").must_be("INVALID_ARGUMENT", "not a path inside")
+        load("1/model.py", b"raise SystemExit").must_be("PERMISSION_DENIED", "might hold code", http=403)
+        assert factor() == [7.0], "what served still does"
 
 
 def test_s6_11_parameters_reach_the_model_and_come_back(house: House, wire: WireName) -> None:
