@@ -10,7 +10,7 @@ import pytest
 from tests.models import save
 from tests.runtime.shop import Shop, times
 from tests.server.test_grpc import Client, grpc_serving
-from tests.serving import Live, eventually, serving
+from tests.serving import Live, eventually, serve_process, serving
 
 from farthing.config.server import LoadOverrides, ModelControl
 
@@ -205,3 +205,18 @@ def test_two_files_of_one_name(tmp_path: Path) -> None:
         save(tmp_path / folder, times(factor))
     with serving(*(tmp_path / one / "1" / "model.onnx" for one in "ab"), has_namespaces=True) as live:
         assert (value(live, "a"), value(live, "b")) == (2, 3)
+
+
+def test_the_command_line_opens_it_and_says_which_is_which(pair: Pair) -> None:
+    a, b = pair.folders
+    folder = a.parent
+    with serve_process(folder, "--repository", a, "--repository", b, "--model-namespacing") as live:
+        assert (value(live, "ensemble_a"), value(live, "ensemble_b")) == (2, 3)
+        assert live.infer("net", [[1.0]]).status == 400
+        assert live.log is not None
+        words = live.log
+        eventually(lambda: "try it:" in words.read_text())
+        told = words.read_text()
+        assert f"{a}/net v1" in told
+        assert f"{b}/net v1" in told
+        assert "/v2/models/net/infer" not in told.partition("try it:")[2], "a call that works"
