@@ -22,7 +22,7 @@ def seen(rate: float, *, answer_ms: float = 10, spread: float = 0.01) -> list[Tu
 def test_one_turn_says_little_and_several_say_more() -> None:
     one, many = standing([turn(100)]), standing([turn(100), turn(101), turn(99), turn(100)])
     assert one.high / one.low > 1.2
-    assert many.high / many.low < 1.05
+    assert many.high / many.low < one.high / one.low / 1.1
     assert many.low < 100 < many.high
 
 
@@ -42,7 +42,7 @@ def test_who_cannot_be_told_from_the_best_goes_on_however_many_there_are() -> No
 
 def test_whoever_answers_too_late_is_out_but_the_one_compared_with_stays() -> None:
     standings = {"fast": at(100, answer_ms=50), "soon": at(50, answer_ms=5), "default": at(20, answer_ms=90)}
-    assert go_on(standings, 20, "default") == ["soon", "default"]
+    assert go_on(standings, 20, "default") == ["default", "soon"]
     turns = {"fast": seen(100, answer_ms=50), "soon": seen(50, answer_ms=5), "default": seen(20, answer_ms=90)}
     assert winner(turns, 20, "default", {}) == "soon"
     assert winner(turns, 1, "default", {}) is None

@@ -25,6 +25,9 @@ from farthing.types.tensors import Tensor
 HISTOGRAM_SAMPLES_MAX: Final = 64
 """Entropy and percentile keep every activation of every sample until the end."""
 
+HELD_MAX: Final = 32
+"""Samples whose activations are held in memory together, where only their extremes count."""
+
 WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 """Operators that int8 makes faster, and whose weights it changes."""
 
@@ -82,7 +85,7 @@ def quantise(
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(keep),
                 calibrate_method=methods[artefact],
-                extra_options={"CalibMaxIntermediateOutputs": 32},
+                extra_options={"CalibMaxIntermediateOutputs": _held(len(samples))},
             )
         except Exception as error:
             raise LoadFailed(f"{artefact} could not be made: {reason_of(error)}") from error
@@ -103,6 +106,12 @@ def layers_of(prepared: Path) -> list[tuple[str, ...]]:
         else:
             before.append(node.name)
     return [tuple(layer) for layer in layers]
+
+
+def _held(samples: int) -> int:
+    """Samples whose activations are held at a time. ONNX Runtime fails ("No data is collected") where the last of them
+    fill it exactly."""
+    return next(count for count in range(HELD_MAX, 0, -1) if samples % count or count == 1)
 
 
 class _Rows:

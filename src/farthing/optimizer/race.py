@@ -7,7 +7,7 @@ is dropped whose rate cannot yet be told from the best one's. Pure: `optimizer.t
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Final
 
 import msgspec
@@ -22,8 +22,10 @@ TIE: Final = 0.02
 """Rates nearer than this are a tie whatever their intervals say: machines drift by more between two runs."""
 
 
-ONE_TURN: Final = 0.15
-"""What a single turn may be off by, in parts of its rate."""
+NOISE: Final = 0.06
+NOISE_WEIGHT: Final = 4
+"""What turns differ by, as a standard deviation of their rates' logarithms, before any was seen; it counts as so many
+turns. Two turns that happen to agree prove little, and two that happen not to are no proof of chaos."""
 
 
 class Turn(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,8 +52,7 @@ def standing(turns: Sequence[Turn]) -> Standing:
     """The geometric mean of the rates and its interval (Student's, on their logarithms)."""
     logs = [math.log(max(turn.rows_per_s, 1e-9)) for turn in turns]
     mean = fmean(logs)
-    half = _student(len(logs) - 1) * stdev(logs) / math.sqrt(len(logs)) if len(logs) > 1 else ONE_TURN
-    half = max(half, 0.005)
+    half = _half_width(logs)
     slowest = max(turn.run_ms_p99 for turn in turns[-3:])
     return Standing(
         rows_per_s=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), answer_ms=2 * slowest
@@ -73,8 +74,8 @@ def go_on(standings: Mapping[str, Standing], answer_ms_max: float | None, favour
         or able[name].high >= best.low
         or able[name].rows_per_s >= best.rows_per_s * (1 - TIE)
     ]
-    if favourite in standings and favourite not in kept:
-        kept.append(favourite)
+    if favourite in standings:  # first, so that it has its turn in every round that is begun
+        kept = [favourite, *(name for name in kept if name != favourite)]
     return kept
 
 
@@ -94,9 +95,7 @@ def beats(ours: Sequence[Turn], theirs: Sequence[Turn]) -> bool:
     the mean ratio's logarithm, Student's).
     """
     ratios = [math.log(max(a.rows_per_s, 1e-9) / max(b.rows_per_s, 1e-9)) for a, b in zip(ours, theirs, strict=False)]
-    if len(ratios) < 2:
-        return bool(ratios) and ratios[0] > ONE_TURN
-    return fmean(ratios) - _student(len(ratios) - 1) * stdev(ratios) / math.sqrt(len(ratios)) > 0
+    return bool(ratios) and fmean(ratios) > _half_width(ratios)
 
 
 def winner(
@@ -130,6 +129,13 @@ def front(points: Mapping[str, tuple[float, ...]]) -> list[str]:
             if other != name
         )
     ]
+
+
+def _half_width(logs: Sequence[float]) -> float:
+    """Half of the 95 % interval of a mean, its spread learned from these values and from `NOISE`."""
+    mean, freedom = fmean(logs), NOISE_WEIGHT + len(logs) - 1
+    spread = math.sqrt((NOISE_WEIGHT * NOISE**2 + sum((value - mean) ** 2 for value in logs)) / freedom)
+    return _student(freedom) * spread / math.sqrt(len(logs))
 
 
 def _student(freedom: int) -> float:
