@@ -113,6 +113,9 @@ class Subrequests(Protocol):
     def soon(self, call: Callable[[], None]) -> None:
         """Has this called in the next turn of the event loop. On the event loop."""
 
+    def on_loop(self, call: Callable[[], None]) -> None:
+        """Has this called on the event loop, soon; not if it is closed. On any thread."""
+
     def submit(self, subrequest: Subrequest, done: Callable[[InferResponse | FarthingError], None]) -> None:
         """`done` is called once with the answer, at once or later, unless it is withdrawn. On the event loop."""
 

@@ -56,6 +56,10 @@ class RuntimeSubrequests:
         """Its batch has ended without waiting for it; the answer is still wanted."""
         self._soon(self._waits.pop, subrequest, None)
 
+    def on_loop(self, call: Callable[[], None]) -> None:
+        """Has this called on the event loop, soon."""
+        self._soon(call)
+
     def _soon(self, call: Callable[..., object], *arguments: object) -> bool:
         try:
             if self._loop is None:

@@ -72,6 +72,9 @@ class Server:
         if threading.current_thread() is not self.loop:
             self.end_turn()
 
+    def on_loop(self, call: Callable[[], None]) -> None:
+        self.soon(call)
+
     def end_turn(self) -> None:
         calls, self.calls = self.calls, []
         for call in calls:

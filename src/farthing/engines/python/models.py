@@ -20,7 +20,7 @@ from farthing.types.requests import Parameter
 from farthing.types.tensors import Tensor
 
 if TYPE_CHECKING:
-    from farthing.engines.python.native import Request
+    from farthing.engines.python.native import Request, StreamRequest
 
 
 class OtherModel:
@@ -38,7 +38,7 @@ class OtherModel:
         inputs: Mapping[str, object],
         *,
         outputs: Sequence[str] = (),
-        request: "Request | None" = None,
+        request: "Request | StreamRequest | None" = None,
         parameters: Mapping[str, Parameter] | None = None,
         priority: int = 0,
         timeout_s: float = 0.0,
@@ -59,7 +59,7 @@ class OtherModel:
         inputs: Mapping[str, object],
         *,
         outputs: Sequence[str] = (),
-        request: "Request | None" = None,
+        request: "Request | StreamRequest | None" = None,
         parameters: Mapping[str, Parameter] | None = None,
         priority: int = 0,
         timeout_s: float = 0.0,
@@ -76,7 +76,7 @@ class OtherModel:
         self,
         inputs: Mapping[str, object],
         outputs: Sequence[str],
-        request: "Request | None",
+        request: "Request | StreamRequest | None",
         parameters: Mapping[str, Parameter] | None,
         priority: int,
         timeout_s: float,
@@ -91,7 +91,8 @@ class OtherModel:
             parameters=dict(parameters or {}),
             priority=priority,
             timeout_us=max(1, round(timeout_s * 1e6)) if timeout_s else 0,
-            member=-1 if request is None else request.place,
+            member=getattr(request, "place", -1),
+            stream=getattr(request, "stream", 0),
         )
 
 

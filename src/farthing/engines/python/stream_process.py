@@ -24,6 +24,7 @@ from farthing.engines.python.stream_messages import (
     decode_answer,
     encode,
 )
+from farthing.engines.python.subrequest_port import SubrequestPort
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, TooLarge
 from farthing.types.tensors import Tensor
 
@@ -64,16 +65,18 @@ class Streams:
         connection: Connection,
         inputs: Arena,
         *,
+        port: SubrequestPort,
         death: Callable[[str], FarthingError],
         kill: Callable[[], None],
     ) -> None:
-        """`death` waits for the process's end and tells of it."""
+        """`port` learns which requests are being answered. `death` waits for the process's end and tells of it."""
         self._model = model
         self._connection = connection
         self._inputs = inputs
+        self._port = port
         self._death = death
         self._kill = kill
-        self._numbers = count()
+        self._numbers = count(1)
         self._lock = threading.Lock()
         self._hears: dict[int, HearResponse] = {}
         self._ending: FarthingError | None = None
@@ -106,6 +109,8 @@ class Streams:
             if self._ending is not None:
                 raise self._ending
             self._is_free.clear()
+            # Before the process can ask on their behalf.
+            self._port.begin_streams(dict(zip(numbers, batch.parents or [None] * len(numbers), strict=True)))
             self._hears.update(zip(numbers, hears, strict=True))
         self.post(order)
         return RunningStreams(self, numbers, timeout_s)
@@ -127,6 +132,7 @@ class Streams:
         with self._lock:
             is_open = self._hears.pop(number, None) is not None
         if is_open:
+            self._port.leave_stream(number)
             self.post(encode(Cancel(number)))
 
     def post(self, data: bytes) -> None:
@@ -166,6 +172,8 @@ class Streams:
         tensors = {place.name: read_tensor(memory, place) for place in response.places}
         with self._lock:
             hear = self._hears.pop(response.number, None) if response.is_last else self._hears.get(response.number)
+        if response.is_last:
+            self._port.end_stream(response.number)
         if hear is not None:
             hear(response, tensors)
 

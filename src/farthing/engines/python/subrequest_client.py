@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,6 +32,11 @@ REFERRED_BYTES_MIN: Final = 4096
 """Smaller tensors are copied: looking for where they lie takes longer."""
 
 
+answered_here: Final[ContextVar[tuple[int, ...]]] = ContextVar("answered_here", default=())
+"""Numbers of the requests that the running code answers, where a model answers as often as it likes. Tasks have it
+from whoever made them; threads that a model starts begin without."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
     """A subrequest as a model asks it."""
@@ -44,6 +50,8 @@ class Question:
     priority: int = 0
     timeout_us: int = 0
     member: int = -1
+    stream: int = 0
+    """The number of the request that it is for, where these have numbers; 0: of all that are answered here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +106,8 @@ class SubrequestClient:
         self._batches = 0
         self._batch_inputs: Tensor | None = None
         self._inputs_renewed = 0
+        self.turn_threads: set[int] = set()
+        """Threads that requests take turns on: one that waits there holds up the others."""
 
     # -- the batch on whose behalf ---------------------------------------------------------------------------------
 
@@ -181,6 +191,7 @@ class SubrequestClient:
             number = self._asked
             self._pending[number] = pending
             batch, renewed = self._batch, self._inputs_renewed
+        streams = (question.stream,) if question.stream else answered_here.get()
         fd, freed = -1, self._freed_now()
         try:
             puts, arena, fd = self._put(question.inputs)
@@ -198,6 +209,8 @@ class SubrequestClient:
                     timeout_us=question.timeout_us,
                     batch=batch,
                     member=question.member if batch else -1,
+                    streams=streams,
+                    blocks=bool(streams) and loop is None and pending.thread in self.turn_threads,
                     inputs_renewed=renewed,
                     arena=arena,
                     has_new_arena=fd >= 0,
@@ -364,8 +377,12 @@ class SubrequestClient:
                 self._freed.append(answer.arena)
             return
         asked.answer = answer
+        is_withdrawn = isinstance(answer, Failed) and answer.is_withdrawn
         if asked.arena:
-            self._pool.give(asked.arena)
+            self._pool.drop(asked.arena) if is_withdrawn else self._pool.give(asked.arena)
+        if is_withdrawn:
+            self._outbox.add(messages.encode(Withdraw(answer.number, asked.arena)))
+            self._flush()
         _wake(asked)
         self._let_in()
 

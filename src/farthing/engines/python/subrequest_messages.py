@@ -59,6 +59,10 @@ class Ask(_Message, frozen=True, kw_only=True):
     """The batch that runs, counted from 1; 0: none does."""
     member: int = -1
     """The request of it that this is for; -1: all of them."""
+    streams: tuple[int, ...] = ()
+    """Instead of a batch: the numbers of the requests being answered that this is for (`stream_messages`)."""
+    blocks: bool = False
+    """Until the answer is there, the process begins no other batch and goes on with none of its requests."""
     inputs_renewed: int = 0
     """How often the batches' inputs have moved to another arena."""
     arena: int = 0
@@ -97,9 +101,11 @@ class Failed(_Message, frozen=True, kw_only=True):
     error: str
     hint: str
     retry_after_s: float | None
+    is_withdrawn: bool = False
+    """The server gave it up: its inputs may still be read, and the worker answers with `Withdraw`."""
 
 
-def failed(number: int, error: FarthingError) -> Failed:
+def failed(number: int, error: FarthingError, *, is_withdrawn: bool = False) -> Failed:
     """An error as a message: of the nearest kind that both sides know."""
     kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in ERRORS), EngineFailed.__name__)
     # An answer has to arrive, however long what it says is.
@@ -109,6 +115,7 @@ def failed(number: int, error: FarthingError) -> Failed:
         error=error.message[:_TEXT_CHARACTERS_MAX],
         hint=error.hint[:_TEXT_CHARACTERS_MAX],
         retry_after_s=error.retry_after_s,
+        is_withdrawn=is_withdrawn,
     )
 
 

@@ -25,7 +25,7 @@ from farthing.engines.python.arena_pool import ArenaPool, NoRoom
 from farthing.engines.python.channel import Arena, Place, read_tensor, write_tensors
 from farthing.engines.python.subrequest_client import HELD_MAX
 from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Told, Withdraw
-from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, Overloaded
+from farthing.types.errors import Cancelled, EngineFailed, FarthingError, InvalidInput, Overloaded
 from farthing.types.requests import InferResponse
 from farthing.types.tensors import NUMPY_DTYPES, Tensor
 
@@ -64,6 +64,12 @@ class SubrequestPort:
         self._batch: Sequence[Parent | None] = ()
         self._batch_inputs: Tensor | None = None
         self._inputs_renewed = 0
+        self._streams: dict[int, Parent | None] = {}
+        """Where the model answers as often as it likes: the requests it is answering, by their numbers."""
+        self._left: set[int] = set()
+        """Those of them that nobody waits for any more."""
+        self._asked_for: dict[int, tuple[int, ...]] = {}
+        """The requests that each subrequest under way is for."""
         self._is_over = self._is_closed = False
         self._outbox = messages.Outbox()
         """Answers of one turn of the event loop; they leave at its end, together."""
@@ -94,6 +100,49 @@ class SubrequestPort:
         """The batches' inputs lie in another arena from now on."""
         with self._lock:
             self._inputs_renewed += 1
+
+    # -- requests that are answered as often as the model likes -----------------------------------------------------
+
+    def begin_streams(self, parents: Mapping[int, Parent | None]) -> None:
+        """Requests of these numbers are about to be answered."""
+        with self._lock:
+            self._streams.update(parents)
+
+    def leave_stream(self, number: int) -> None:
+        """Nobody waits for this one's answers any more: what was asked for it alone is withdrawn. On any thread."""
+        with self._lock:
+            if number not in self._streams:
+                return
+            self._left.add(number)
+        if self._subrequests is not None:
+            self._subrequests.on_loop(partial(self._withdraw_for, number))
+
+    def end_stream(self, number: int) -> None:
+        """The model has said its last word to it. Subrequests that it left under way are nobody's."""
+        with self._lock:
+            self._streams.pop(number, None)
+            self._left.discard(number)
+            over = [n for n, streams in self._asked_for.items() if not any(s in self._streams for s in streams)]
+            left = [subrequest for n in over if (subrequest := self._under_way.get(n)) and subrequest.sender]
+            for n in over:
+                del self._asked_for[n]
+        if self._subrequests is not None:
+            for subrequest in left:
+                self._subrequests.detach(subrequest)
+
+    def _withdraw_for(self, number: int) -> None:
+        with self._lock:
+            over = [n for n, streams in self._asked_for.items() if number in streams and self._left.issuperset(streams)]
+            subrequests = [self._forget(n) for n in over]
+        for n, subrequest in zip(over, subrequests, strict=True):
+            if subrequest is not None and self._subrequests is not None:
+                self._subrequests.withdraw(subrequest)
+                self._send_soon(messages.encode(messages.failed(n, _nobody_waits(), is_withdrawn=True)))
+
+    def _forget(self, number: int) -> Subrequest | None:
+        """A subrequest is not under way any more."""
+        self._asked_for.pop(number, None)
+        return self._under_way.pop(number, None)
 
     # -- what the process asks ---------------------------------------------------------------------------------------
 
@@ -162,7 +211,7 @@ class SubrequestPort:
             if len(self._under_way) >= SUBREQUESTS_MAX:
                 raise Overloaded(f"{SUBREQUESTS_MAX} subrequests of this process are under way, as many as may be")
             memories = [self._memory(put.arena, put.place.offset + put.place.size, ask) for put in ask.inputs]
-            batch = self._batch if ask.batch == self._batches else ()
+            batch, parents, sender = self._on_behalf(ask)
         subrequest = Subrequest(
             model_name=ask.model,
             model_version=ask.version,
@@ -174,13 +223,32 @@ class SubrequestPort:
             parameters=ask.parameters,
             priority=max(0, ask.priority),
             timeout_us=max(0, ask.timeout_us),
-            parents=(batch[ask.member],) if 0 <= ask.member < len(batch) else batch,
-            sender=self._sender if batch else None,
+            parents=parents,
+            sender=sender,
             batch=batch,
         )
         with self._lock:
             self._under_way[ask.number] = subrequest
+            if ask.streams:
+                self._asked_for[ask.number] = ask.streams
         return subrequest
+
+    def _on_behalf(self, ask: Ask) -> tuple[Sequence[Parent | None], Sequence[Parent | None], Sender | None]:
+        """Requests that wait for the answer, those that it is for, and who waits. Raises that they have gone."""
+        if not ask.streams:
+            batch = self._batch if ask.batch == self._batches else ()
+            parents = (batch[ask.member],) if 0 <= ask.member < len(batch) else batch
+            return batch, parents, self._sender if batch else None
+        open_ = [number for number in ask.streams if number in self._streams]
+        if open_ and self._left.issuperset(open_):
+            raise _nobody_waits()
+        parents = [self._streams[number] for number in open_]
+        if not parents:
+            return (), (), None
+        if ask.blocks:
+            return list(self._streams.values()), parents, self._sender
+        # The instance goes on; only these requests wait, as if they were an instance of their own.
+        return parents, parents, Sender((id(self), ask.streams), self._sender.instance, _one)
 
     def _memory(self, number: int, end: int, ask: Ask) -> Tensor:
         if number == BATCH_INPUTS:
@@ -196,7 +264,7 @@ class SubrequestPort:
 
     def _withdraw(self, number: int, arena: int) -> None:
         with self._lock:
-            subrequest = self._under_way.pop(number, None)
+            subrequest = self._forget(number)
             if arena:
                 self._inputs.pop(arena).close()
         if subrequest is not None and self._subrequests is not None:
@@ -206,6 +274,9 @@ class SubrequestPort:
         """The process is gone, and nobody waits for these answers."""
         with self._lock:
             left, self._under_way = list(self._under_way.values()), {}
+            self._asked_for.clear()
+            self._streams.clear()
+            self._left.clear()
         if self._subrequests is not None:
             for subrequest in left:
                 self._subrequests.withdraw(subrequest)
@@ -228,7 +299,7 @@ class SubrequestPort:
         with self._lock:
             is_wanted = self._under_way.get(number) is subrequest
             if is_wanted:
-                del self._under_way[number]
+                self._forget(number)
             return is_wanted
 
     def _write(
@@ -347,6 +418,14 @@ class SubrequestPort:
             self._answers.close()
             self._batch_inputs = None
         self._socket.close()
+
+
+def _one() -> int:
+    return 1
+
+
+def _nobody_waits() -> Cancelled:
+    return Cancelled("nobody waits any more for the request that this was asked for")
 
 
 def _carry_out(writes: "SimpleQueue[Write | None]") -> None:

@@ -145,9 +145,11 @@ class PreferredMemory:
 class InferenceTrace:
     """A request's trace: none is recorded in here, but a request made with it is made on that one's behalf."""
 
-    def __init__(self, place: int = -1) -> None:
+    def __init__(self, place: int = -1, stream: int = 0) -> None:
         self.place = place
         """The request's place in its batch; -1: none."""
+        self.stream = stream
+        """Its number, if it is answered by a sender; else 0."""
 
     def get_context(self) -> str | None:
         return None

@@ -67,6 +67,7 @@ def _question(request: "triton.InferenceRequest") -> Question:
         parameters=parameters,
         timeout_us=request.timeout(),
         member=request.trace().place,
+        stream=request.trace().stream,
     )
 
 
