@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.runtime.shop import Shop, Stuck
+from tests.runtime.shop import Shop, Stuck, ask
 from tests.runtime.test_subrequests import executable_of, until
 
+from farthing.engines.python.stream_messages import UNTAKEN_RESPONSES_MAX
 from farthing.runtime.runtime import Runtime
 from farthing.runtime.served import ServedVersion
 from farthing.runtime.served_streams import ServedStreams, Stream
@@ -302,3 +303,189 @@ async def test_a_generator_that_waits_for_another_model_hears_that_its_client_le
             await until(lambda: notes.exists() and "," in notes.read_text())
             assert notes.read_text() == "Cancelled, Cancelled"
         assert await told(runtime, "waits", 2) == [4]
+
+
+COUNT = """
+def infer(self, inputs):
+    n = int(inputs["x"][0, 0])
+    for i in range(n):
+        NOTES.write_text(str(i))
+        yield {"y": np.full((1, 1), i, np.float32)}
+"""
+
+SUMS = {
+    "once": """
+    def infer(self, inputs):
+        answers = self.models["count"].stream({"x": inputs["x"]})
+        return {"y": sum((answer["y"] for answer in answers), np.zeros((1, 1), np.float32))}
+    """,
+    "once_async": """
+    async def infer(self, inputs):
+        async def drawn():
+            return [answer["y"] async for answer in self.models["count"].stream_async({"x": inputs["x"]})]
+        answers = await asyncio.gather(*(drawn() for _ in range(8)))
+        assert all(answer == answers[0] for answer in answers)
+        return {"y": sum(answers[0], np.zeros((1, 1), np.float32))}
+    """,
+    "often": """
+    def infer(self, inputs, request):
+        y = np.zeros((1, 1), np.float32)
+        for answer in self.models["count", 1].stream({"x": inputs["x"]}, outputs=["y"], request=request):
+            y += answer["y"]
+        yield {"y": y}
+    """,
+    "often_async": """
+    async def infer(self, inputs):
+        y = np.zeros((1, 1), np.float32)
+        async for answer in self.models["count"].stream_async({"x": inputs["x"]}):
+            y += answer["y"]
+        yield {"y": y}
+    """,
+}
+
+EXEC = """
+def execute(self, requests):
+    for request in requests:
+        count = pb_utils.InferenceRequest(model_name="count", requested_output_names=["y"], inputs=request.inputs())
+        y = np.zeros((1, 1), np.float32)
+        for response in count.exec(decoupled=True):
+            y = y + pb_utils.get_output_tensor_by_name(response, "y").as_numpy()
+        sender = request.get_response_sender()
+        sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("y", y)]), FINAL)
+"""
+
+ASYNC_EXEC = """
+async def execute(self, requests):
+    for request in requests:
+        count = pb_utils.InferenceRequest(model_name="count", requested_output_names=["y"], inputs=request.inputs())
+        y = np.zeros((1, 1), np.float32)
+        two = await asyncio.gather(count.async_exec(decoupled=True), count.async_exec(decoupled=True))
+        for response in two[0]:
+            y = y + pb_utils.get_output_tensor_by_name(response, "y").as_numpy()
+        async for response in two[1]:
+            y = y - pb_utils.get_output_tensor_by_name(response, "y").as_numpy() / 2
+        sender = request.get_response_sender()
+        sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("y", y * 2)]), FINAL)
+"""
+
+
+async def test_models_that_answer_often_are_asked_for_all_their_answers(shop: Shop, write: WriteModel) -> None:
+    shop.put("double", 2)
+    write("count", COUNT)
+    for name, code in SUMS.items():
+        write(name, code)
+    write("exec", EXEC, head=TRITON)
+    write("async_exec", ASYNC_EXEC, head=TRITON)
+    async with shop.open() as runtime:
+        for n in (0, 1, 100):
+            total = n * (n - 1) / 2
+            assert await ask(runtime, "once", value=n) == total
+            assert await ask(runtime, "once_async", value=n) == total
+            for name in ("often", "often_async", "exec", "async_exec"):
+                assert await told(runtime, name, n) == [total], name
+        together = await asyncio.gather(*(told(runtime, "often_async", 40) for _ in range(30)))
+        assert together == [[780]] * 30
+        assert not runtime._subrequests._withdraws
+        assert not runtime._subrequests._takes
+
+
+BROKEN = """
+def infer(self, inputs):
+    yield {"y": inputs["x"]}
+    raise ZeroDivisionError("nought")
+"""
+
+DRAWS = """
+def infer(self, inputs):
+    for name in ("broken", "double", "ghost"):
+        try:
+            for answer in self.models[name].stream({"x": inputs["x"]}):
+                yield answer
+        except Exception as problem:
+            yield {"y": np.full((1, 1), len(type(problem).__name__), np.float32)}
+"""
+
+
+async def test_an_error_ends_the_answers_and_models_that_answer_once_are_drawn_too(
+    shop: Shop, write: WriteModel
+) -> None:
+    shop.put("double", 2)
+    write("broken", BROKEN)
+    write("draws", DRAWS)
+    async with shop.open() as runtime:
+        assert await told(runtime, "draws", 4) == [4, len("EngineFailed"), 8, len("ModelNotFound")]
+
+
+FIRST = """
+def infer(self, inputs):
+    answers = self.models["count"].stream({"x": np.full((1, 1), 1e6, np.float32)})
+    yield next(answers)
+    yield next(answers)
+    if inputs["x"][0, 0] == 1:
+        self.double({"x": inputs["x"]})
+    if inputs["x"][0, 0] == 2:
+        for _ in range(100):
+            yield next(answers)
+"""
+
+
+@pytest.mark.usefixtures("threads_only")
+async def test_who_draws_slowly_makes_the_other_model_wait_and_who_leaves_ends_it(
+    shop: Shop, write: WriteModel
+) -> None:
+    shop.put("double", 2)
+    write("count", COUNT)
+    write("first", FIRST)
+    async with shop.open() as runtime:
+        count = runtime.resolve("count")
+        assert isinstance(count, ServedStreams)
+        notes = shop.folder / "count" / "1" / "notes"
+        with Stuck() as stuck:
+            slow = Talk(runtime, "first", 1)
+            await stuck.wait_until_entered()
+            await until(lambda: notes.exists() and int(notes.read_text() or 0) >= UNTAKEN_RESPONSES_MAX)
+            await asyncio.sleep(0.05)
+            assert int(notes.read_text()) <= UNTAKEN_RESPONSES_MAX + 3
+        assert await slow.rest() == [0, 1]
+        await until(lambda: count.loop.is_empty)  # it let go of the rest
+        # A client that does not take its answers makes the first model wait, and so the second.
+        idle = Talk(runtime, "first", 2, takes=False)
+        await until(lambda: len(idle.values) == UNTAKEN_RESPONSES_MAX)
+        assert not count.loop.is_empty
+        assert idle.stream is not None
+        idle.stream.withdraw()
+        await until(lambda: count.loop.is_empty)
+        assert not runtime._subrequests._withdraws
+
+
+PING = """
+def infer(self, inputs):
+    answers = self.models["pong"].stream({"x": inputs["x"] - 1}) if inputs["x"][0, 0] > 0 else [{"y": inputs["x"]}]
+    return {"y": list(answers)[0]["y"]}
+"""
+
+PONG = """
+async def infer(self, inputs):
+    yield await self.models["ping"].infer_async({"x": inputs["x"] - 1})
+"""
+
+MIRROR = """
+def infer(self, inputs):
+    for answer in self.models["mirror"].stream({"x": inputs["x"]}):
+        yield answer
+"""
+
+
+async def test_a_circle_through_models_that_answer_often_is_refused_at_once(shop: Shop, write: WriteModel) -> None:
+    shop.put("double", 2)
+    write("ping", PING)
+    write("pong", PONG)
+    write("mirror", MIRROR)
+    async with shop.open() as runtime:
+        assert await ask(runtime, "ping", value=0) == 0
+        with pytest.raises(EngineFailed, match="a request to model `ping` would wait for ever"):
+            await ask(runtime, "ping", value=2)
+        with pytest.raises(EngineFailed, match="a request to model `mirror` would wait for ever"):
+            await told(runtime, "mirror")
+        assert await told(runtime, "pong", 1) == [0]
+        assert not runtime._subrequests._waits

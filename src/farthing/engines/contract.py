@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from farthing.types.errors import FarthingError
-from farthing.types.requests import InferRequest, InferResponse, Parameter
+from farthing.types.requests import InferRequest, InferResponse, Parameter, StreamedResponse
 from farthing.types.tensors import Tensor, TensorSpec
 
 
@@ -118,6 +118,12 @@ class Subrequests(Protocol):
 
     def submit(self, subrequest: Subrequest, done: Callable[[InferResponse | FarthingError], None]) -> None:
         """`done` is called once with the answer, at once or later, unless it is withdrawn. On the event loop."""
+
+    def stream(self, subrequest: Subrequest, hear: Callable[[StreamedResponse], None]) -> None:
+        """`hear` gets each answer, at once or later, until the last one or a withdrawal. On the event loop."""
+
+    def taken(self, subrequest: Subrequest) -> None:
+        """One more of its answers has been dealt with; so many are made ahead. On the event loop."""
 
     def withdraw(self, subrequest: Subrequest) -> None:
         """Nobody wants the answer any more. On the event loop."""

@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -24,9 +25,9 @@ from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.arena_pool import ArenaPool, NoRoom
 from farthing.engines.python.channel import Arena, Place, read_tensor, write_tensors
 from farthing.engines.python.subrequest_client import HELD_MAX
-from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Told, Withdraw
+from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Next, Told, Withdraw
 from farthing.types.errors import Cancelled, EngineFailed, FarthingError, InvalidInput, Overloaded
-from farthing.types.requests import InferResponse
+from farthing.types.requests import InferResponse, StreamedResponse
 from farthing.types.tensors import NUMPY_DTYPES, Tensor
 
 ANSWER_BYTES_SOON: Final = 1 << 18
@@ -70,6 +71,8 @@ class SubrequestPort:
         """Those of them that nobody waits for any more."""
         self._asked_for: dict[int, tuple[int, ...]] = {}
         """The requests that each subrequest under way is for."""
+        self._draws: dict[int, _Draw] = {}
+        """Of those under way that may be answered many times."""
         self._is_over = self._is_closed = False
         self._outbox = messages.Outbox()
         """Answers of one turn of the event loop; they leave at its end, together."""
@@ -142,6 +145,7 @@ class SubrequestPort:
     def _forget(self, number: int) -> Subrequest | None:
         """A subrequest is not under way any more."""
         self._asked_for.pop(number, None)
+        self._draws.pop(number, None)
         return self._under_way.pop(number, None)
 
     # -- what the process asks ---------------------------------------------------------------------------------------
@@ -165,6 +169,8 @@ class SubrequestPort:
             for question in messages.decode_questions(data):
                 if isinstance(question, Withdraw):
                     self._withdraw(question.number, question.arena)
+                elif isinstance(question, Next):
+                    self._next(question)
                 else:
                     self._ask(question, fds)
             if fds:
@@ -192,7 +198,11 @@ class SubrequestPort:
             self._send_soon(messages.encode(messages.failed(ask.number, refused)))
             return
         assert self._subrequests is not None
-        self._subrequests.submit(subrequest, partial(self._answer, ask.number, subrequest))
+        if ask.is_stream:
+            self._draws[ask.number] = _Draw(subrequest)
+            self._subrequests.stream(subrequest, partial(self._said, ask.number, subrequest))
+        else:
+            self._subrequests.submit(subrequest, partial(self._answer, ask.number, subrequest))
 
     def _take_memory(self, ask: Ask, fds: list[int]) -> None:
         for number in ask.freed:
@@ -275,6 +285,7 @@ class SubrequestPort:
         with self._lock:
             left, self._under_way = list(self._under_way.values()), {}
             self._asked_for.clear()
+            self._draws.clear()
             self._streams.clear()
             self._left.clear()
         if self._subrequests is not None:
@@ -283,16 +294,52 @@ class SubrequestPort:
 
     # -- what it is answered ---------------------------------------------------------------------------------------
 
-    def _answer(self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError) -> None:
+    def _said(self, number: int, subrequest: Subrequest, said: StreamedResponse) -> None:
+        draw = self._draws.get(number)
+        if draw is not None and draw.subrequest is subrequest:
+            draw.said.append(said)  # so many as the model makes ahead
+            self._tell(number, draw)
+
+    def _next(self, question: Next) -> None:
+        number = question.number
+        with self._lock:
+            for arena in question.freed:
+                self._answers.give(arena)
+        draw = self._draws.get(number)
+        if draw is None:  # it was withdrawn meanwhile
+            return
+        if draw.is_wanted:
+            raise ValueError(f"the next answer of subrequest {number} was asked for twice")
+        draw.is_wanted = True
+        self._tell(number, draw)
+
+    def _tell(self, number: int, draw: "_Draw") -> None:
+        """Hands over the next answer, if it is there and wanted."""
+        if not draw.is_wanted or not draw.said:
+            return
+        said = draw.said.popleft()
+        draw.is_wanted = False
+        if not said.is_last and self._subrequests is not None:
+            self._subrequests.taken(draw.subrequest)
+        if said.answer is None:
+            self._over(number, draw.subrequest)
+            self._send_soon(messages.encode(messages.ended(number)))
+        else:
+            self._answer(number, draw.subrequest, said.answer, is_last=said.is_last)
+
+    def _answer(
+        self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError, *, is_last: bool = True
+    ) -> None:
         if isinstance(answer, FarthingError):
-            self._over(number, subrequest)
-            self._send_soon(messages.encode(messages.failed(number, answer)))
+            if is_last:
+                self._over(number, subrequest)
+            self._send_soon(messages.encode(messages.failed(number, answer, is_last=is_last)))
             return
         size = sum(tensor.nbytes for tensor in answer.outputs.values())
         if size > ANSWER_BYTES_SOON or any(tensor.dtype.hasobject for tensor in answer.outputs.values()):
-            self._on_thread(partial(self._write, number, subrequest, answer, self._send_alone))
+            self._on_thread(partial(self._write, number, subrequest, answer, self._send_alone, is_last=is_last))
         else:
-            self._write(number, subrequest, answer, self._send_soon)
+            self._write(number, subrequest, answer, self._send_soon, is_last=is_last)
 
     def _over(self, number: int, subrequest: Subrequest) -> bool:
         """Ends one; False where it was withdrawn meanwhile."""
@@ -303,26 +350,35 @@ class SubrequestPort:
             return is_wanted
 
     def _write(
-        self, number: int, subrequest: Subrequest, answer: InferResponse, send: Callable[[bytes, int], None]
+        self,
+        number: int,
+        subrequest: Subrequest,
+        answer: InferResponse,
+        send: Callable[[bytes, int], None],
+        *,
+        is_last: bool,
     ) -> None:
         asked = subrequest.outputs
         outputs = {name: tensor for name, tensor in answer.outputs.items() if not asked or name in asked}
         try:
-            message, fd = self._told(number, answer, outputs)
+            message, fd = self._told(number, answer, outputs, is_last=is_last)
         except NoRoom as full:
             said: FarthingError = Overloaded(
                 f"model `{self._model}`: no memory for the answer of `{subrequest.model_name}`: {full}",
                 hint="let go of earlier answers, or ask for less at once",
             )
-            message, fd = messages.encode(messages.failed(number, said)), -1
+            message, fd = messages.encode(messages.failed(number, said, is_last=is_last)), -1
         except (ValueError, OverflowError, OSError) as problem:
             said = EngineFailed(f"the answer of model `{subrequest.model_name}` cannot be handed over: {problem}")
-            message, fd = messages.encode(messages.failed(number, said)), -1
+            message, fd = messages.encode(messages.failed(number, said, is_last=is_last)), -1
         # Withdrawn meanwhile or not: the process frees the memory once it has heard of it.
-        self._over(number, subrequest)
+        if is_last:
+            self._over(number, subrequest)
         send(message, fd)
 
-    def _told(self, number: int, answer: InferResponse, outputs: Mapping[str, Tensor]) -> tuple[bytes, int]:
+    def _told(
+        self, number: int, answer: InferResponse, outputs: Mapping[str, Tensor], *, is_last: bool
+    ) -> tuple[bytes, int]:
         """Writes outputs where the process can see them, and says so. Raises `NoRoom`, `ValueError`, `OSError`."""
         with self._lock:
             if self._is_closed:
@@ -338,6 +394,7 @@ class SubrequestPort:
                 parameters=dict(answer.parameters),
                 arena=arena_number,
                 has_new_arena=is_new,
+                is_last=is_last,
             )
             message = messages.encode(told)
             if len(message) > messages.PART_BYTES_MAX:
@@ -418,6 +475,17 @@ class SubrequestPort:
             self._answers.close()
             self._batch_inputs = None
         self._socket.close()
+
+
+class _Draw:
+    """A subrequest whose answers the process draws one by one."""
+
+    __slots__ = ("is_wanted", "said", "subrequest")
+
+    def __init__(self, subrequest: Subrequest) -> None:
+        self.subrequest = subrequest
+        self.is_wanted = True
+        self.said: deque[StreamedResponse] = deque()
 
 
 def _one() -> int:
