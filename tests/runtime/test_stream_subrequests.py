@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
 
@@ -489,3 +491,22 @@ async def test_a_circle_through_models_that_answer_often_is_refused_at_once(shop
             await told(runtime, "mirror")
         assert await told(runtime, "pong", 1) == [0]
         assert not runtime._subrequests._waits
+
+
+async def test_the_model_of_the_reference_page_shouts_what_the_other_counts(shop: Shop) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "python-models.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for name, word in (("shout", "class Shout"), ("countdown", "class Countdown")):
+        [code] = [block for block in blocks if word in block]
+        (shop.folder / name / "1").mkdir(parents=True)
+        (shop.folder / name / "1" / "model.py").write_text(code)
+    async with shop.open() as runtime:
+        served = runtime.resolve("shout")
+        assert isinstance(served, ServedStreams)
+        request = InferRequest(model_name="shout", inputs={"from": np.array([3], np.int32)})
+        said: asyncio.Queue[StreamedResponse] = asyncio.Queue()
+        served.stream(request, *served.check_stream(request), time.monotonic_ns(), said.put_nowait)
+        answers = [(await asyncio.wait_for(said.get(), 20)).answer for _ in range(4)]
+        words = [answer.outputs["left"][0] for answer in answers if isinstance(answer, InferResponse)]
+        assert words == [b"3!", b"2!", b"1!"]
+        assert answers[3] is None
