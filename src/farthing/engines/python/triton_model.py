@@ -32,7 +32,7 @@ class TritonModel:
 
     def __init__(self, model_class: type[Any], start: Start) -> None:
         config = _completed(model_class, _configuration(start))
-        self.ready = _ready(config)
+        self.ready = _ready(config, start.outputs)
         self.name = self._name = start.name
         self.version = self._version = start.version
         self.instance = self._model = model_class()
@@ -147,14 +147,17 @@ def _completed(model_class: type[Any], config: dict[str, Any]) -> dict[str, Any]
     return answer.as_dict()
 
 
-def _ready(config: dict[str, Any]) -> Ready:
+def _ready(config: dict[str, Any], wanted: Sequence[TensorSpec]) -> Ready:
     rows_max = config["max_batch_size"]
     for kind in ("input", "output"):
         if not config.get(kind):
             raise ModelMistake(f"neither the configuration nor auto_complete_config names an {kind}")
+    outputs = [_spec(entry, rows_max) for entry in config["output"]]
+    named = {spec.name for spec in outputs}
     return Ready(
         inputs=tuple(_spec(entry, rows_max) for entry in config["input"]),
-        outputs=tuple(_spec(entry, rows_max) for entry in config["output"]),
+        # States of sequences are no outputs of the configuration; what is wanted has them.
+        outputs=(*outputs, *(spec for spec in wanted if spec.name not in named)),
         batch_axis=rows_max > 0,
         batch_rows_max=rows_max,
         is_decoupled=triton.using_decoupled_model_transaction_policy(config),
