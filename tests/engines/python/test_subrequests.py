@@ -20,10 +20,11 @@ from farthing.engines.contract import Sender, Subrequest
 from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.channel import ARENA_BYTES_KEPT, Arena, Place
 from farthing.engines.python.subrequest_answers import Answers
-from farthing.engines.python.subrequest_client import HELD_MAX, Question, Reply, SubrequestClient
+from farthing.engines.python.subrequest_client import HELD_MAX, Question, Reply, SubrequestClient, answered_here
 from farthing.engines.python.subrequest_messages import SUBREQUESTS_MAX, Ask, Put
 from farthing.engines.python.subrequest_port import SubrequestPort
 from farthing.types.errors import (
+    Cancelled,
     EngineFailed,
     FarthingError,
     InvalidInput,
@@ -418,3 +419,42 @@ def test_a_process_that_draws_twice_at_once_is_ended(ends: Ends) -> None:
         for data, fds in outbox.sends():
             messages.send(ends.asking, data, fds)
     assert ends.nonsense.wait(10)
+
+
+@pytest.mark.parametrize("is_left_first", [True, False])
+def test_what_is_asked_for_several_is_withdrawn_when_the_last_has_left(ends: Ends, is_left_first: bool) -> None:
+    ends.server.holds = True
+    ends.port.begin_streams({1: None, 2: None, 3: None})
+    told: list[str] = []
+
+    def ask() -> None:
+        answered_here.set((1, 2))
+        with pytest.raises(Cancelled, match="nobody waits any more"):
+            ends.ask(inputs={"x": LARGE})
+        with pytest.raises(Cancelled, match="nobody waits any more"):
+            ends.ask(inputs={"x": LARGE}, stream=1)
+        told.append("both")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    eventually(lambda: len(ends.server.waiting) == 1)
+    [(subrequest, _)] = ends.server.waiting
+    assert subrequest.sender not in (None, ends.sender), "the requests wait, not the instance"
+    ends.port.leave_stream(3)
+    if is_left_first:
+        ends.port.leave_stream(1)
+        assert not ends.server.withdrawn
+        ends.port.end_stream(2)
+    else:
+        ends.port.end_stream(2)
+        assert not ends.server.withdrawn
+        ends.port.leave_stream(1)
+    thread.join(20)
+    assert told == ["both"]
+    assert ends.server.withdrawn == [subrequest]
+    ends.port.end_stream(1)
+    assert not ends.server.detached
+    # Its memory is dropped, on both sides, and a new one is made: an engine may be reading it still.
+    ends.server.holds = False
+    assert (ends.ask(inputs={"x": LARGE})["x"] == LARGE).all()
+    assert not ends.nonsense.is_set()

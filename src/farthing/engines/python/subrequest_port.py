@@ -112,13 +112,14 @@ class SubrequestPort:
             self._streams.update(parents)
 
     def leave_stream(self, number: int) -> None:
-        """Nobody waits for this one's answers any more: what was asked for it alone is withdrawn. On any thread."""
+        """Nobody waits for this one's answers any more: what was asked for it is withdrawn, unless it is also for
+        others that somebody waits for. On any thread."""
         with self._lock:
             if number not in self._streams:
                 return
             self._left.add(number)
         if self._subrequests is not None:
-            self._subrequests.on_loop(partial(self._withdraw_for, number))
+            self._subrequests.on_loop(self._withdraw_left)
 
     def end_stream(self, number: int) -> None:
         """The model has said its last word to it. Subrequests that it left under way are nobody's."""
@@ -129,13 +130,20 @@ class SubrequestPort:
             left = [subrequest for n in over if (subrequest := self._under_way.get(n)) and subrequest.sender]
             for n in over:
                 del self._asked_for[n]
+            is_any_left = bool(self._left and self._asked_for)
         if self._subrequests is not None:
             for subrequest in left:
                 self._subrequests.detach(subrequest)
+            if is_any_left:
+                self._subrequests.on_loop(self._withdraw_left)
 
-    def _withdraw_for(self, number: int) -> None:
+    def _withdraw_left(self) -> None:
         with self._lock:
-            over = [n for n, streams in self._asked_for.items() if number in streams and self._left.issuperset(streams)]
+            over = [
+                n
+                for n, streams in self._asked_for.items()
+                if self._left.issuperset(open_ := [s for s in streams if s in self._streams]) and open_
+            ]
             subrequests = [self._forget(n) for n in over]
         for n, subrequest in zip(over, subrequests, strict=True):
             if subrequest is not None and self._subrequests is not None:
