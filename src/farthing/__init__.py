@@ -4,16 +4,27 @@ from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from farthing.config.pipeline_builder import Pipeline, each
-    from farthing.engines.python.native import Context, Request, Tensor
+    from farthing.engines.python.native import Context, Request, StreamRequest, Tensor
     from farthing.optimizer import Plan, Target, optimize
 
-__all__ = ["Context", "Pipeline", "Plan", "Request", "Target", "Tensor", "__version__", "each", "optimize"]
+__all__ = [
+    "Context",
+    "Pipeline",
+    "Plan",
+    "Request",
+    "StreamRequest",
+    "Target",
+    "Tensor",
+    "__version__",
+    "each",
+    "optimize",
+]
 __version__: Final = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
     """What Python models, pipelines and programs import from here, fetched when it is asked for."""
-    if name in {"Context", "Request", "Tensor"}:
+    if name in {"Context", "Request", "StreamRequest", "Tensor"}:
         from farthing.engines.python import native
 
         return getattr(native, name)

@@ -191,15 +191,22 @@ def test_a_file_without_a_free_first_dimension_shares_no_runs(tmp_path: Path) ->
         load(tmp_path, running_sum(1))
 
 
-def test_python_models_keep_their_states_themselves(tmp_path: Path) -> None:
+def test_a_python_model_that_gives_no_state_is_told_so_when_it_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "py" / "1").mkdir(parents=True)
-    (tmp_path / "py" / "1" / "model.py").write_text("class TritonPythonModel: pass\n")
+    (tmp_path / "py" / "1" / "model.py").write_text("""
+from farthing import Tensor
+
+class Sum:
+    inputs = [Tensor("x", "FP32", [1])]
+    outputs = [Tensor("y", "FP32", [1])]
+
+    def infer(self, inputs):
+        return inputs
+""")
     (tmp_path / "py" / "config.pbtxt").write_text("""
         backend: "python"
-        input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]
-        output [ { name: "y" data_type: TYPE_FP32 dims: [ 1 ] } ]
         sequence_batching { state [ { input_name: "a" output_name: "b" data_type: TYPE_FP32 dims: [ 1 ] } ] }
     """)
     found = Repository([tmp_path]).find("py")
-    with pytest.raises(LoadFailed, match="state is not offered for Python models"):
+    with pytest.raises(LoadFailed, match="the model file has no output `b`"):
         load_version(found, found.versions[0])

@@ -332,6 +332,60 @@ async def test_loading_a_model_again_ends_its_sequences(shop: Shop) -> None:
             await add(runtime, 1, "s")
 
 
+STATEFUL = {
+    "triton": """
+import triton_python_backend_utils as pb_utils
+
+class TritonPythonModel:
+    def execute(self, requests):
+        responses = []
+        for request in requests:
+            x, before = (pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in ("x", "before"))
+            tensors = [pb_utils.Tensor(name, before + x) for name in ("y", "after")]
+            responses.append(pb_utils.InferenceResponse(tensors))
+        return responses
+""",
+    "class": """
+from farthing import Tensor
+
+class Sum:
+    inputs = [Tensor("x", "FP32", [-1, 1])]
+    outputs = [Tensor("y", "FP32", [-1, 1]), Tensor("after", "FP32", [-1, 1])]
+    max_batch_size = 4
+
+    def infer(self, inputs):
+        total = inputs["before"] + inputs["x"]
+        return {"y": total, "after": total}
+""",
+}
+
+
+@pytest.mark.parametrize("code", STATEFUL.values(), ids=STATEFUL)
+async def test_a_python_model_may_have_its_states_kept_for_it(shop: Shop, code: str) -> None:
+    put_python(shop)
+    (shop.folder / "sum" / "1" / "model.py").write_text(code)
+    shop.configure(
+        "sum",
+        """
+        backend: "python"
+        max_batch_size: 4
+        input [ { name: "x" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        output [ { name: "y" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        instance_group [ { count: 2 kind: KIND_CPU } ]
+        sequence_batching {
+          oldest { max_candidate_sequences: 16 }
+          state [ { input_name: "before" output_name: "after" data_type: TYPE_FP32 dims: [ 1 ] } ]
+        }
+        """,
+    )
+    async with shop.open() as runtime:
+        served = runtime.resolve("sum")
+        assert [tensor.name for tensor in (*served.spec.inputs, *served.spec.outputs)] == ["x", "y"]
+        for at in range(3):
+            said = await asyncio.gather(*(add(runtime, n, "" if at else "s", n) for n in range(1, 9)))
+            assert said == [n * (at + 1) for n in range(1, 9)]
+
+
 async def test_a_python_model_is_told_who_starts_and_who_it_is_and_keeps_its_states_itself(shop: Shop) -> None:
     put_python(shop)
     shop.configure(

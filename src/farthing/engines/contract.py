@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import msgspec
 
 from farthing.types.errors import FarthingError
-from farthing.types.requests import InferRequest, InferResponse, Parameter
+from farthing.types.requests import InferRequest, InferResponse, Parameter, StreamedResponse
 from farthing.types.tensors import Tensor, TensorSpec
 
 
@@ -113,8 +113,17 @@ class Subrequests(Protocol):
     def soon(self, call: Callable[[], None]) -> None:
         """Has this called in the next turn of the event loop. On the event loop."""
 
+    def on_loop(self, call: Callable[[], None]) -> None:
+        """Has this called on the event loop, soon; not if it is closed. On any thread."""
+
     def submit(self, subrequest: Subrequest, done: Callable[[InferResponse | FarthingError], None]) -> None:
         """`done` is called once with the answer, at once or later, unless it is withdrawn. On the event loop."""
+
+    def stream(self, subrequest: Subrequest, hear: Callable[[StreamedResponse], None]) -> None:
+        """`hear` gets each answer, at once or later, until the last one or a withdrawal. On the event loop."""
+
+    def taken(self, subrequest: Subrequest) -> None:
+        """One more of its answers has been dealt with; so many are made ahead. On the event loop."""
 
     def withdraw(self, subrequest: Subrequest) -> None:
         """Nobody wants the answer any more. On the event loop."""

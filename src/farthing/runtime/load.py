@@ -45,7 +45,7 @@ INSTANCES_MAX: Final = 256
 
 
 PYTHON: Final = "python"
-"""The engine whose models keep their states themselves."""
+"""The engine whose models take any input that is configured, whatever they declare."""
 
 
 class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,7 +79,6 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
     way = planned(found.name, version.path, config)
     plan = way.plan
     engine = _engine(config, version) if plan is None else engine_named(plan.engine)
-    _refuse_states_of(engine, found.name, config)
     instances = instance_count(found.name, config) if plan is None else plan.instances
     has_batch_said = bool(config.max_batch_size)
     inputs, outputs = tensor_specs(config, has_batch_dimension=has_batch_said, labels=read_labels(found))
@@ -198,14 +197,6 @@ def _is_decoupled(engine: Engine, name: str, config: ModelConfig, executable: Ex
             hint="answer each request of a sequence once, or keep the state in the model, by `sequence_id`",
         )
     return is_decoupled
-
-
-def _refuse_states_of(engine: Engine, name: str, config: ModelConfig) -> None:
-    if config.sequence_batching and config.sequence_batching.state and engine.name == PYTHON:
-        raise LoadFailed(
-            f"model `{name}`: sequence_batching.state is not offered for Python models",
-            hint="keep the state in the model, by the request's correlation id, from its START to its END",
-        )
 
 
 def instance_count(name: str, config: ModelConfig) -> int:

@@ -164,10 +164,9 @@ def _state(
 ) -> State:
     datatype = WIRE_DATATYPES[state.data_type]
     shape = (1, *state.dims) if rows_max else tuple(state.dims)
-    for kind, name, known in (
-        ("input", state.input_name, _known(where, state.input_name, loaded, "input")),
-        ("output", state.output_name, _known(where, state.output_name, given, "output")),
-    ):
+    found = [("input", state.input_name, _known(where, state.input_name, loaded, "input"))] if loaded else []
+    found.append(("output", state.output_name, _known(where, state.output_name, given, "output")))
+    for kind, name, known in found:
         has_rows = not rows_max or known.shape[:1] == (-1,)
         fits = (
             has_rows

@@ -13,13 +13,15 @@ from functools import partial
 from socket import socket
 from typing import Final, Protocol
 
+from farthing.batching.stream_loop import HearResponse
 from farthing.engines.contract import Parent, Sender, Subrequest
 from farthing.runtime.ensemble import Ensemble
 from farthing.runtime.served import Done, Served, ServedVersion
+from farthing.runtime.served_streams import check_any, stream_of
 from farthing.runtime.subrequest_waits import Wait, stuck
 from farthing.telemetry.clock import Clock
 from farthing.types.errors import DeadlineExceeded, EngineFailed, FarthingError
-from farthing.types.requests import InferRequest, InferResponse, RequestedOutput
+from farthing.types.requests import InferRequest, InferResponse, RequestedOutput, StreamedResponse
 
 ENSEMBLE_DEPTH_MAX: Final = 16
 """Ensembles within ensembles that are looked into; those loaded lead nowhere in circles, those being replaced might."""
@@ -41,6 +43,8 @@ class RuntimeSubrequests:
         self._waits: dict[Subrequest, Wait] = {}
         """Those that somebody waits for in the middle of a batch."""
         self._withdraws: dict[Subrequest, Callable[[], None]] = {}
+        self._takes: dict[Subrequest, Callable[[], None]] = {}
+        """Of those that may be answered many times."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """They are carried out on this event loop."""
@@ -66,6 +70,10 @@ class RuntimeSubrequests:
     def detach(self, subrequest: Subrequest) -> None:
         """Its batch has ended without waiting for it; the answer is still wanted."""
         self._soon(self._waits.pop, subrequest, None)
+
+    def on_loop(self, call: Callable[[], None]) -> None:
+        """Has this called on the event loop, soon."""
+        self._soon(call)
 
     def _soon(self, call: Callable[..., object], *arguments: object) -> bool:
         try:
@@ -96,12 +104,9 @@ class RuntimeSubrequests:
         """`done` is called once with the answer, at once or later, unless it is withdrawn."""
         now_ns = self._now_ns()
         try:
-            request = self._request(subrequest, now_ns)
-            served = self._resolve(request.model_name, request.model_version)
+            request, served = self._resolved(subrequest, now_ns)
             checked = served.check(request)
-            if subrequest.sender is not None:
-                self._begin_wait(subrequest, subrequest.sender, served)
-            self._withdraws[subrequest] = _nothing
+            self._begin(subrequest, served)
             withdraw = served.submit(request, *checked, now_ns, partial(self._done, subrequest, request, now_ns, done))
         except FarthingError as error:
             self._over(subrequest)
@@ -110,6 +115,42 @@ class RuntimeSubrequests:
         if subrequest in self._withdraws:  # an ensemble may answer at once
             self._withdraws[subrequest] = withdraw
 
+    def stream(self, subrequest: Subrequest, hear: HearResponse) -> None:
+        """`hear` gets each answer, at once or later, until the last one or a withdrawal."""
+        now_ns = self._now_ns()
+        try:
+            request, served = self._resolved(subrequest, now_ns)
+            checked = check_any(served, request)
+            self._begin(subrequest, served)
+            hears = partial(self._heard, subrequest, request, now_ns, hear)
+            stream = stream_of(served, request, *checked, now_ns, hears)
+        except FarthingError as error:
+            self._over(subrequest)
+            hear(StreamedResponse(error, is_last=True))
+            return
+        if subrequest in self._withdraws:
+            self._withdraws[subrequest], self._takes[subrequest] = stream.withdraw, stream.taken
+
+    def taken(self, subrequest: Subrequest) -> None:
+        """One more of its answers has been dealt with."""
+        self._takes.get(subrequest, _nothing)()
+
+    def _resolved(self, subrequest: Subrequest, now_ns: int) -> tuple[InferRequest, Served]:
+        request = self._request(subrequest, now_ns)
+        return request, self._resolve(request.model_name, request.model_version)
+
+    def _begin(self, subrequest: Subrequest, served: Served) -> None:
+        if subrequest.sender is not None:
+            self._begin_wait(subrequest, subrequest.sender, served)
+        self._withdraws[subrequest] = _nothing
+
+    def _heard(
+        self, subrequest: Subrequest, request: InferRequest, start_ns: int, hear: HearResponse, said: StreamedResponse
+    ) -> None:
+        if said.is_last:
+            self._ended(subrequest, request, start_ns, said.answer)
+        hear(said)
+
     def _done(
         self,
         subrequest: Subrequest,
@@ -117,6 +158,16 @@ class RuntimeSubrequests:
         start_ns: int,
         done: Done,
         answer: InferResponse | FarthingError,
+    ) -> None:
+        self._ended(subrequest, request, start_ns, answer)
+        done(answer)
+
+    def _ended(
+        self,
+        subrequest: Subrequest,
+        request: InferRequest,
+        start_ns: int,
+        answer: InferResponse | FarthingError | None,
     ) -> None:
         self._over(subrequest)
         if request.trace is not None:
@@ -127,10 +178,10 @@ class RuntimeSubrequests:
                 context=request.trace.context,
                 error=type(answer).__name__ if isinstance(answer, FarthingError) else "",
             )
-        done(answer)
 
     def _over(self, subrequest: Subrequest) -> Callable[[], None]:
         self._waits.pop(subrequest, None)
+        self._takes.pop(subrequest, None)
         return self._withdraws.pop(subrequest, _nothing)
 
     def withdraw(self, subrequest: Subrequest) -> None:

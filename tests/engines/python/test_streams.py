@@ -409,3 +409,22 @@ def test_a_batch_that_does_not_return_in_time_ends_its_process(load_model: Any) 
     sleeping = "def execute(self, requests):\n    time.sleep(3600)"
     model = triton(load_model, sleeping, parameters={"execution_timeout_seconds": "0.2"})
     assert "did not return within 0.2 s" in error(Heard(model, 1).rest()).message
+
+
+@pytest.mark.parametrize("size", [1, 1 << 20])
+def test_a_process_that_sends_more_than_it_may_is_ended(load_model: Any, size: int) -> None:
+    infer = f"""
+def infer(self, inputs):
+    from farthing.engines.python import stream_worker
+    stream_worker.UNTAKEN_RESPONSES_MAX = stream_worker.UNTAKEN_BYTES_MAX = 1 << 40
+    for i in range(100):
+        yield {{"i": np.zeros({size} // 4, np.int32)}}
+"""
+    model = load_model(written(COUNT, infer))
+    heard = Heard(model, 1, takes=False)
+    ended = error(heard.rest())
+    assert re.search(r"killed by the server after it answered nonsense \(\d+ responses to one request", str(ended)), (
+        ended
+    )
+    assert len(heard.parts[0]) == 1 + (4 if size > 1 else UNTAKEN_RESPONSES_MAX)
+    eventually(lambda: model.health() == "")

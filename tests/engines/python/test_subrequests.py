@@ -14,14 +14,17 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.serving import eventually
 
 from farthing.engines.contract import Sender, Subrequest
 from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.channel import ARENA_BYTES_KEPT, Arena, Place
-from farthing.engines.python.subrequest_client import HELD_MAX, Question, SubrequestClient
+from farthing.engines.python.subrequest_answers import Answers
+from farthing.engines.python.subrequest_client import HELD_MAX, Question, Reply, SubrequestClient, answered_here
 from farthing.engines.python.subrequest_messages import SUBREQUESTS_MAX, Ask, Put
 from farthing.engines.python.subrequest_port import SubrequestPort
 from farthing.types.errors import (
+    Cancelled,
     EngineFailed,
     FarthingError,
     InvalidInput,
@@ -30,7 +33,7 @@ from farthing.types.errors import (
     Overloaded,
     TooLarge,
 )
-from farthing.types.requests import InferResponse, Timing
+from farthing.types.requests import InferResponse, StreamedResponse, Timing
 from farthing.types.tensors import Tensor
 
 Done = Callable[[InferResponse | FarthingError], None]
@@ -46,6 +49,8 @@ class Server:
         self.detached: list[Subrequest] = []
         self.is_over = threading.Event()
         self.calls: list[Callable[[], None]] = []
+        self.says: list[StreamedResponse] = []
+        self.takes: list[Subrequest] = []
         self.holds = False
         self.answer: Callable[[Subrequest], InferResponse | FarthingError] = echo
 
@@ -72,6 +77,9 @@ class Server:
         if threading.current_thread() is not self.loop:
             self.end_turn()
 
+    def on_loop(self, call: Callable[[], None]) -> None:
+        self.soon(call)
+
     def end_turn(self) -> None:
         calls, self.calls = self.calls, []
         for call in calls:
@@ -83,6 +91,14 @@ class Server:
             self.waiting.append((subrequest, done))
         else:
             done(self.answer(subrequest))
+
+    def stream(self, subrequest: Subrequest, hear: Callable[[StreamedResponse], None]) -> None:
+        self.seen.append(subrequest)
+        for said in self.says:
+            hear(said)
+
+    def taken(self, subrequest: Subrequest) -> None:
+        self.takes.append(subrequest)
 
     def withdraw(self, subrequest: Subrequest) -> None:
         self.withdrawn.append(subrequest)
@@ -370,3 +386,75 @@ async def until(fact: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.005)
     raise AssertionError("it never came true")
+
+
+def test_answers_are_drawn_one_by_one_and_an_error_need_not_be_the_last(ends: Ends) -> None:
+    made = [response({"y": np.full(2000, i)}) for i in range(3)]
+    ends.server.says = [StreamedResponse(answer, is_last=False) for answer in (made[0], Overloaded("later"), made[2])]
+    ends.server.says.append(StreamedResponse(None, is_last=True))
+    answers = Answers(ends.client, Question(model="other", inputs={"x": LARGE}, is_stream=True))
+    first, error, last = answers.next(), answers.next(), answers.next()
+    assert isinstance(first, Reply)
+    assert isinstance(last, Reply)
+    assert (first.outputs["y"][0], last.outputs["y"][0]) == (0, 2)
+    assert isinstance(error, Overloaded)
+    assert (answers.next(), answers.next()) == (None, None)
+    assert len(ends.server.takes) == 3
+    # Letting go of one that is not over withdraws it, answers that nobody drew and all.
+    ends.server.says = [StreamedResponse(answer, is_last=False) for answer in made]
+    other = Answers(ends.client, Question(model="other", inputs={"x": LARGE}, is_stream=True))
+    assert isinstance(other.next(), Reply)
+    del other
+    eventually(lambda: len(ends.server.withdrawn) == 1)
+    assert ends.ask(inputs={"x": LARGE})["x"].shape == LARGE.shape
+    assert not ends.nonsense.is_set()
+
+
+def test_a_process_that_draws_twice_at_once_is_ended(ends: Ends) -> None:
+    ask = messages.Ask(number=1, model="other", version="", inputs=(), is_stream=True)
+    more = messages.Next(1, ())
+    for message in (ask, more):
+        outbox = messages.Outbox()
+        outbox.add(messages.encode(message))
+        for data, fds in outbox.sends():
+            messages.send(ends.asking, data, fds)
+    assert ends.nonsense.wait(10)
+
+
+@pytest.mark.parametrize("is_left_first", [True, False])
+def test_what_is_asked_for_several_is_withdrawn_when_the_last_has_left(ends: Ends, is_left_first: bool) -> None:
+    ends.server.holds = True
+    ends.port.begin_streams({1: None, 2: None, 3: None})
+    told: list[str] = []
+
+    def ask() -> None:
+        answered_here.set((1, 2))
+        with pytest.raises(Cancelled, match="nobody waits any more"):
+            ends.ask(inputs={"x": LARGE})
+        with pytest.raises(Cancelled, match="nobody waits any more"):
+            ends.ask(inputs={"x": LARGE}, stream=1)
+        told.append("both")
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    eventually(lambda: len(ends.server.waiting) == 1)
+    [(subrequest, _)] = ends.server.waiting
+    assert subrequest.sender not in (None, ends.sender), "the requests wait, not the instance"
+    ends.port.leave_stream(3)
+    if is_left_first:
+        ends.port.leave_stream(1)
+        assert not ends.server.withdrawn
+        ends.port.end_stream(2)
+    else:
+        ends.port.end_stream(2)
+        assert not ends.server.withdrawn
+        ends.port.leave_stream(1)
+    thread.join(20)
+    assert told == ["both"]
+    assert ends.server.withdrawn == [subrequest]
+    ends.port.end_stream(1)
+    assert not ends.server.detached
+    # Its memory is dropped, on both sides, and a new one is made: an engine may be reading it still.
+    ends.server.holds = False
+    assert (ends.ask(inputs={"x": LARGE})["x"] == LARGE).all()
+    assert not ends.nonsense.is_set()

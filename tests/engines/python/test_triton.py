@@ -89,7 +89,7 @@ def test_a_request_answers_every_question_of_the_interface() -> None:
 def test_what_is_not_offered_says_so() -> None:
     request = pb_utils.InferenceRequest(model_name="other", requested_output_names=["y"], inputs=[])
     refused: Any
-    for refused in (partial(request.exec, decoupled=True), pb_utils.load_model, pb_utils.MetricFamily):
+    for refused in (partial(request.set_release_flags, 2), pb_utils.load_model, pb_utils.MetricFamily):
         with pytest.raises(pb_utils.TritonModelException, match="is not offered by this server"):
             refused()
 

@@ -215,3 +215,64 @@ def test_a_parameter_that_cannot_be_sent_back_is_the_models_error(load_model: An
 def test_what_cannot_be_loaded_says_why(load_model: Any, before: str, after: str, message: str) -> None:
     with pytest.raises(LoadFailed, match=message):
         load_model(PER_REQUEST.replace(before, after))
+
+
+SENDERS = """
+    import threading
+    import numpy as np
+    import triton_python_backend_utils as pb_utils
+
+    FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+    class TritonPythonModel:
+        @staticmethod
+        def auto_complete_config(config):
+            config.add_input({"name": "x", "data_type": "TYPE_INT32", "dims": [1]})
+            config.add_output({"name": "y", "data_type": "TYPE_INT32", "dims": [1]})
+            config.set_max_batch_size(8)
+            return config
+
+        def execute(self, requests):
+            if all(request.request_id() == "returned" for request in requests):
+                return [self.response(request) for request in requests]
+            if "twice" in [request.request_id() for request in requests]:
+                sender = requests[0].get_response_sender()
+                sender.send(self.response(requests[0]))
+                sender.send(self.response(requests[0]))
+            for request in requests:
+                request.get_response_sender()
+                threading.Thread(target=self.answer, args=(request,)).start()
+
+        def response(self, request):
+            x = pb_utils.get_input_tensor_by_name(request, "x").as_numpy()
+            return pb_utils.InferenceResponse([pb_utils.Tensor("y", x * 2)])
+
+        def answer(self, request):
+            sender = request.get_response_sender()
+            kind = request.request_id()
+            if kind == "together":
+                sender.send(self.response(request), flags=FINAL)
+            elif kind == "apart":
+                sender.send(self.response(request))
+                sender.send(flags=FINAL)
+            elif kind == "error":
+                sender.send(pb_utils.InferenceResponse(error=pb_utils.TritonError("no", pb_utils.TritonError.NOT_FOUND)), FINAL)
+"""
+
+
+def test_a_model_that_is_not_decoupled_may_answer_each_request_once_with_its_sender(load_model: Any) -> None:
+    model = load_model(SENDERS)
+
+    def ask(*kinds: str) -> Any:
+        x = np.arange(len(kinds), dtype=np.int32)[:, None]
+        return model.execute(Batch({"x": x}, ("y",), tuple(Member(1, id=kind) for kind in kinds)), 0)
+
+    together, forgotten, apart, error = ask("together", "forgotten", "apart", "error")
+    assert (together.outputs["y"].tolist(), apart.outputs["y"].tolist()) == ([[0]], [[4]])
+    assert isinstance(forgotten, EngineFailed)
+    assert "let go of the request" in forgotten.message
+    assert isinstance(error, NotFound)
+    assert [answer.outputs["y"].tolist() for answer in ask("returned", "returned")] == [[[0]], [[2]]]
+    with pytest.raises(EngineFailed, match="sends exactly one response"):
+        ask("twice")
+    assert ask("together")[0].outputs["y"].tolist() == [[0]]

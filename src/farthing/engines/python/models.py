@@ -10,17 +10,19 @@ How a subrequest travels is up to `subrequest_client`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from farthing.engines.python.subrequest_client import Question, SubrequestClient
-from farthing.types.errors import InvalidInput
+from farthing.engines.python.subrequest_answers import Answers
+from farthing.engines.python.subrequest_client import Question, Reply, SubrequestClient
+from farthing.types.errors import FarthingError, InvalidInput
 from farthing.types.requests import Parameter
 from farthing.types.tensors import Tensor
 
 if TYPE_CHECKING:
-    from farthing.engines.python.native import Request
+    from farthing.engines.python.native import Request, StreamRequest
 
 
 class OtherModel:
@@ -38,7 +40,7 @@ class OtherModel:
         inputs: Mapping[str, object],
         *,
         outputs: Sequence[str] = (),
-        request: "Request | None" = None,
+        request: "Request | StreamRequest | None" = None,
         parameters: Mapping[str, Parameter] | None = None,
         priority: int = 0,
         timeout_s: float = 0.0,
@@ -59,7 +61,7 @@ class OtherModel:
         inputs: Mapping[str, object],
         *,
         outputs: Sequence[str] = (),
-        request: "Request | None" = None,
+        request: "Request | StreamRequest | None" = None,
         parameters: Mapping[str, Parameter] | None = None,
         priority: int = 0,
         timeout_s: float = 0.0,
@@ -72,11 +74,45 @@ class OtherModel:
         question = self._question(inputs, outputs, request, parameters, priority, timeout_s, request_id)
         return (await self._client.ask_async(question)).outputs
 
+    def stream(
+        self,
+        inputs: Mapping[str, object],
+        *,
+        outputs: Sequence[str] = (),
+        request: "Request | StreamRequest | None" = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        priority: int = 0,
+        timeout_s: float = 0.0,
+        request_id: str = "",
+    ) -> "Drawn":
+        """Asks a model that answers zero, one or many times: an iterator of outputs by name.
+
+        An error among the answers is raised and ends it. A model that draws slowly makes the other one wait; letting
+        go of the iterator, or its `close`, withdraws the request.
+        """
+        question = self._question(inputs, outputs, request, parameters, priority, timeout_s, request_id)
+        return Drawn(Answers(self._client, replace(question, is_stream=True)))
+
+    def stream_async(
+        self,
+        inputs: Mapping[str, object],
+        *,
+        outputs: Sequence[str] = (),
+        request: "Request | StreamRequest | None" = None,
+        parameters: Mapping[str, Parameter] | None = None,
+        priority: int = 0,
+        timeout_s: float = 0.0,
+        request_id: str = "",
+    ) -> "DrawnAsync":
+        """The same for coroutines: `async for outputs in model.stream_async(...)`."""
+        question = self._question(inputs, outputs, request, parameters, priority, timeout_s, request_id)
+        return DrawnAsync(Answers(self._client, replace(question, is_stream=True, can_block=False)))
+
     def _question(
         self,
         inputs: Mapping[str, object],
         outputs: Sequence[str],
-        request: "Request | None",
+        request: "Request | StreamRequest | None",
         parameters: Mapping[str, Parameter] | None,
         priority: int,
         timeout_s: float,
@@ -91,8 +127,58 @@ class OtherModel:
             parameters=dict(parameters or {}),
             priority=priority,
             timeout_us=max(1, round(timeout_s * 1e6)) if timeout_s else 0,
-            member=-1 if request is None else request.place,
+            member=getattr(request, "place", -1),
+            stream=getattr(request, "stream", 0),
         )
+
+
+class Drawn:
+    """A request's answers, as they are drawn."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> dict[str, Tensor]:
+        if (answer := self._answers.next()) is None:
+            raise StopIteration
+        return _outputs(self._answers, answer)
+
+    def close(self) -> None:
+        """Withdraws the request."""
+        self._answers.close()
+
+
+class DrawnAsync:
+    """A request's answers, as a coroutine draws them."""
+
+    __slots__ = ("_answers",)
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers = answers
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> dict[str, Tensor]:
+        if (answer := await self._answers.next_async()) is None:
+            raise StopAsyncIteration
+        return _outputs(self._answers, answer)
+
+    async def aclose(self) -> None:
+        """Withdraws the request."""
+        self._answers.close()
+
+
+def _outputs(answers: Answers, answer: Reply | FarthingError) -> dict[str, Tensor]:
+    if isinstance(answer, FarthingError):
+        answers.close()
+        raise answer
+    return answer.outputs
 
 
 class Models:

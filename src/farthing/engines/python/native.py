@@ -102,6 +102,11 @@ class StreamRequest:
         self._hearer = hearer
 
     @property
+    def stream(self) -> int:
+        """Its number among those that are being answered."""
+        return self._hearer.number
+
+    @property
     def is_cancelled(self) -> bool:
         """Whether the client has left; a generator is closed at its next `yield` then."""
         return self._hearer.is_cancelled
@@ -115,6 +120,7 @@ class StreamRequest:
 class Hearer(Protocol):
     """Whoever a request's answers are for."""
 
+    number: int
     is_cancelled: bool
 
 

@@ -165,7 +165,9 @@ class Life:
 
     def open_streams(self) -> None:
         """Goes on in streams: the model answers as often as it likes. Called by the supervisor, once it is loaded."""
-        self._streams = Streams(self._model, self._connection, self._inputs, death=self._death, kill=self.kill)
+        self._streams = Streams(
+            self._model, self._connection, self._inputs, port=self._port, death=self._death, kill=self.kill
+        )
 
     def begin(self, batch: Batch, hears: Sequence[HearResponse], timeout_s: float | None) -> RunningStreams:
         """Has a batch begun; the streams must be open. Raises as `Streams.begin` does."""

@@ -16,6 +16,7 @@ has left, is closed.
 import asyncio
 import inspect
 import queue
+import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -25,19 +26,24 @@ from farthing.engines.python.interface import ModelMistake, as_tensor
 from farthing.engines.python.messages import Raised
 from farthing.engines.python.native import NativeModel, StreamRequest
 from farthing.engines.python.stream_worker import Answering, Port, StreamBatch
+from farthing.engines.python.subrequest_client import answered_here
+from farthing.types.errors import Cancelled
 from farthing.types.tensors import Tensor
 
 
 class NativeStreams:
     """A class that streams, run."""
 
-    def __init__(self, model: NativeModel, raised: Callable[[Exception], Raised]) -> None:
+    def __init__(self, model: NativeModel, raised: Callable[[Exception], Raised], turn_threads: set[int]) -> None:
+        """Into `turn_threads` go the threads that requests take turns on."""
         self._model = model
+        self._turn_threads = turn_threads
         self._raised = raised
         self._tasks: set[asyncio.Task[None]] = set()
 
     def serve(self, port: Port) -> None:
         """Runs batches until there are no more to come."""
+        self._turn_threads.add(threading.get_ident())
         asyncio.run(self._serve(port))
 
     async def _serve(self, port: Port) -> None:
@@ -86,6 +92,7 @@ class NativeStreams:
         is_async = False
         answering.wake = lambda: loop.call_soon_threadsafe(wake)
         request = StreamRequest(member.id, member.parameters, answering)
+        answered_here.set((answering.number,))  # of this task, and of those that it starts
         try:
             answers = self._model.infer(inputs, request)
             if inspect.isawaitable(answers):
@@ -106,6 +113,9 @@ class NativeStreams:
         except asyncio.CancelledError:
             answering.end()
         except Exception as problem:
+            if answering.is_cancelled and isinstance(problem, Cancelled):  # what it asked of another model
+                answering.end()
+                return
             traceback.print_exc()
             said = self._raised(problem)
             answering.fail(said.error_kind, said.error)

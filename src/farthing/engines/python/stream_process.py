@@ -6,6 +6,7 @@ judged in `engine`.
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
 from queue import SimpleQueue
@@ -16,6 +17,8 @@ import numpy as np
 from farthing.engines.contract import Batch
 from farthing.engines.python.channel import MESSAGE_BYTES_MAX, Arena, Connection, read_tensor, write_tensors
 from farthing.engines.python.stream_messages import (
+    UNTAKEN_BYTES_MAX,
+    UNTAKEN_RESPONSES_MAX,
     Cancel,
     Response,
     Returned,
@@ -24,6 +27,7 @@ from farthing.engines.python.stream_messages import (
     decode_answer,
     encode,
 )
+from farthing.engines.python.subrequest_port import SubrequestPort
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, TooLarge
 from farthing.types.tensors import Tensor
 
@@ -52,7 +56,7 @@ class RunningStreams:
 
     def take(self, member: int) -> None:
         """The worker may send one more."""
-        self._streams.post(encode(Taken(self._numbers[member])))
+        self._streams.take(self._numbers[member])
 
 
 class Streams:
@@ -64,18 +68,20 @@ class Streams:
         connection: Connection,
         inputs: Arena,
         *,
+        port: SubrequestPort,
         death: Callable[[str], FarthingError],
         kill: Callable[[], None],
     ) -> None:
-        """`death` waits for the process's end and tells of it."""
+        """`port` learns which requests are being answered. `death` waits for the process's end and tells of it."""
         self._model = model
         self._connection = connection
         self._inputs = inputs
+        self._port = port
         self._death = death
         self._kill = kill
-        self._numbers = count()
+        self._numbers = count(1)
         self._lock = threading.Lock()
-        self._hears: dict[int, HearResponse] = {}
+        self._hears: dict[int, _Listener] = {}
         self._ending: FarthingError | None = None
         self._is_free = threading.Event()
         self._to_send: SimpleQueue[bytes | None] = SimpleQueue()
@@ -106,7 +112,9 @@ class Streams:
             if self._ending is not None:
                 raise self._ending
             self._is_free.clear()
-            self._hears.update(zip(numbers, hears, strict=True))
+            # Before the process can ask on their behalf.
+            self._port.begin_streams(dict(zip(numbers, batch.parents or [None] * len(numbers), strict=True)))
+            self._hears.update(zip(numbers, map(_Listener, hears), strict=True))
         self.post(order)
         return RunningStreams(self, numbers, timeout_s)
 
@@ -127,7 +135,15 @@ class Streams:
         with self._lock:
             is_open = self._hears.pop(number, None) is not None
         if is_open:
+            self._port.leave_stream(number)
             self.post(encode(Cancel(number)))
+
+    def take(self, number: int) -> None:
+        """The oldest response to this request has been dealt with: the worker may send one more."""
+        with self._lock:
+            if (listener := self._hears.get(number)) is not None and listener.untaken:
+                listener.untaken_bytes -= listener.untaken.popleft()
+        self.post(encode(Taken(number)))
 
     def post(self, data: bytes) -> None:
         """Sends soon, in order; never blocks."""
@@ -165,15 +181,46 @@ class Streams:
         memory = np.frombuffer(response.data, np.uint8)
         tensors = {place.name: read_tensor(memory, place) for place in response.places}
         with self._lock:
-            hear = self._hears.pop(response.number, None) if response.is_last else self._hears.get(response.number)
-        if hear is not None:
-            hear(response, tensors)
+            listener = self._hears.get(response.number)
+            if listener is not None and not response.is_empty:
+                listener.add(len(response.data))
+            if response.is_last:
+                self._hears.pop(response.number, None)
+        if response.is_last:
+            self._port.end_stream(response.number)
+        if listener is not None:
+            listener.hear(response, tensors)
 
     def _end(self, error: FarthingError) -> None:
         with self._lock:
             if self._ending is None:
                 self._ending = error
-            hears, self._hears = self._hears, {}
+            listeners, self._hears = self._hears, {}
         self._is_free.set()
-        for hear in hears.values():
-            hear(error, {})
+        for listener in listeners.values():
+            listener.hear(error, {})
+
+
+class _Listener:
+    """Who hears one request's responses, and how many of them nobody has taken yet."""
+
+    __slots__ = ("hear", "untaken", "untaken_bytes")
+
+    def __init__(self, hear: HearResponse) -> None:
+        self.hear = hear
+        self.untaken: deque[int] = deque()
+        """Bytes of each."""
+        self.untaken_bytes = 0
+
+    def add(self, size: int) -> None:
+        """One more has come. Raises `ValueError` if the worker had to wait before it sent it.
+
+        What is taken is counted here before the worker hears of it, so that none that keeps to it is ever too early.
+        """
+        if len(self.untaken) >= UNTAKEN_RESPONSES_MAX or self.untaken_bytes >= UNTAKEN_BYTES_MAX:
+            raise ValueError(
+                f"{len(self.untaken) + 1} responses to one request, {self.untaken_bytes + size} bytes, that nobody had "
+                f"taken; allowed: {UNTAKEN_RESPONSES_MAX}, and none after {UNTAKEN_BYTES_MAX} bytes"
+            )
+        self.untaken.append(size)
+        self.untaken_bytes += size

@@ -15,6 +15,7 @@ from farthing.engines.python import triton
 from farthing.engines.python.interface import ModelMistake, as_tensor, short_text
 from farthing.engines.python.messages import Raised
 from farthing.engines.python.stream_worker import Answering, Port, StreamBatch
+from farthing.engines.python.subrequest_client import answered_here
 from farthing.engines.python.triton_model import ERROR_KINDS, TritonModel, _correlation_id, _sequence_flags
 
 
@@ -78,13 +79,16 @@ class StreamedRequest(triton.InferenceRequest):
 class TritonStreams:
     """A decoupled `TritonPythonModel`, run."""
 
-    def __init__(self, model: TritonModel, raised: Callable[[Exception], Raised]) -> None:
+    def __init__(self, model: TritonModel, raised: Callable[[Exception], Raised], turn_threads: set[int]) -> None:
+        """Into `turn_threads` go the threads that requests take turns on."""
         self._model = model
+        self._turn_threads = turn_threads
         self._raised = raised
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def serve(self, port: Port) -> None:
         """Runs batches until there are no more to come."""
+        self._turn_threads.add(threading.get_ident())
         while (batch := port.next_batch()) is not None:
             self._run(batch)
             del batch  # its requests are the model's own from here on
@@ -103,9 +107,11 @@ class TritonStreams:
                 inputs=[triton.Tensor(name, tensor) for name, tensor in own.items()],
                 flags=_sequence_flags(member.parameters),
                 parameters=member.parameters,
+                trace=triton.InferenceTrace(stream=answering.number),
             )
             for member, own, answering in zip(batch.members, batch.inputs, batch.answerings, strict=True)
         ]
+        answered_here.set(tuple(answering.number for answering in batch.answerings))
         try:
             answer = model.instance.execute(requests)
             if inspect.iscoroutine(answer):
@@ -131,7 +137,10 @@ class TritonStreams:
     def _event_loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is None:
             self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="farthing-coroutines", daemon=True).start()
+            thread = threading.Thread(target=self._loop.run_forever, name="farthing-coroutines", daemon=True)
+            thread.start()
+            assert thread.ident is not None
+            self._turn_threads.add(thread.ident)
         return self._loop
 
     def close(self) -> None:

@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,8 +20,17 @@ import numpy as np
 from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.arena_pool import ArenaPool, NoRoom
 from farthing.engines.python.channel import Arena, Place, read_tensor, write_tensors
-from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Failed, Put, Told, Withdraw
-from farthing.types.errors import InvalidInput, TooLarge, Unavailable
+from farthing.engines.python.subrequest_messages import (
+    BATCH_INPUTS,
+    SUBREQUESTS_MAX,
+    Ask,
+    Failed,
+    Next,
+    Put,
+    Told,
+    Withdraw,
+)
+from farthing.types.errors import FarthingError, InvalidInput, TooLarge, Unavailable
 from farthing.types.requests import Parameter
 from farthing.types.tensors import DATATYPES, Tensor
 
@@ -29,6 +39,11 @@ HELD_MAX: Final = 64
 
 REFERRED_BYTES_MIN: Final = 4096
 """Smaller tensors are copied: looking for where they lie takes longer."""
+
+
+answered_here: Final[ContextVar[tuple[int, ...]]] = ContextVar("answered_here", default=())
+"""Numbers of the requests that the running code answers, where a model answers as often as it likes. Tasks have it
+from whoever made them; threads that a model starts begin without."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +59,12 @@ class Question:
     priority: int = 0
     timeout_us: int = 0
     member: int = -1
+    is_stream: bool = False
+    """It may be answered any number of times."""
+    can_block: bool = True
+    """Whoever draws the answers may hold up the thread."""
+    stream: int = 0
+    """The number of the request that it is for, where these have numbers; 0: of all that are answered here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +78,14 @@ class Reply:
     parameters: dict[str, Parameter]
 
 
-class _Pending:
-    """A subrequest under way."""
+class Pending:
+    """A subrequest under way. Who drives it from outside only hands it back."""
 
-    __slots__ = ("answer", "arena", "future", "inputs", "loop", "thread")
+    __slots__ = ("answer", "arena", "future", "inputs", "loop", "number", "thread")
 
     def __init__(self, inputs: Mapping[str, Tensor], loop: asyncio.AbstractEventLoop | None) -> None:
         self.inputs = inputs  # so that what it refers to stays where it is
+        self.number = 0
         self.arena = 0
         self.answer: Told | Failed | None = None
         self.loop = loop
@@ -85,7 +107,7 @@ class SubrequestClient:
         self._held: dict[int, weakref.ref[Tensor]] = {}
         """The memory of each answer that the model still looks at."""
         self._freed: deque[int] = deque()
-        self._pending: dict[int, _Pending] = {}
+        self._pending: dict[int, Pending] = {}
         self._asked = 0
         self._is_reading = False
         self._is_over = False
@@ -98,6 +120,8 @@ class SubrequestClient:
         self._batches = 0
         self._batch_inputs: Tensor | None = None
         self._inputs_renewed = 0
+        self.turn_threads: set[int] = set()
+        """Threads that requests take turns on: one that waits there holds up the others."""
 
     # -- the batch on whose behalf ---------------------------------------------------------------------------------
 
@@ -144,6 +168,68 @@ class SubrequestClient:
         finally:
             self._unwatch(loop)
 
+    # -- several answers to one subrequest (`subrequest_answers`) ----------------------------------------------------
+
+    def begin(self, question: Question) -> Pending:
+        """Sends a subrequest whose answers are to be drawn one by one."""
+        while (pending := self._send(question, None)) is None:
+            self._read_until(lambda: len(self._pending) < SUBREQUESTS_MAX)
+        return pending
+
+    async def begin_async(self, question: Question) -> Pending:
+        """The same, for coroutines."""
+        loop = asyncio.get_running_loop()
+        self._watch(loop)
+        try:
+            while (pending := self._send(question, None)) is None:
+                await self._turn(loop)
+            return pending
+        finally:
+            self._unwatch(loop)
+
+    def wait(self, pending: Pending) -> None:
+        """Returns when its next answer is there. Raises `Unavailable` if the server is gone."""
+        self._read_until(lambda: pending.answer is not None)
+
+    async def wait_async(self, pending: Pending) -> None:
+        """The same, for coroutines."""
+        loop = asyncio.get_running_loop()
+        self._watch(loop)
+        try:
+            with self._changed:
+                if pending.answer is not None:
+                    return
+                if self._is_over:
+                    raise Unavailable("the server is gone")
+                pending.loop, pending.future = loop, loop.create_future()
+                pending.thread = threading.get_ident()
+            await pending.future
+        finally:
+            pending.loop = pending.future = None
+            self._unwatch(loop)
+
+    def take(self, pending: Pending) -> tuple[Reply | FarthingError | None, bool]:
+        """Its answer, that is there; None if it only says that this was the last. And whether it was: if not, the
+        next is asked for."""
+        answer = pending.answer
+        if answer is None:
+            raise Unavailable("the server is gone")
+        reply: Reply | FarthingError | None
+        if isinstance(answer, Failed):
+            reply = messages.error_of(answer)
+        else:
+            reply = None if answer.is_empty else self._reply(pending)
+        if not answer.is_last:
+            with self._changed:
+                pending.answer = None
+                self._outbox.add(messages.encode(Next(pending.number, self._freed_now())))
+            self._flush()
+        return reply, answer.is_last
+
+    def withdraw(self, pending: Pending) -> None:
+        """Nobody draws more of its answers."""
+        self._withdraw(pending)
+
     async def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         """Returns when fewer subrequests may be under way."""
         turn = loop.create_future()
@@ -167,7 +253,7 @@ class SubrequestClient:
             _resolve(*self._waiting.popleft())
         self._changed.notify_all()
 
-    def _send(self, question: Question, loop: asyncio.AbstractEventLoop | None) -> _Pending | None:
+    def _send(self, question: Question, loop: asyncio.AbstractEventLoop | None) -> Pending | None:
         """Sends a subrequest; None while as many as may be are under way."""
         with self._changed:
             if not self.can_ask:
@@ -176,11 +262,12 @@ class SubrequestClient:
                 raise Unavailable("the server is gone")
             if len(self._pending) >= SUBREQUESTS_MAX:
                 return None
-            pending = _Pending(question.inputs, loop)
+            pending = Pending(question.inputs, loop)
             self._asked += 1
-            number = self._asked
+            number = pending.number = self._asked
             self._pending[number] = pending
             batch, renewed = self._batch, self._inputs_renewed
+        streams = (question.stream,) if question.stream else answered_here.get()
         fd, freed = -1, self._freed_now()
         try:
             puts, arena, fd = self._put(question.inputs)
@@ -198,6 +285,12 @@ class SubrequestClient:
                     timeout_us=question.timeout_us,
                     batch=batch,
                     member=question.member if batch else -1,
+                    is_stream=question.is_stream,
+                    streams=streams,
+                    blocks=bool(streams)
+                    and loop is None
+                    and question.can_block
+                    and pending.thread in self.turn_threads,
                     inputs_renewed=renewed,
                     arena=arena,
                     has_new_arena=fd >= 0,
@@ -222,11 +315,14 @@ class SubrequestClient:
         with self._changed:
             is_first = not self._outbox
             self._outbox.add(message, fd)
+        self._flush_soon(loop, is_first=is_first)
+        return pending
+
+    def _flush_soon(self, loop: asyncio.AbstractEventLoop | None, *, is_first: bool) -> None:
         if loop is None:
             self._flush()
         elif is_first:
             loop.call_soon(self._flush)
-        return pending
 
     def _flush(self) -> None:
         with self._changed:  # which also keeps a new arena's descriptor before its first use
@@ -353,19 +449,27 @@ class SubrequestClient:
 
     def _server_is_gone(self) -> None:
         self._is_over = True
-        for pending in self._pending.values():
+        for pending in list(self._pending.values()):
             _wake(pending)
         self._changed.notify_all()
 
     def _hand_over(self, answer: Told | Failed) -> None:
-        asked = self._pending.pop(answer.number, None)
+        asked = self._pending.pop(answer.number, None) if answer.is_last else self._pending.get(answer.number)
         if asked is None:  # withdrawn
             if isinstance(answer, Told) and answer.arena:
                 self._freed.append(answer.arena)
             return
         asked.answer = answer
+        if not answer.is_last:
+            _wake(asked)
+            self._changed.notify_all()
+            return
+        is_withdrawn = isinstance(answer, Failed) and answer.is_withdrawn
         if asked.arena:
-            self._pool.give(asked.arena)
+            self._pool.drop(asked.arena) if is_withdrawn else self._pool.give(asked.arena)
+        if is_withdrawn:
+            self._outbox.add(messages.encode(Withdraw(answer.number, asked.arena)))
+            self._flush()
         _wake(asked)
         self._let_in()
 
@@ -384,15 +488,17 @@ class SubrequestClient:
         if is_last:
             loop.remove_reader(self._socket)
 
-    def _withdraw(self, pending: _Pending) -> None:
+    def _withdraw(self, pending: Pending) -> None:
         self._flush()
         with self._changed:
-            number = next((n for n, p in self._pending.items() if p is pending), None)
-            if number is None:  # answered meanwhile
+            number = pending.number
+            if self._pending.get(number) is not pending:  # answered meanwhile
                 if isinstance(pending.answer, Told) and pending.answer.arena:
                     self._freed.append(pending.answer.arena)
                 return
             del self._pending[number]
+            if isinstance(pending.answer, Told) and pending.answer.arena:  # one of several, which nobody drew
+                self._freed.append(pending.answer.arena)
             if pending.arena:
                 self._pool.drop(pending.arena)  # an engine may be reading it still
             self._let_in()
@@ -401,7 +507,7 @@ class SubrequestClient:
 
     # -- answers -----------------------------------------------------------------------------------------------------
 
-    def _reply(self, pending: _Pending) -> Reply:
+    def _reply(self, pending: Pending) -> Reply:
         answer = pending.answer
         if answer is None:
             raise Unavailable("the server is gone")
@@ -446,7 +552,7 @@ def _address(tensor: Tensor) -> int:
     return address
 
 
-def _wake(pending: _Pending) -> None:
+def _wake(pending: Pending) -> None:
     """Threads are woken by the condition, coroutines here."""
     if pending.loop is not None and pending.future is not None:
         if pending.thread == threading.get_ident():

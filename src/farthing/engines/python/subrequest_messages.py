@@ -53,12 +53,18 @@ class Ask(_Message, frozen=True, kw_only=True):
     outputs: tuple[str, ...] = ()
     id: str = ""
     parameters: dict[str, Parameter] = {}
+    is_stream: bool = False
+    """It may be answered any number of times: one answer comes, and one more for each `Next`."""
     priority: int = 0
     timeout_us: int = 0
     batch: int = 0
     """The batch that runs, counted from 1; 0: none does."""
     member: int = -1
     """The request of it that this is for; -1: all of them."""
+    streams: tuple[int, ...] = ()
+    """Instead of a batch: the numbers of the requests being answered that this is for (`stream_messages`)."""
+    blocks: bool = False
+    """Until the answer is there, the process begins no other batch and goes on with none of its requests."""
     inputs_renewed: int = 0
     """How often the batches' inputs have moved to another arena."""
     arena: int = 0
@@ -76,6 +82,14 @@ class Withdraw(_Message, frozen=True):
     arena: int
 
 
+class Next(_Message, frozen=True):
+    """This one's answer has been taken, and the one after it may come."""
+
+    number: int
+    freed: tuple[int, ...]
+    """As in `Ask`."""
+
+
 class Told(_Message, frozen=True, kw_only=True):
     """The answer, in the server's arena of that number: the worker's to look at until it says that it is freed."""
 
@@ -87,6 +101,9 @@ class Told(_Message, frozen=True, kw_only=True):
     parameters: dict[str, Parameter]
     arena: int
     has_new_arena: bool
+    is_last: bool = True
+    is_empty: bool = False
+    """It only says that this was the last."""
 
 
 class Failed(_Message, frozen=True, kw_only=True):
@@ -97,9 +114,12 @@ class Failed(_Message, frozen=True, kw_only=True):
     error: str
     hint: str
     retry_after_s: float | None
+    is_last: bool = True
+    is_withdrawn: bool = False
+    """The server gave it up: its inputs may still be read, and the worker answers with `Withdraw`."""
 
 
-def failed(number: int, error: FarthingError) -> Failed:
+def failed(number: int, error: FarthingError, *, is_last: bool = True, is_withdrawn: bool = False) -> Failed:
     """An error as a message: of the nearest kind that both sides know."""
     kind = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in ERRORS), EngineFailed.__name__)
     # An answer has to arrive, however long what it says is.
@@ -109,6 +129,23 @@ def failed(number: int, error: FarthingError) -> Failed:
         error=error.message[:_TEXT_CHARACTERS_MAX],
         hint=error.hint[:_TEXT_CHARACTERS_MAX],
         retry_after_s=error.retry_after_s,
+        is_last=is_last,
+        is_withdrawn=is_withdrawn,
+    )
+
+
+def ended(number: int) -> Told:
+    """That there was no further answer."""
+    return Told(
+        number=number,
+        model="",
+        version="",
+        id="",
+        places=(),
+        parameters={},
+        arena=0,
+        has_new_arena=False,
+        is_empty=True,
     )
 
 
@@ -182,7 +219,7 @@ _TEXT_CHARACTERS_MAX: Final = 4000
 _CLOSE_ON_EXEC: Final[int] = getattr(socket, "MSG_CMSG_CLOEXEC", 0)
 
 encode: Final = msgspec.msgpack.Encoder().encode
-decode_questions: Final = msgspec.msgpack.Decoder(list[Ask | Withdraw]).decode
+decode_questions: Final = msgspec.msgpack.Decoder(list[Ask | Next | Withdraw]).decode
 """What the server reads. Raises `msgspec.DecodeError`, and `ValueError` for text that is not UTF-8."""
 decode_answers: Final = msgspec.msgpack.Decoder(list[Told | Failed]).decode
 """What a worker reads."""

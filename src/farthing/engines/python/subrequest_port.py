@@ -12,6 +12,7 @@ import os
 import socket
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
@@ -24,9 +25,9 @@ from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.arena_pool import ArenaPool, NoRoom
 from farthing.engines.python.channel import Arena, Place, read_tensor, write_tensors
 from farthing.engines.python.subrequest_client import HELD_MAX
-from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Told, Withdraw
-from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, Overloaded
-from farthing.types.requests import InferResponse
+from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Next, Told, Withdraw
+from farthing.types.errors import Cancelled, EngineFailed, FarthingError, InvalidInput, Overloaded
+from farthing.types.requests import InferResponse, StreamedResponse
 from farthing.types.tensors import NUMPY_DTYPES, Tensor
 
 ANSWER_BYTES_SOON: Final = 1 << 18
@@ -64,6 +65,14 @@ class SubrequestPort:
         self._batch: Sequence[Parent | None] = ()
         self._batch_inputs: Tensor | None = None
         self._inputs_renewed = 0
+        self._streams: dict[int, Parent | None] = {}
+        """Where the model answers as often as it likes: the requests it is answering, by their numbers."""
+        self._left: set[int] = set()
+        """Those of them that nobody waits for any more."""
+        self._asked_for: dict[int, tuple[int, ...]] = {}
+        """The requests that each subrequest under way is for."""
+        self._draws: dict[int, _Draw] = {}
+        """Of those under way that may be answered many times."""
         self._is_over = self._is_closed = False
         self._outbox = messages.Outbox()
         """Answers of one turn of the event loop; they leave at its end, together."""
@@ -95,6 +104,58 @@ class SubrequestPort:
         with self._lock:
             self._inputs_renewed += 1
 
+    # -- requests that are answered as often as the model likes -----------------------------------------------------
+
+    def begin_streams(self, parents: Mapping[int, Parent | None]) -> None:
+        """Requests of these numbers are about to be answered."""
+        with self._lock:
+            self._streams.update(parents)
+
+    def leave_stream(self, number: int) -> None:
+        """Nobody waits for this one's answers any more: what was asked for it is withdrawn, unless it is also for
+        others that somebody waits for. On any thread."""
+        with self._lock:
+            if number not in self._streams:
+                return
+            self._left.add(number)
+        if self._subrequests is not None:
+            self._subrequests.on_loop(self._withdraw_left)
+
+    def end_stream(self, number: int) -> None:
+        """The model has said its last word to it. Subrequests that it left under way are nobody's."""
+        with self._lock:
+            self._streams.pop(number, None)
+            self._left.discard(number)
+            over = [n for n, streams in self._asked_for.items() if not any(s in self._streams for s in streams)]
+            left = [subrequest for n in over if (subrequest := self._under_way.get(n)) and subrequest.sender]
+            for n in over:
+                del self._asked_for[n]
+            is_any_left = bool(self._left and self._asked_for)
+        if self._subrequests is not None:
+            for subrequest in left:
+                self._subrequests.detach(subrequest)
+            if is_any_left:
+                self._subrequests.on_loop(self._withdraw_left)
+
+    def _withdraw_left(self) -> None:
+        with self._lock:
+            over = [
+                n
+                for n, streams in self._asked_for.items()
+                if self._left.issuperset(open_ := [s for s in streams if s in self._streams]) and open_
+            ]
+            subrequests = [self._forget(n) for n in over]
+        for n, subrequest in zip(over, subrequests, strict=True):
+            if subrequest is not None and self._subrequests is not None:
+                self._subrequests.withdraw(subrequest)
+                self._send_soon(messages.encode(messages.failed(n, _nobody_waits(), is_withdrawn=True)))
+
+    def _forget(self, number: int) -> Subrequest | None:
+        """A subrequest is not under way any more."""
+        self._asked_for.pop(number, None)
+        self._draws.pop(number, None)
+        return self._under_way.pop(number, None)
+
     # -- what the process asks ---------------------------------------------------------------------------------------
 
     def _on_readable(self) -> None:
@@ -116,6 +177,8 @@ class SubrequestPort:
             for question in messages.decode_questions(data):
                 if isinstance(question, Withdraw):
                     self._withdraw(question.number, question.arena)
+                elif isinstance(question, Next):
+                    self._next(question)
                 else:
                     self._ask(question, fds)
             if fds:
@@ -143,7 +206,11 @@ class SubrequestPort:
             self._send_soon(messages.encode(messages.failed(ask.number, refused)))
             return
         assert self._subrequests is not None
-        self._subrequests.submit(subrequest, partial(self._answer, ask.number, subrequest))
+        if ask.is_stream:
+            self._draws[ask.number] = _Draw(subrequest)
+            self._subrequests.stream(subrequest, partial(self._said, ask.number, subrequest))
+        else:
+            self._subrequests.submit(subrequest, partial(self._answer, ask.number, subrequest))
 
     def _take_memory(self, ask: Ask, fds: list[int]) -> None:
         for number in ask.freed:
@@ -162,7 +229,7 @@ class SubrequestPort:
             if len(self._under_way) >= SUBREQUESTS_MAX:
                 raise Overloaded(f"{SUBREQUESTS_MAX} subrequests of this process are under way, as many as may be")
             memories = [self._memory(put.arena, put.place.offset + put.place.size, ask) for put in ask.inputs]
-            batch = self._batch if ask.batch == self._batches else ()
+            batch, parents, sender = self._on_behalf(ask)
         subrequest = Subrequest(
             model_name=ask.model,
             model_version=ask.version,
@@ -174,13 +241,32 @@ class SubrequestPort:
             parameters=ask.parameters,
             priority=max(0, ask.priority),
             timeout_us=max(0, ask.timeout_us),
-            parents=(batch[ask.member],) if 0 <= ask.member < len(batch) else batch,
-            sender=self._sender if batch else None,
+            parents=parents,
+            sender=sender,
             batch=batch,
         )
         with self._lock:
             self._under_way[ask.number] = subrequest
+            if ask.streams:
+                self._asked_for[ask.number] = ask.streams
         return subrequest
+
+    def _on_behalf(self, ask: Ask) -> tuple[Sequence[Parent | None], Sequence[Parent | None], Sender | None]:
+        """Requests that wait for the answer, those that it is for, and who waits. Raises that they have gone."""
+        if not ask.streams:
+            batch = self._batch if ask.batch == self._batches else ()
+            parents = (batch[ask.member],) if 0 <= ask.member < len(batch) else batch
+            return batch, parents, self._sender if batch else None
+        open_ = [number for number in ask.streams if number in self._streams]
+        if open_ and self._left.issuperset(open_):
+            raise _nobody_waits()
+        parents = [self._streams[number] for number in open_]
+        if not parents:
+            return (), (), None
+        if ask.blocks:
+            return list(self._streams.values()), parents, self._sender
+        # The instance goes on; only these requests wait, as if they were an instance of their own.
+        return parents, parents, Sender((id(self), ask.streams), self._sender.instance, _one)
 
     def _memory(self, number: int, end: int, ask: Ask) -> Tensor:
         if number == BATCH_INPUTS:
@@ -196,7 +282,7 @@ class SubrequestPort:
 
     def _withdraw(self, number: int, arena: int) -> None:
         with self._lock:
-            subrequest = self._under_way.pop(number, None)
+            subrequest = self._forget(number)
             if arena:
                 self._inputs.pop(arena).close()
         if subrequest is not None and self._subrequests is not None:
@@ -206,52 +292,101 @@ class SubrequestPort:
         """The process is gone, and nobody waits for these answers."""
         with self._lock:
             left, self._under_way = list(self._under_way.values()), {}
+            self._asked_for.clear()
+            self._draws.clear()
+            self._streams.clear()
+            self._left.clear()
         if self._subrequests is not None:
             for subrequest in left:
                 self._subrequests.withdraw(subrequest)
 
     # -- what it is answered ---------------------------------------------------------------------------------------
 
-    def _answer(self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError) -> None:
+    def _said(self, number: int, subrequest: Subrequest, said: StreamedResponse) -> None:
+        draw = self._draws.get(number)
+        if draw is not None and draw.subrequest is subrequest:
+            draw.said.append(said)  # so many as the model makes ahead
+            self._tell(number, draw)
+
+    def _next(self, question: Next) -> None:
+        number = question.number
+        with self._lock:
+            for arena in question.freed:
+                self._answers.give(arena)
+        draw = self._draws.get(number)
+        if draw is None:  # it was withdrawn meanwhile
+            return
+        if draw.is_wanted:
+            raise ValueError(f"the next answer of subrequest {number} was asked for twice")
+        draw.is_wanted = True
+        self._tell(number, draw)
+
+    def _tell(self, number: int, draw: "_Draw") -> None:
+        """Hands over the next answer, if it is there and wanted."""
+        if not draw.is_wanted or not draw.said:
+            return
+        said = draw.said.popleft()
+        draw.is_wanted = False
+        if not said.is_last and self._subrequests is not None:
+            self._subrequests.taken(draw.subrequest)
+        if said.answer is None:
+            self._over(number, draw.subrequest)
+            self._send_soon(messages.encode(messages.ended(number)))
+        else:
+            self._answer(number, draw.subrequest, said.answer, is_last=said.is_last)
+
+    def _answer(
+        self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError, *, is_last: bool = True
+    ) -> None:
         if isinstance(answer, FarthingError):
-            self._over(number, subrequest)
-            self._send_soon(messages.encode(messages.failed(number, answer)))
+            if is_last:
+                self._over(number, subrequest)
+            self._send_soon(messages.encode(messages.failed(number, answer, is_last=is_last)))
             return
         size = sum(tensor.nbytes for tensor in answer.outputs.values())
         if size > ANSWER_BYTES_SOON or any(tensor.dtype.hasobject for tensor in answer.outputs.values()):
-            self._on_thread(partial(self._write, number, subrequest, answer, self._send_alone))
+            self._on_thread(partial(self._write, number, subrequest, answer, self._send_alone, is_last=is_last))
         else:
-            self._write(number, subrequest, answer, self._send_soon)
+            self._write(number, subrequest, answer, self._send_soon, is_last=is_last)
 
     def _over(self, number: int, subrequest: Subrequest) -> bool:
         """Ends one; False where it was withdrawn meanwhile."""
         with self._lock:
             is_wanted = self._under_way.get(number) is subrequest
             if is_wanted:
-                del self._under_way[number]
+                self._forget(number)
             return is_wanted
 
     def _write(
-        self, number: int, subrequest: Subrequest, answer: InferResponse, send: Callable[[bytes, int], None]
+        self,
+        number: int,
+        subrequest: Subrequest,
+        answer: InferResponse,
+        send: Callable[[bytes, int], None],
+        *,
+        is_last: bool,
     ) -> None:
         asked = subrequest.outputs
         outputs = {name: tensor for name, tensor in answer.outputs.items() if not asked or name in asked}
         try:
-            message, fd = self._told(number, answer, outputs)
+            message, fd = self._told(number, answer, outputs, is_last=is_last)
         except NoRoom as full:
             said: FarthingError = Overloaded(
                 f"model `{self._model}`: no memory for the answer of `{subrequest.model_name}`: {full}",
                 hint="let go of earlier answers, or ask for less at once",
             )
-            message, fd = messages.encode(messages.failed(number, said)), -1
+            message, fd = messages.encode(messages.failed(number, said, is_last=is_last)), -1
         except (ValueError, OverflowError, OSError) as problem:
             said = EngineFailed(f"the answer of model `{subrequest.model_name}` cannot be handed over: {problem}")
-            message, fd = messages.encode(messages.failed(number, said)), -1
+            message, fd = messages.encode(messages.failed(number, said, is_last=is_last)), -1
         # Withdrawn meanwhile or not: the process frees the memory once it has heard of it.
-        self._over(number, subrequest)
+        if is_last:
+            self._over(number, subrequest)
         send(message, fd)
 
-    def _told(self, number: int, answer: InferResponse, outputs: Mapping[str, Tensor]) -> tuple[bytes, int]:
+    def _told(
+        self, number: int, answer: InferResponse, outputs: Mapping[str, Tensor], *, is_last: bool
+    ) -> tuple[bytes, int]:
         """Writes outputs where the process can see them, and says so. Raises `NoRoom`, `ValueError`, `OSError`."""
         with self._lock:
             if self._is_closed:
@@ -267,6 +402,7 @@ class SubrequestPort:
                 parameters=dict(answer.parameters),
                 arena=arena_number,
                 has_new_arena=is_new,
+                is_last=is_last,
             )
             message = messages.encode(told)
             if len(message) > messages.PART_BYTES_MAX:
@@ -347,6 +483,25 @@ class SubrequestPort:
             self._answers.close()
             self._batch_inputs = None
         self._socket.close()
+
+
+class _Draw:
+    """A subrequest whose answers the process draws one by one."""
+
+    __slots__ = ("is_wanted", "said", "subrequest")
+
+    def __init__(self, subrequest: Subrequest) -> None:
+        self.subrequest = subrequest
+        self.is_wanted = True
+        self.said: deque[StreamedResponse] = deque()
+
+
+def _one() -> int:
+    return 1
+
+
+def _nobody_waits() -> Cancelled:
+    return Cancelled("nobody waits any more for the request that this was asked for")
 
 
 def _carry_out(writes: "SimpleQueue[Write | None]") -> None:

@@ -8,7 +8,7 @@ offered (custom metrics, loading models) says so. `triton_model` drives a `Trito
 import json
 import logging
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -145,9 +145,11 @@ class PreferredMemory:
 class InferenceTrace:
     """A request's trace: none is recorded in here, but a request made with it is made on that one's behalf."""
 
-    def __init__(self, place: int = -1) -> None:
+    def __init__(self, place: int = -1, stream: int = 0) -> None:
         self.place = place
         """The request's place in its batch; -1: none."""
+        self.stream = stream
+        """Its number, if it is answered by a sender; else 0."""
 
     def get_context(self) -> str | None:
         return None
@@ -237,20 +239,26 @@ class InferenceRequest:
             "a response sender is for decoupled models: set model_transaction_policy { decoupled: true }"
         )
 
-    def exec(self, decoupled: bool = False) -> "InferenceResponse":
-        """Sends the request to its model and waits for the response, which may be an error."""
-        if decoupled:
-            raise _not_offered("several answers to a request (InferenceRequest.exec(decoupled=True))")
+    def exec(self, decoupled: bool = False) -> "InferenceResponse | Iterator[InferenceResponse]":
+        """Sends the request to its model and waits for the response, which may be an error.
+
+        With `decoupled`, an iterator of its responses, however many; letting go of it withdraws the request.
+        """
         from farthing.engines.python import triton_subrequests  # which imports this
 
+        if decoupled:
+            return triton_subrequests.draw(self)
         return triton_subrequests.execute(self)
 
-    async def async_exec(self, decoupled: bool = False) -> "InferenceResponse":
-        """The same for coroutines, where several requests can be under way."""
-        if decoupled:
-            raise _not_offered("several answers to a request (InferenceRequest.async_exec(decoupled=True))")
+    async def async_exec(self, decoupled: bool = False) -> "InferenceResponse | Iterator[InferenceResponse]":
+        """The same for coroutines, where several requests can be under way.
+
+        As Triton's, the iterator of responses blocks; `async for` goes over it without.
+        """
         from farthing.engines.python import triton_subrequests  # which imports this
 
+        if decoupled:
+            return await triton_subrequests.draw_async(self)
         return await triton_subrequests.execute_async(self)
 
 

@@ -6,11 +6,13 @@
 import inspect
 import json
 from collections.abc import Sequence
+from queue import SimpleQueue
 from typing import Any, Final
 
 from farthing.engines.python import coroutines, triton
 from farthing.engines.python.interface import MemberResult, ModelMistake, as_tensor, rows_of, short_text
 from farthing.engines.python.messages import Ready, Run, Start
+from farthing.engines.python.triton_sender import LoneRequest, Sent, collect
 from farthing.types.tensors import DATATYPES, NUMPY_DTYPES, Tensor, TensorSpec
 
 CLASS_NAME: Final = "TritonPythonModel"
@@ -30,7 +32,7 @@ class TritonModel:
 
     def __init__(self, model_class: type[Any], start: Start) -> None:
         config = _completed(model_class, _configuration(start))
-        self.ready = _ready(config)
+        self.ready = _ready(config, start.outputs)
         self.name = self._name = start.name
         self.version = self._version = start.version
         self.instance = self._model = model_class()
@@ -52,8 +54,11 @@ class TritonModel:
 
     def run(self, inputs: dict[str, Tensor], run: Run) -> Sequence[MemberResult]:
         own_rows = rows_of(inputs, [member.rows for member in run.members])
+        sent: SimpleQueue[Sent] = SimpleQueue()
         requests = [
-            triton.InferenceRequest(
+            LoneRequest(
+                place,
+                sent,
                 request_id=member.id,
                 correlation_id=_correlation_id(member.parameters.get("sequence_id", 0)),
                 requested_output_names=run.outputs,
@@ -62,17 +67,21 @@ class TritonModel:
                 inputs=[triton.Tensor(name, tensor) for name, tensor in own.items()],
                 flags=_sequence_flags(member.parameters),
                 parameters=member.parameters,
-                trace=triton.InferenceTrace(place),
             )
             for place, (member, own) in enumerate(zip(run.members, own_rows, strict=True))
         ]
         responses = self._model.execute(requests)
         if inspect.isawaitable(responses):
             responses = coroutines.run(responses)
+        if responses is None and any(request.has_sender for request in requests):
+            responses = [None] * len(requests)
         if not isinstance(responses, Sequence) or len(responses) != len(requests):
             found = len(responses) if isinstance(responses, Sequence) else f"a {type(responses).__name__}"
             raise ModelMistake(f"execute returned {found} responses; expected one a request, {len(requests)}")
-        return [self._result(response, run) for response in responses]
+        places = [p for p, request in enumerate(requests) if request.has_sender and responses[p] is None]
+        del requests  # who holds a sender from here on is the model
+        answers = {**dict(enumerate(responses)), **collect(places, sent)} if places else dict(enumerate(responses))
+        return [self._result(response, run) for response in answers.values()]
 
     def _result(self, response: object, run: Run) -> MemberResult:
         if not isinstance(response, triton.InferenceResponse):
@@ -138,14 +147,17 @@ def _completed(model_class: type[Any], config: dict[str, Any]) -> dict[str, Any]
     return answer.as_dict()
 
 
-def _ready(config: dict[str, Any]) -> Ready:
+def _ready(config: dict[str, Any], wanted: Sequence[TensorSpec]) -> Ready:
     rows_max = config["max_batch_size"]
     for kind in ("input", "output"):
         if not config.get(kind):
             raise ModelMistake(f"neither the configuration nor auto_complete_config names an {kind}")
+    outputs = [_spec(entry, rows_max) for entry in config["output"]]
+    named = {spec.name for spec in outputs}
     return Ready(
         inputs=tuple(_spec(entry, rows_max) for entry in config["input"]),
-        outputs=tuple(_spec(entry, rows_max) for entry in config["output"]),
+        # States of sequences are no outputs of the configuration; what is wanted has them.
+        outputs=(*outputs, *(spec for spec in wanted if spec.name not in named)),
         batch_axis=rows_max > 0,
         batch_rows_max=rows_max,
         is_decoupled=triton.using_decoupled_model_transaction_policy(config),

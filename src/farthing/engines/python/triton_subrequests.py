@@ -3,10 +3,12 @@
 Triton answers with a response that has an error where ours raises; only what is no request at all raises here too.
 """
 
+from dataclasses import replace
 from typing import Final
 
 from farthing.engines.python import triton
 from farthing.engines.python.interface import short_text
+from farthing.engines.python.subrequest_answers import Answers
 from farthing.engines.python.subrequest_client import Question, Reply, SubrequestClient
 from farthing.types import errors
 from farthing.types.errors import FarthingError
@@ -38,6 +40,59 @@ async def execute_async(request: "triton.InferenceRequest") -> "triton.Inference
         return _error_response(error)
 
 
+class Responses:
+    """An iterator of a request's responses; `async for` draws them without holding up the thread."""
+
+    def __init__(self, answers: Answers, refusal: FarthingError | None = None) -> None:
+        """`refusal` is all there is to say, if it is given."""
+        self._answers = answers
+        self._refusal = refusal
+        if refusal is not None:
+            answers.close()
+
+    def __iter__(self) -> "Responses":
+        return self
+
+    def __next__(self) -> "triton.InferenceResponse":
+        answer, self._refusal = self._refusal or self._answers.next(), None
+        if answer is None:
+            raise StopIteration
+        return _drawn(answer)
+
+    def __aiter__(self) -> "Responses":
+        return self
+
+    async def __anext__(self) -> "triton.InferenceResponse":
+        answer, self._refusal = self._refusal or await self._answers.next_async(), None
+        if answer is None:
+            raise StopAsyncIteration
+        return _drawn(answer)
+
+
+def draw(request: "triton.InferenceRequest") -> Responses:
+    """Sends a request to a model that may answer any number of times."""
+    answers = Answers(_connected(), replace(_question(request), is_stream=True))
+    try:
+        answers.start()
+    except FarthingError as error:
+        return Responses(answers, error)
+    return Responses(answers)
+
+
+async def draw_async(request: "triton.InferenceRequest") -> Responses:
+    """The same for coroutines."""
+    answers = Answers(_connected(), replace(_question(request), is_stream=True))
+    try:
+        await answers.start_async()
+    except FarthingError as error:
+        return Responses(answers, error)
+    return Responses(answers)
+
+
+def _drawn(answer: Reply | FarthingError) -> "triton.InferenceResponse":
+    return _error_response(answer) if isinstance(answer, FarthingError) else _response(answer)
+
+
 def error_code(error: FarthingError) -> int:
     """Triton's code of an error."""
     return next((code for kind, code in _CODES if isinstance(error, kind)), triton.TritonError.INTERNAL)
@@ -67,6 +122,7 @@ def _question(request: "triton.InferenceRequest") -> Question:
         parameters=parameters,
         timeout_us=request.timeout(),
         member=request.trace().place,
+        stream=request.trace().stream,
     )
 
 

@@ -85,10 +85,10 @@ class Worker:
 
         streams: StreamModel
         if isinstance(model, triton_model.TritonModel):
-            streams = TritonStreams(model, self._raised)
+            streams = TritonStreams(model, self._raised, self._client.turn_threads)
         else:
             assert isinstance(model, native.NativeModel)
-            streams = NativeStreams(model, self._raised)
+            streams = NativeStreams(model, self._raised, self._client.turn_threads)
         port = Port(self._connection, self._inputs, stop)
         port.start()
         streams.serve(port)
