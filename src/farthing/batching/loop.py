@@ -7,7 +7,7 @@ the event loop itself when a run is shorter than a hand-off to a thread would be
 
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
 from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
 from farthing.batching.rate_limiter import Turns
+from farthing.batching.rider import Onward, Rider
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran, run_batch
 from farthing.engines.contract import Executable
@@ -131,6 +132,20 @@ class BatchLoop:
             self.statistics.failed(FailureReason.REJECTED)
             raise
         self._pump_soon()
+
+    def submit_all(self, riders: Sequence[Rider]) -> bool:
+        """Queues riders of one signature that come together, as `submit` would one by one; False: they have to."""
+        queue = self._queue
+        if self._closed or not queue.takes_at_once(len(riders)) or queue.requests + len(riders) > self._head_max:
+            return False
+        if self._away:
+            back = min(self._away, len(riders))
+            self._away -= back
+            lag_ns = min(riders[0].arrival_ns - self._free_ns, LAG_NS_MAX)
+            self._lag_ns += (1 - (1 - LAG_SMOOTHING) ** back) * (lag_ns - self._lag_ns)
+        queue.add_all(riders)
+        self._pump_soon()
+        return True
 
     def _pump_soon(self) -> None:
         if not self._is_pump_due:
@@ -366,9 +381,16 @@ class BatchLoop:
         queue_ns = 0
         answered = 0
         name, version, statistics = self.spec.name, self._version, self.statistics
+        going_on = self._going_on(job.waiters) if ran.whole is not None else {}
+        for riders in going_on.values():
+            answered += len(riders)
+            for rider in riders:
+                waited_ns = ran.started_ns - rider.arrival_ns
+                queue_ns += waited_ns
+                statistics.request_done(end_ns - rider.arrival_ns, waited_ns)
         for waiter, result in zip(job.waiters, ran.results, strict=True):
-            if waiter.state == ENDED:
-                continue  # its client left meanwhile
+            if result is None or waiter.state == ENDED:
+                continue  # it goes on below, or its client left meanwhile
             if isinstance(result, FarthingError):
                 statistics.failed(_reason(result), 1, end_ns - waiter.arrival_ns)
                 self._answer(waiter, result)
@@ -404,8 +426,30 @@ class BatchLoop:
                 output_ns=ran.output_ns,
                 now_ms=time.time_ns() // 1_000_000,
             )
+        if ran.whole is not None:
+            self._go_on(going_on, ran)
         if self._on_empty:
             self._tell_if_empty()
+
+    @staticmethod
+    def _going_on(waiters: Sequence[Waiter]) -> dict[Onward, list[Rider]]:
+        """The riders of a batch whose clients are there, by where they go on; each knows where its rows begin."""
+        going_on: dict[Onward, list[Rider]] = {}
+        start = 0
+        for waiter in waiters:
+            if isinstance(waiter, Rider) and waiter.state != ENDED:
+                waiter.start = start
+                going_on.setdefault(waiter.onward, []).append(waiter)
+            start += waiter.rows
+        return going_on
+
+    def _go_on(self, going_on: Mapping[Onward, Sequence[Rider]], ran: Ran) -> None:
+        assert ran.whole is not None
+        for onward, riders in going_on.items():
+            waiting = [rider for rider in riders if rider.state != ENDED]  # one that was answered may withdraw another
+            for rider in waiting:
+                rider.state = ENDED
+            onward.arrived(waiting, ran.whole, ran)
 
     def _rest_s(self, ran: Ran) -> float:
         """How long to give an instance no work. One that is down answers at once, and would draw all the work there is.

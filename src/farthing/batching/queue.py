@@ -6,7 +6,7 @@ same signature (names, datatypes and row shapes of their inputs) are ever offere
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from typing import ClassVar, Final
 
@@ -59,6 +59,10 @@ class Waiter:
 
     comes_back: ClassVar[bool] = True
     """Whether its caller may send the next one when it has the answer to this."""
+    goes_on: ClassVar[bool] = False
+    """Whether it is a `batching.rider.Rider`, whose answer another model reads next."""
+    start = -1
+    """Which row of `inputs` is its first, of a rider that shares them with others; -1: all rows are its own."""
 
     __slots__ = (
         "arrival_ns",
@@ -202,10 +206,37 @@ class Queue:
                         return found
         return found
 
+    def takes_at_once(self, requests: int) -> bool:
+        """Whether `add_all` may be called: there is room for so many, and nothing tells one request from another."""
+        policy = self._policies[0]
+        return not (self._has_levels or self.has_timeouts or policy.requests_max) and (
+            self.requests + requests <= self._requests_max
+        )
+
+    def add_all(self, waiters: Sequence[Waiter]) -> None:
+        """Puts requests of one signature and without deadlines at the end, as `add` would one by one."""
+        level = self._levels[0]
+        level.everyone.extend(waiters)
+        level.by_signature.setdefault(waiters[0].signature, deque()).extend(waiters)
+        level.waiting += len(waiters)
+        self.requests += len(waiters)
+        for waiter in waiters:
+            self.rows += waiter.rows
+
     def take(self, waiters: list[Waiter]) -> None:
         """Marks requests as running; they are no longer queued."""
+        if self._has_levels or self._deadlines or not waiters:
+            for waiter in waiters:
+                self._leave(waiter, RUNNING)
+            return
         for waiter in waiters:
-            self._leave(waiter, RUNNING)
+            waiter.state = RUNNING
+            self.rows -= waiter.rows
+        self.requests -= len(waiters)
+        level = self._levels[0]
+        level.waiting -= len(waiters)
+        level.left += len(waiters)
+        self._tidy(level, waiters[0].signature)
 
     def remove(self, waiter: Waiter) -> bool:
         """Takes a request out before it ran; False if it is too late for that."""
@@ -290,11 +321,15 @@ class Queue:
             if len(self._by_deadline) > TIDY_LEFT + TIDY_LEFT_PER_WAITING * self._deadlines:
                 self._by_deadline = [entry for entry in self._by_deadline if entry[2].state == WAITING]
                 heapify(self._by_deadline)
-        self._tidy_front(level, waiter.signature)
+        level.left += 1
+        self._tidy(level, waiter.signature)
+
+    def _tidy(self, level: _Level, signature: Hashable) -> None:
+        """After requests of this signature have left."""
+        self._tidy_front(level, signature)
         everyone = level.everyone
         while everyone and everyone[0].state != WAITING:
             everyone.popleft()
-        level.left += 1
         if level.left > TIDY_LEFT + TIDY_LEFT_PER_WAITING * level.waiting:
             level.left = 0
             level.everyone = deque(w for w in everyone if w.state == WAITING)

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from farthing.batching.queue import Waiter
+from farthing.batching.rider import own_rows, shared_rows
 from farthing.engines.contract import Answer, Batch, Executable, Member, MemberAnswer
 from farthing.types.errors import EngineFailed, FarthingError
 from farthing.types.requests import Parameter
@@ -18,18 +19,26 @@ from farthing.types.tensors import Tensor, TensorSpec
 
 NO_PARAMETERS: Final[Mapping[str, Parameter]] = {}
 
-MemberResult = tuple[Mapping[str, Tensor], Mapping[str, Parameter]] | FarthingError
-"""One request's outputs and response parameters, or its error."""
+MemberResult = tuple[Mapping[str, Tensor], Mapping[str, Parameter]] | FarthingError | None
+"""One request's outputs and response parameters, or its error; None: a rider's rows, in the batch's outputs."""
 
 
 class Ran:
     """What came of a batch: a result a request, in order, and where the time went (nanoseconds)."""
 
-    __slots__ = ("compute_ns", "input_ns", "output_ns", "results", "started_ns")
+    __slots__ = ("compute_ns", "input_ns", "output_ns", "results", "started_ns", "whole")
 
     def __init__(
-        self, results: Sequence[MemberResult], started_ns: int, input_ns: int, compute_ns: int, output_ns: int
+        self,
+        results: Sequence[MemberResult],
+        started_ns: int,
+        input_ns: int,
+        compute_ns: int,
+        output_ns: int,
+        whole: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """`whole`: the batch's outputs, where riders go on with them."""
+        self.whole = whole
         self.results = results
         self.started_ns = started_ns
         self.input_ns = input_ns
@@ -53,22 +62,30 @@ def run_batch(
     """
     started = now_ns()
     ready = done = started
+    whole = None
     try:
         batch = gather(outputs, waiters)
         ready = now_ns()
         answer = executable.execute(batch, instance)
         done = now_ns()
         results = _hand_back(answer, batch, outputs, waiters, has_batch_axis=has_batch_axis)
+        if None in results:
+            assert isinstance(answer, Mapping)
+            whole = answer
     except BaseException as error:  # also SystemExit: nothing that user code raises may cost the answers or a thread
         done = now_ns()
         if len(waiters) > 1 and executable.is_pure:
-            results = [
-                run_batch(executable, outputs, (one,), instance, has_batch_axis=has_batch_axis).results[0]
-                for one in waiters
-            ]
+            results = [_alone(executable, outputs, one, instance, has_batch_axis=has_batch_axis) for one in waiters]
         else:
             results = [as_error(error)] * len(waiters)
-    return Ran(results, started, ready - started, done - ready, now_ns() - done)
+    return Ran(results, started, ready - started, done - ready, now_ns() - done, whole)
+
+
+def _alone(
+    executable: Executable, outputs: Sequence[TensorSpec], one: Waiter, instance: int, *, has_batch_axis: bool
+) -> MemberResult:
+    ran = run_batch(executable, outputs, (one,), instance, has_batch_axis=has_batch_axis)
+    return ran.results[0] if ran.whole is None else (ran.whole, NO_PARAMETERS)
 
 
 def as_error(error: BaseException) -> FarthingError:
@@ -84,10 +101,17 @@ def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
     """The batch of these requests, their rows one after the other."""
     first = waiters[0]
     wanted = _wanted(outputs, waiters)
+    inputs = shared_rows(waiters)
     if len(waiters) == 1:
         request = first.request
-        return Batch(first.inputs, wanted, (Member(first.rows, request.id, request.parameters),), waiters)
-    inputs = {name: np.concatenate([waiter.inputs[name] for waiter in waiters]) for name in first.inputs}
+        return Batch(
+            first.inputs if inputs is None else inputs,
+            wanted,
+            (Member(first.rows, request.id, request.parameters),),
+            waiters,
+        )
+    if inputs is None:
+        inputs = {name: np.concatenate([w.inputs[name] if w.start < 0 else own_rows(w, name) for w in waiters]) for name in first.inputs}
     members = tuple([Member(waiter.rows, waiter.request.id, waiter.request.parameters) for waiter in waiters])
     return Batch(inputs, wanted, members, waiters)
 
@@ -95,10 +119,14 @@ def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
 def _wanted(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> tuple[str, ...]:
     """Names that at least one request asked for, in the model's order."""
     names: set[str] = set()
+    seen = None
     for waiter in waiters:
-        if not waiter.request.outputs:
+        wanted = waiter.request.outputs
+        if not wanted:
             return tuple([spec.name for spec in outputs])
-        names.update([asked.name for asked in waiter.request.outputs])
+        if wanted is not seen:
+            names.update([asked.name for asked in wanted])
+            seen = wanted
     return tuple([spec.name for spec in outputs if spec.name in names])
 
 
@@ -126,6 +154,8 @@ def _hand_back(
                 f"output `{name}` has shape {list(tensor.shape)}, but {total} rows went in",
                 hint="a model that batches answers one row for each row; else set max_batch_size to 0",
             )
+    if any([waiter.goes_on for waiter in waiters]) and has_batch_axis:
+        return _apart(answer, waiters)
     if len(waiters) == 1:
         return [(answer, NO_PARAMETERS)]
     results: list[MemberResult] = []
@@ -139,6 +169,20 @@ def _hand_back(
     for waiter in waiters:
         end = start + waiter.rows
         results.append(({name: tensor[start:end] for name, tensor in answer.items()}, NO_PARAMETERS))
+        start = end
+    return results
+
+
+def _apart(answer: Mapping[str, Tensor], waiters: Sequence[Waiter]) -> list[MemberResult]:
+    """Everybody's rows but the riders'."""
+    results: list[MemberResult] = []
+    start = 0
+    for waiter in waiters:
+        end = start + waiter.rows
+        if waiter.goes_on:
+            results.append(None)
+        else:
+            results.append(({name: tensor[start:end] for name, tensor in answer.items()}, NO_PARAMETERS))
         start = end
     return results
 

@@ -15,6 +15,7 @@ from farthing.config.model import ModelConfig, ModelParameter, complete_config, 
 from farthing.config.pipeline import PipelineGraph, pipeline_of
 from farthing.repository import FoundModel, FoundVersion, model_key, read_labels
 from farthing.runtime.check import RequestCheck
+from farthing.runtime.convoy import Stage, Trip, links_of
 from farthing.runtime.graph import Graph, Step, faults, tensors_of
 from farthing.runtime.passage import Passage, Resolve
 from farthing.runtime.served import Done
@@ -160,9 +161,11 @@ class Ensemble:
         self.now_ns = (clock or MonotonicClock()).now_ns
         self._check = RequestCheck(loaded.spec)
         self._requests_max = loaded.pipeline.requests_max or requests_max
-        self._under_way: set[Passage] = set()
+        self._under_way: set[Passage | Trip] = set()
         self._when_empty: list[Callable[[], None]] = []
         self._is_closed = False
+        links = links_of(self.graph, self.spec)
+        self._chain = Stage(self, links) if links else None
 
     def spec_now(self) -> ModelSpec:
         """The spec, for those who ask later."""
@@ -190,14 +193,22 @@ class Ensemble:
                 f"ensemble `{name}` has {self._requests_max} requests under way, as many as it may",
                 retry_after_s=BUSY_RETRY_S,
             )
+        if self._chain is not None:
+            trip = self._chain.begin(request, rows, signature, arrival_ns, done)
+            if trip is not None:
+                return trip.withdraw
         passage = Passage(self, request, rows, arrival_ns, done)
         self._under_way.add(passage)
         passage.start()
         return passage.withdraw
 
-    def ended(self, passage: "Passage") -> None:
+    def began(self, under_way: Passage | Trip) -> None:
+        """A request is under way."""
+        self._under_way.add(under_way)
+
+    def ended(self, under_way: Passage | Trip) -> None:
         """A request is no longer under way."""
-        self._under_way.discard(passage)
+        self._under_way.discard(under_way)
         if self._when_empty and not self._under_way:
             calls, self._when_empty = self._when_empty, []
             for call in calls:
@@ -228,8 +239,8 @@ class Ensemble:
 
     def fail_all(self, error: FarthingError) -> None:
         """Ends what is under way with an error."""
-        for passage in list(self._under_way):
-            passage.fail(error)
+        for under_way in list(self._under_way):
+            under_way.fail(error)
 
     def close(self, timeout_s: float) -> None:
         """Nothing is held."""

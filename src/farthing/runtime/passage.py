@@ -6,7 +6,7 @@ the graph means is `runtime.graph`'s; all of this lives on the event loop.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Protocol
@@ -38,7 +38,7 @@ class Owner(Protocol):
     resolve: Resolve
     now_ns: Callable[[], int]
 
-    def ended(self, passage: "Passage") -> None: ...
+    def ended(self, under_way: "Passage") -> None: ...
 
 
 class Passage:
@@ -70,6 +70,17 @@ class Passage:
     def start(self) -> None:
         """Runs what needs the client's tensors alone."""
         self._begin_all(self._plan.first)
+
+    def resume(self, place: int, queue_ns: int, compute_ns: int) -> None:
+        """What is before a step has been done elsewhere, and took so long; the step is under way."""
+        self._queue_ns, self._compute_ns = queue_ns, compute_ns
+        self._under_way[place] = None
+
+    def go_on(self, place: int, outputs: Mapping[str, Tensor]) -> None:
+        """A step that is under way has made these; the next begin."""
+        for name, tensor in self._ensemble.graph.steps[place].outputs:
+            self._tensors[tensor] = outputs[name]
+        self._after(place)
 
     def withdraw(self) -> None:
         """The client left: nothing more of it runs, and nobody is told."""
@@ -135,9 +146,9 @@ class Passage:
             if step.each:
                 self._fan_out(place, step, served, inputs)
                 return
-            withdraw = self._ask(step, served, inputs, partial(self._step_done, place))
+            withdraw = self._ask(step, served, inputs, partial(self.step_done, place))
         except FarthingError as error:
-            self.fail(_told(error, step), FailureReason.REJECTED)
+            self.fail(told(error, step), FailureReason.REJECTED)
             return
         if place in self._under_way:  # an ensemble may have answered at once
             self._under_way[place] = withdraw
@@ -209,7 +220,7 @@ class Passage:
         count = next(iter(counts.values()))
 
         def fail(error: FarthingError, item: int, reason: str) -> None:
-            self.fail(_told(error, step, f", item {item} of {count}"), reason)
+            self.fail(told(error, step, f", item {item} of {count}"), reason)
 
         items = FanOut(count, self._ensemble.graph.inflight_max, ask, partial(self._items_done, place, served), fail)
         self._under_way[place] = items.withdraw
@@ -236,13 +247,14 @@ class Passage:
         self._tensors.update(made)
         self._after(place)
 
-    def _step_done(self, place: int, answer: InferResponse | FarthingError) -> None:
+    def step_done(self, place: int, answer: InferResponse | FarthingError) -> None:
+        """A step's model has answered."""
         if self._is_ended:
             return
         step = self._ensemble.graph.steps[place]
         if isinstance(answer, FarthingError):
             self._under_way[place] = None  # it has ended by itself
-            self.fail(_told(answer, step), FailureReason.BACKEND)
+            self.fail(told(answer, step), FailureReason.BACKEND)
             return
         timing = answer.timing
         self._queue_ns += timing.queue_ns
@@ -291,7 +303,7 @@ class Passage:
         self._done(response)
 
 
-def _told(error: FarthingError, step: Step, item: str = "") -> FarthingError:
+def told(error: FarthingError, step: Step, item: str = "") -> FarthingError:
     """The same error, saying in which step it happened."""
     told = copy(error)
     told.message = f"in ensemble step `{step.model}`{item}: {error.message}"

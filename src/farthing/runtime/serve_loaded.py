@@ -81,6 +81,7 @@ class Serving:
         dynamic = loaded.config.dynamic_batching
         if dynamic is not None and dynamic.preserve_ordering:
             served.submit = InOrder(served.submit)  # type: ignore[method-assign]
+            served.takes_riders = False
         return served
 
     def _cache_for(self, loaded: LoadedVersion | LoadedEnsemble) -> dict[str, Any]:

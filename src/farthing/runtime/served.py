@@ -76,9 +76,13 @@ class ServedVersion:
         self.statistics = statistics
         self.executable = loaded.executable
         self.version = str(loaded.spec.version)
-        self._check = RequestCheck(loaded.spec)
+        self.request_check = RequestCheck(loaded.spec)
+        """As `check`, without counting those that do not fit."""
         self.reshapes_in = loaded.reshapes_in
         self._reshapes_out = loaded.reshapes_out
+        has_reshapes = bool(loaded.reshapes_in or loaded.reshapes_out)
+        self.takes_riders = type(self) is ServedVersion and not has_reshapes and loaded.spec.batch_rows_max > 0
+        """Whether `loop` may be given riders, since nothing but batching lies between a request and the model."""
         self._turns = turns
         self.loop = self._make_loop(loaded, queue_requests_max, scheduler)
         self.running = self.loop.running
@@ -121,7 +125,7 @@ class ServedVersion:
     def check(self, request: InferRequest) -> tuple[int, Hashable]:
         """Rows of a request and its batching signature. Raises `InvalidInput` if it does not fit the model."""
         try:
-            return self._check(request)
+            return self.request_check(request)
         except InvalidInput:
             self.statistics.failed(FailureReason.INVALID)
             raise
