@@ -5,7 +5,16 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 from tests.fakes import make_waiter
 
 from farthing.batching.queue import ENDED, FIXED_SHAPES, RUNNING, SIGNATURE_ALONE, Policy, Queue, Waiter
@@ -241,6 +250,16 @@ class QueueMachine(RuleBasedStateMachine):
             self.queue.add(waiter)
             self.mine.append(waiter)
         return waiter
+
+    @rule(target=waiters, rows=st.lists(st.integers(1, 5), min_size=1, max_size=4))
+    def add_all(self, rows: list[int]) -> MultipleResults[Waiter]:
+        if not self.queue.takes_at_once(len(rows)):
+            assert self.levels or self.timeout or len(self.mine) + len(rows) > self.requests_max
+            return multiple()
+        added = [make_waiter(rows=own, arrival_ns=self.now, signature="a") for own in rows]
+        self.queue.add_all(added)
+        self.mine += added
+        return multiple(*added)
 
     @rule(requests_max=st.integers(1, 6))
     def take(self, requests_max: int) -> None:

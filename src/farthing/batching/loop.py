@@ -7,6 +7,7 @@ the event loop itself when a run is shorter than a hand-off to a thread would be
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
@@ -17,7 +18,7 @@ from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
 from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
 from farthing.batching.rate_limiter import Turns
-from farthing.batching.rider import Onward, Rider
+from farthing.batching.rider import Onward, Pumped, Rider, riders_of
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran, run_batch
 from farthing.engines.contract import Executable
@@ -99,7 +100,7 @@ class BatchLoop:
         self._idle = list(range(instances))
         self.turns = turns
         if turns is not None:
-            turns.wake = self._pump_soon
+            turns.wake = self.pump_soon
         self._running: dict[int, Job] = {}
         self._is_pump_due = False
         self._timer: Any = None
@@ -108,6 +109,8 @@ class BatchLoop:
         self._free_ns = 0
         self._away = 0
         self._closed = False
+        self._reached: list[Pumped] = []
+        """Where riders went on to since the last pump began."""
         self._on_empty: list[Callable[[], None]] = []
         self._frames: FrameDesk | None = None
 
@@ -131,10 +134,13 @@ class BatchLoop:
             full.retry_after_s = self.wait_s() or full.retry_after_s
             self.statistics.failed(FailureReason.REJECTED)
             raise
-        self._pump_soon()
+        self.pump_soon()
 
     def submit_all(self, riders: Sequence[Rider]) -> bool:
-        """Queues riders of one signature that come together, as `submit` would one by one; False: they have to."""
+        """Queues riders of one signature that come together, as `submit` would one by one; False: they have to.
+
+        `pump_once` or `pump_soon` has to follow.
+        """
         queue = self._queue
         if self._closed or not queue.takes_at_once(len(riders)) or queue.requests + len(riders) > self._head_max:
             return False
@@ -144,10 +150,10 @@ class BatchLoop:
             lag_ns = min(riders[0].arrival_ns - self._free_ns, LAG_NS_MAX)
             self._lag_ns += (1 - (1 - LAG_SMOOTHING) ** back) * (lag_ns - self._lag_ns)
         queue.add_all(riders)
-        self._pump_soon()
         return True
 
-    def _pump_soon(self) -> None:
+    def pump_soon(self) -> None:
+        """Looks at the queue in the next turn of the event loop."""
         if not self._is_pump_due:
             self._is_pump_due = True
             self._scheduler.call_soon(self._pump)
@@ -233,7 +239,7 @@ class BatchLoop:
         self._idle += range(self.instances, instances)
         self.instances = instances
         if self._queue.requests:
-            self._pump_soon()
+            self.pump_soon()
 
     def shrink(self, instances: int, gone: Callable[[], None]) -> None:
         """From now on only the first `instances` get work; `gone` is called once the others run nothing."""
@@ -293,6 +299,17 @@ class BatchLoop:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
+        """Runs what waits, and in the same turn, as long as it is short, what waits for that in other models."""
+        began = self._now_ns()
+        loops: list[Pumped] = [self]
+        for loop in loops:
+            if self._now_ns() - began > LOOP_BUSY_NS_MAX:
+                loop.pump_soon()
+            else:
+                loops += loop.pump_once()
+
+    def pump_once(self) -> Sequence[Pumped]:
+        """Runs what waits, if it is time; answers the loops of other models where riders are queued because of that."""
         self._is_pump_due = False
         queue = self._queue
         began = now = self._now_ns()
@@ -301,7 +318,7 @@ class BatchLoop:
         is_held_up = False
         while self._idle and queue.requests:
             if now - began > LOOP_BUSY_NS_MAX:
-                self._pump_soon()
+                self.pump_soon()
                 break
             head = queue.head(self._head_max)
             times = self._times_for(head[0].signature)
@@ -338,6 +355,8 @@ class BatchLoop:
             self.turns.settle(is_asking=is_held_up)
         self._set_timer(due_ns, now)
         self._gauges()
+        reached, self._reached = self._reached, []
+        return reached
 
     def _dispatch(self, waiters: list[Waiter], instance: int, times: RowTimes, now: int) -> bool:
         """Runs a batch on the event loop, if it is short, or hands it to a thread. Whether it ran already."""
@@ -381,13 +400,13 @@ class BatchLoop:
         queue_ns = 0
         answered = 0
         name, version, statistics = self.spec.name, self._version, self.statistics
-        going_on = self._going_on(job.waiters) if ran.whole is not None else {}
+        going_on = riders_of(job.waiters) if ran.whole is not None else {}
         for riders in going_on.values():
             answered += len(riders)
-            for rider in riders:
-                waited_ns = ran.started_ns - rider.arrival_ns
-                queue_ns += waited_ns
-                statistics.request_done(end_ns - rider.arrival_ns, waited_ns)
+            for arrival_ns, requests in Counter([rider.arrival_ns for rider in riders]).items():
+                waited_ns = ran.started_ns - arrival_ns
+                queue_ns += waited_ns * requests
+                statistics.request_done(end_ns - arrival_ns, waited_ns, requests)
         for waiter, result in zip(job.waiters, ran.results, strict=True):
             if result is None or waiter.state == ENDED:
                 continue  # it goes on below, or its client left meanwhile
@@ -431,25 +450,15 @@ class BatchLoop:
         if self._on_empty:
             self._tell_if_empty()
 
-    @staticmethod
-    def _going_on(waiters: Sequence[Waiter]) -> dict[Onward, list[Rider]]:
-        """The riders of a batch whose clients are there, by where they go on; each knows where its rows begin."""
-        going_on: dict[Onward, list[Rider]] = {}
-        start = 0
-        for waiter in waiters:
-            if isinstance(waiter, Rider) and waiter.state != ENDED:
-                waiter.start = start
-                going_on.setdefault(waiter.onward, []).append(waiter)
-            start += waiter.rows
-        return going_on
-
     def _go_on(self, going_on: Mapping[Onward, Sequence[Rider]], ran: Ran) -> None:
         assert ran.whole is not None
         for onward, riders in going_on.items():
             waiting = [rider for rider in riders if rider.state != ENDED]  # one that was answered may withdraw another
             for rider in waiting:
                 rider.state = ENDED
-            onward.arrived(waiting, ran.whole, ran)
+            reached = onward.arrived(waiting, ran.whole, ran) if waiting else None
+            if reached is not None:
+                self._reached.append(reached)
 
     def _rest_s(self, ran: Ran) -> float:
         """How long to give an instance no work. One that is down answers at once, and would draw all the work there is.
@@ -464,7 +473,7 @@ class BatchLoop:
     def _after_rest(self, instance: int) -> None:
         self._rested(instance)
         if self._queue.requests:
-            self._pump_soon()
+            self.pump_soon()
 
     def _rested(self, instance: int) -> None:
         """An instance may run again, unless there are fewer by now."""
@@ -548,6 +557,9 @@ class BatchLoop:
 
     def _done_elsewhere(self, job: Job, ran: Ran) -> None:
         self._done(job, ran)
+        reached, self._reached = self._reached, []
+        for loop in reached:
+            loop.pump_soon()
         if self._queue.requests and not self._is_pump_due:
             self._pump()
         else:

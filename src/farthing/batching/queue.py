@@ -334,8 +334,8 @@ class Queue:
             level.left = 0
             level.everyone = deque(w for w in everyone if w.state == WAITING)
             level.late = deque(w for w in level.late if w.state == WAITING)
-            for signature, line in level.by_signature.items():
-                level.by_signature[signature] = deque(w for w in line if w.state == WAITING)
+            for same, line in level.by_signature.items():
+                level.by_signature[same] = deque(w for w in line if w.state == WAITING)
 
     @staticmethod
     def _tidy_front(level: _Level, signature: Hashable) -> None:

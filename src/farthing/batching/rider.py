@@ -8,7 +8,7 @@ which model belongs to `runtime.convoy`. A rider goes through one queue; for the
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
-from farthing.batching.queue import WAITING, Waiter
+from farthing.batching.queue import ENDED, WAITING, Waiter
 from farthing.types.errors import FarthingError
 from farthing.types.requests import InferRequest, InferResponse
 from farthing.types.tensors import Tensor
@@ -26,11 +26,22 @@ class Arrival(Protocol):
 class Onward(Protocol):
     """What becomes of riders that their model has run."""
 
-    def arrived(self, riders: "Sequence[Rider]", outputs: Mapping[str, Tensor], ran: Arrival) -> None:
+    def arrived(self, riders: "Sequence[Rider]", outputs: Mapping[str, Tensor], ran: Arrival) -> "Pumped | None":
         """`outputs` are the whole batch's; each rider has the rows from its `start` on. Called on the event loop.
 
-        Never raises. Errors, and answers that a model gave one by one, go to `done` instead.
+        Answers where they are queued now. Never raises. Errors, and answers that a model gave one by one, go to `done`
+        instead.
         """
+
+
+class Pumped(Protocol):
+    """The loop of a model."""
+
+    def pump_once(self) -> "Sequence[Pumped]":
+        """Runs what waits, if it is time; answers those where others wait because of that."""
+
+    def pump_soon(self) -> None:
+        """The same, in the next turn of the event loop."""
 
 
 class Trip(Protocol):
@@ -90,3 +101,15 @@ def own_rows(waiter: Waiter, name: str) -> Tensor:
     """One input of one request."""
     tensor = waiter.inputs[name]
     return tensor if waiter.start < 0 else tensor[waiter.start : waiter.start + waiter.rows]
+
+
+def riders_of(waiters: Sequence[Waiter]) -> dict[Onward, list[Rider]]:
+    """Those of a batch that has run whose clients are there, by where they go on; each is told where its rows begin."""
+    going_on: dict[Onward, list[Rider]] = {}
+    start = 0
+    for waiter in waiters:
+        if isinstance(waiter, Rider) and waiter.state != ENDED:
+            waiter.start = start
+            going_on.setdefault(waiter.onward, []).append(waiter)
+        start += waiter.rows
+    return going_on

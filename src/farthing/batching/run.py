@@ -5,7 +5,7 @@ runs when belongs to `batching.loop`.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -111,9 +111,20 @@ def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
             waiters,
         )
     if inputs is None:
-        inputs = {name: np.concatenate([w.inputs[name] if w.start < 0 else own_rows(w, name) for w in waiters]) for name in first.inputs}
-    members = tuple([Member(waiter.rows, waiter.request.id, waiter.request.parameters) for waiter in waiters])
-    return Batch(inputs, wanted, members, waiters)
+        inputs = {
+            name: np.concatenate([w.inputs[name] if w.start < 0 else own_rows(w, name) for w in waiters])
+            for name in first.inputs
+        }
+    return Batch(inputs, wanted, tuple(_members(waiters)), waiters)
+
+
+def _members(waiters: Sequence[Waiter]) -> Iterator[Member]:
+    request, member = None, Member(-1)
+    for waiter in waiters:
+        if waiter.request is not request or waiter.rows != member.rows:  # riders ask the same
+            request = waiter.request
+            member = Member(waiter.rows, request.id, request.parameters)
+        yield member
 
 
 def _wanted(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> tuple[str, ...]:
@@ -154,8 +165,9 @@ def _hand_back(
                 f"output `{name}` has shape {list(tensor.shape)}, but {total} rows went in",
                 hint="a model that batches answers one row for each row; else set max_batch_size to 0",
             )
-    if any([waiter.goes_on for waiter in waiters]) and has_batch_axis:
-        return _apart(answer, waiters)
+    going_on = [waiter.goes_on for waiter in waiters]
+    if has_batch_axis and True in going_on:
+        return [None] * len(waiters) if False not in going_on else _apart(answer, waiters)
     if len(waiters) == 1:
         return [(answer, NO_PARAMETERS)]
     results: list[MemberResult] = []

@@ -80,7 +80,7 @@ class SequenceLoop(BatchLoop):
             waiter.state = ENDED
         self.statistics.failed(FailureReason.CANCELED)
         self._answer_orphans(self._sequences.no_start)
-        self._pump_soon()  # a slot may have come free, and a rest begun
+        self.pump_soon()  # a slot may have come free, and a rest begun
         self._tell_if_empty()
 
     def running(self) -> Iterable[Running]:
@@ -91,7 +91,7 @@ class SequenceLoop(BatchLoop):
     def when_empty(self, callback: Callable[[], None]) -> None:
         """As a batch loop's; sequences at rest end at once."""
         super().when_empty(callback)
-        self._pump_soon()
+        self.pump_soon()
 
     # -- the loop ------------------------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class SequenceLoop(BatchLoop):
         for instance in tuple(self._idle):
             while instance in self._idle and sequences.has_ready(instance):
                 if now - began > LOOP_BUSY_NS_MAX:
-                    self._pump_soon()
+                    self.pump_soon()
                     break
                 ready, since_ns = sequences.runnable(instance, self._head_max)
                 times = self._times_for(ready[0].signature)

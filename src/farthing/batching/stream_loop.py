@@ -279,7 +279,7 @@ class StreamLoop(BatchLoop):
         if self._parked and len(self._streams) < self._streams_max:
             self._idle += self._parked
             self._parked.clear()
-            self._pump_soon()
+            self.pump_soon()
         self._tell_if_empty()
 
 

@@ -146,7 +146,9 @@ class Stage:
         self._ensemble = ensemble
         self._next = Stage(ensemble, links[1:]) if len(links) > 1 else None
         made = {tensor: name for name, tensor in self.link.step.outputs}
-        self._answers = tuple((tensor.name, made[tensor.name]) for tensor in ensemble.spec.outputs if tensor.name in made)
+        self._answers = tuple(
+            (tensor.name, made[tensor.name]) for tensor in ensemble.spec.outputs if tensor.name in made
+        )
         """(The ensemble's output, the model's), of the last stage."""
         self._door: Served | None = None
         self._is_door_open = False
@@ -215,8 +217,8 @@ class Stage:
 
     # -- from model to model -------------------------------------------------------------------------------------------
 
-    def arrived(self, riders: Sequence[Rider], outputs: Mapping[str, Tensor], ran: Arrival) -> None:
-        """A batch has run; these were in it, and their clients wait."""
+    def arrived(self, riders: Sequence[Rider], outputs: Mapping[str, Tensor], ran: Arrival) -> BatchLoop | None:
+        """A batch has run; these were in it, and their clients wait. Answers whose turn it is now."""
         compute_ns = ran.input_ns + ran.compute_ns + ran.output_ns
         trips: list[tuple[Trip, int]] = []
         for rider in riders:
@@ -227,14 +229,17 @@ class Stage:
             trips.append((trip, rider.start))
         if self._next is None:
             self._finish(trips, outputs)
-        elif not self._next.enter(trips, outputs):
+            return None
+        loop = self._next.enter(trips, outputs)
+        if loop is None:
             for trip, start in trips:
                 if not trip.is_over:
                     own = {name: tensor[start : start + trip.rows] for name, tensor in outputs.items()}
                     trip.take_over().go_on(self.link.place, own)
+        return loop
 
-    def enter(self, trips: Sequence[tuple[Trip, int]], outputs: Mapping[str, Tensor]) -> bool:
-        """Has what the step before made run here; False if this model cannot take it as it is."""
+    def enter(self, trips: Sequence[tuple[Trip, int]], outputs: Mapping[str, Tensor]) -> BatchLoop | None:
+        """Has what the step before made run here; None if this model cannot take it as it is."""
         ensemble, link = self._ensemble, self.link
         trip, start = trips[0]
         inputs = {name: outputs[output] for name, output in link.reads}
@@ -245,12 +250,14 @@ class Stage:
                 or not served.takes_riders
                 or ensemble.spec.batch_rows_max > served.spec.batch_rows_max
             ):
-                return False
+                return None
             first = {name: tensor[start : start + trip.rows] for name, tensor in inputs.items()}
             # Rows of one batch have one shape, so what is true of the first is true of all.
-            _, signature = served.request_check(InferRequest(model_name=link.step.model, inputs=first, outputs=link.step.asked))
+            _, signature = served.request_check(
+                InferRequest(model_name=link.step.model, inputs=first, outputs=link.step.asked)
+            )
         except FarthingError:
-            return False  # each is told by itself
+            return None  # each is told by itself
         now_ns = ensemble.now_ns()
         loop = served.loop
         riders = []
@@ -263,7 +270,7 @@ class Stage:
         if not loop.submit_all(riders):
             for rider in riders:
                 self._submit(loop, rider)
-        return True
+        return loop
 
     def _submit(self, loop: BatchLoop, rider: Rider) -> None:
         trip = rider.trip
@@ -280,7 +287,8 @@ class Stage:
     def _finish(self, trips: Sequence[tuple[Trip, int]], outputs: Mapping[str, Tensor]) -> None:
         ensemble = self._ensemble
         name, version, statistics, answers = ensemble.spec.name, ensemble.version, ensemble.statistics, self._answers
-        end_ns, now_ms = ensemble.now_ns(), time.time_ns() // 1_000_000
+        end_ns = ensemble.now_ns()
+        passed: dict[int, list[int]] = {}
         for trip, start in trips:
             if trip.is_over:  # withdrawn by one that was told
                 continue
@@ -288,15 +296,12 @@ class Stage:
             ensemble.ended(trip)
             rows, queue_ns, compute_ns, request = trip.rows, trip.queue_ns, trip.compute_ns, trip.request
             statistics.request_done(end_ns - trip.arrival_ns, queue_ns)
-            statistics.batch_done(
-                requests=1,
-                rows=rows,
-                queue_ns=queue_ns,
-                input_ns=0,
-                compute_ns=compute_ns,
-                output_ns=0,
-                now_ms=now_ms,
-            )
+            of_rows = passed.get(rows)
+            if of_rows is None:
+                of_rows = passed[rows] = [0, 0, 0]
+            of_rows[0] += 1
+            of_rows[1] += queue_ns
+            of_rows[2] += compute_ns
             wanted = answers
             if request.outputs:
                 asked = {output.name for output in request.outputs}
@@ -309,6 +314,11 @@ class Stage:
                 timing=Timing(queue_ns, 0, compute_ns, 0, rows, 1),
             )
             _tell(trip, response)
+        now_ms = time.time_ns() // 1_000_000
+        for rows, (requests, queue_ns, compute_ns) in passed.items():
+            statistics.requests_passed(
+                requests=requests, rows=rows, queue_ns=queue_ns, compute_ns=compute_ns, now_ms=now_ms
+            )
 
 
 def _tell(trip: Trip, answer: InferResponse | FarthingError) -> None:

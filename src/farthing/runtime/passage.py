@@ -283,13 +283,11 @@ class Passage:
         now_ns = ensemble.now_ns()
         statistics = ensemble.statistics
         statistics.request_done(now_ns - self._arrival_ns, self._queue_ns)
-        statistics.batch_done(
+        statistics.requests_passed(
             requests=1,
             rows=self._rows or 1,
             queue_ns=self._queue_ns,
-            input_ns=0,
             compute_ns=self._compute_ns,
-            output_ns=0,
             now_ms=time.time_ns() // 1_000_000,
         )
         response = InferResponse(

@@ -255,15 +255,30 @@ class ModelStatistics:
         of_size[2] += compute_ns
         of_size[3] += output_ns
 
-    def request_done(self, duration_ns: int, queue_ns: int) -> None:
+    def requests_passed(self, *, requests: int, rows: int, queue_ns: int, compute_ns: int, now_ms: int) -> None:
+        """Counts requests of `rows` each that other models ran one by one, as `batch_done` would; times are sums."""
+        self.last_inference_ms = now_ms
+        self.inference_count += rows * requests
+        self.execution_count += requests
+        self.compute_requests += requests
+        self.queue_ns += queue_ns
+        self.compute_ns += compute_ns
+        of_size = self.batch_sizes.get(rows)
+        if of_size is None:
+            of_size = self._new_batch_size(rows)
+        of_size[0] += requests
+        of_size[2] += compute_ns
+
+    def request_done(self, duration_ns: int, queue_ns: int, requests: int = 1) -> None:
         """Counts a request answered well: `duration_ns` from arrival to answer, `queue_ns` of it waiting.
 
-        This is the per-request cost of statistics, so it is two binary searches and four additions.
+        This is the per-request cost of statistics, so it is two binary searches and four additions. Several `requests`
+        have the same times.
         """
-        self.success_ns += duration_ns
-        self.waited_ns += queue_ns
-        self.request_buckets[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += 1
-        self.queue_buckets[bisect_left(DURATION_BOUNDS_NS, queue_ns)] += 1
+        self.success_ns += duration_ns * requests
+        self.waited_ns += queue_ns * requests
+        self.request_buckets[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += requests
+        self.queue_buckets[bisect_left(DURATION_BOUNDS_NS, queue_ns)] += requests
 
     def response(self, index: int, kind: ResponseKind, infer_ns: int, output_ns: int) -> None:
         """Counts the n-th response of a request: time the model took for it since the one before, and its way out."""
