@@ -203,6 +203,27 @@ async def test_who_finds_no_room_on_the_way_is_refused_alone(chain: Shop) -> Non
         assert not runtime.resolve("chain")._under_way  # type: ignore[attr-defined]
 
 
+async def test_who_is_refused_may_withdraw_those_behind(chain: Shop) -> None:
+    chain.configure("three", "max_batch_size: 16 dynamic_batching { default_queue_policy { max_queue_size: 1 } }")
+    async with chain.open() as runtime:
+        await all_of(runtime, [("two", [1.0] * 16)] * 9)
+        withdraws: list[Callable[[], None]] = []
+        told: list[Answered] = []
+
+        def leave(answer: Answered) -> None:
+            told.append(answer)
+            for withdraw in withdraws:
+                withdraw()
+
+        withdraws += [send(runtime, "chain", [float(n)], leave) for n in range(16)]
+        for _ in range(50):
+            await asyncio.sleep(0.002)
+        assert len(told) == 1, "the others were withdrawn, by the first who was told"
+        runtime.resolve("three").loop._queue.check_integrity()  # type: ignore[attr-defined]
+        assert runtime.resolve("three").loop.is_empty  # type: ignore[attr-defined]
+        assert numbers((await all_of(runtime, [("chain", [5.0])]))[0]) == [30]
+
+
 async def test_requests_with_a_deadline_or_a_priority_go_by_themselves(chain: Shop, passages: list[Passage]) -> None:
     async with chain.open() as runtime:
         for place, more in enumerate(({"timeout_us": 9_000_000}, {"priority": 1}, {"origin": chain}), 1):

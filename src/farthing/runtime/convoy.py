@@ -269,6 +269,8 @@ class Stage:
             riders.append(rider)
         if not loop.submit_all(riders):
             for rider in riders:
+                rider.trip.rider = None  # as long as it is not queued, it cannot be taken out
+            for rider in riders:
                 self._submit(loop, rider)
         return loop
 
@@ -276,6 +278,7 @@ class Stage:
         trip = rider.trip
         if trip.is_over:  # withdrawn by one that was told
             return
+        trip.rider = rider
         try:
             loop.submit(rider)
         except FarthingError as error:
@@ -287,13 +290,14 @@ class Stage:
     def _finish(self, trips: Sequence[tuple[Trip, int]], outputs: Mapping[str, Tensor]) -> None:
         ensemble = self._ensemble
         name, version, statistics, answers = ensemble.spec.name, ensemble.version, ensemble.statistics, self._answers
-        end_ns = ensemble.now_ns()
+        end_ns, ended = ensemble.now_ns(), ensemble.ended
+        only = answers[0] if len(answers) == 1 else None
         passed: dict[int, list[int]] = {}
         for trip, start in trips:
             if trip.is_over:  # withdrawn by one that was told
                 continue
             trip.is_over = True
-            ensemble.ended(trip)
+            ended(trip)
             rows, queue_ns, compute_ns, request = trip.rows, trip.queue_ns, trip.compute_ns, trip.request
             statistics.request_done(end_ns - trip.arrival_ns, queue_ns)
             of_rows = passed.get(rows)
@@ -302,15 +306,16 @@ class Stage:
             of_rows[0] += 1
             of_rows[1] += queue_ns
             of_rows[2] += compute_ns
-            wanted = answers
-            if request.outputs:
-                asked = {output.name for output in request.outputs}
-                wanted = tuple(pair for pair in answers if pair[0] in asked)
+            if only is not None:  # a comprehension is a call, and this is every request
+                given = {only[0]: outputs[only[1]][start : start + rows]}
+            else:
+                asked = {output.name for output in request.outputs} or ensemble.graph.outputs
+                given = {tensor: outputs[output][start : start + rows] for tensor, output in answers if tensor in asked}
             response = InferResponse(
                 model_name=name,
                 model_version=version,
                 id=request.id,
-                outputs={tensor: outputs[output][start : start + rows] for tensor, output in wanted},
+                outputs=given,
                 timing=Timing(queue_ns, 0, compute_ns, 0, rows, 1),
             )
             _tell(trip, response)
