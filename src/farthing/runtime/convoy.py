@@ -161,7 +161,7 @@ class Stage:
             return None
         ensemble, link = self._ensemble, self.link
         try:
-            served = ensemble.resolve(link.step.model, link.step.version)
+            served = ensemble.resolve(link.step.model, link.step.version, link.step.namespace)
         except FarthingError:
             return None
         if served is not self._door:
@@ -244,7 +244,7 @@ class Stage:
         trip, start = trips[0]
         inputs = {name: outputs[output] for name, output in link.reads}
         try:
-            served = ensemble.resolve(link.step.model, link.step.version)
+            served = ensemble.resolve(link.step.model, link.step.version, link.step.namespace)
             if (
                 not isinstance(served, ServedVersion)
                 or not served.takes_riders
