@@ -59,8 +59,8 @@ def _warm_up(text: str) -> float | None:
 
 
 @click.command()
-@click.argument("url", metavar="URL")
-@click.option("--model", "-m", required=True, help="Name; several with weights for a mix: a:3,b:1.")
+@click.argument("url", metavar="URL|PATH|sample:NAME")
+@click.option("--model", "-m", default="", help="Name; several with weights for a mix: a:3,b:1.")
 @click.option(
     "--kind", type=click.Choice(["http", "grpc", "openai"]), default="http", show_default=True, help="Protocol."
 )
@@ -82,7 +82,7 @@ def _warm_up(text: str) -> float | None:
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Play the trace so many times as fast.")
 @click.option("--find", default="", help="Search the highest load that meets targets: 'p99<20ms'.")
 @click.option("--goal", default="", help="Count goodput: requests that meet these targets, each by itself.")
-@click.option("--against", default="", metavar="URL2", help="Compare: alternate with this server, tell the ratio.")
+@click.option("--against", default="", metavar="URL2", help="Compare: alternate with this one, tell the ratio.")
 @click.option("--rounds", type=click.IntRange(min=1), default=6, show_default=True, help="Of --against.")
 @click.option("--duration", "-d", type=float, default=10.0, show_default=True, help="Seconds of each load.")
 @click.option("--warmup", default="auto", show_default=True, help="Seconds left out at the beginning; auto finds out.")
@@ -116,7 +116,7 @@ def command(
     warmup: str, input_: str, shape: tuple[str, ...], json_tensors: bool, duration: float, pause: float, timeout: float,
     **rest: Any,
 ) -> None:  # fmt: skip
-    """Measure the inference endpoint at URL, so that a sceptic believes it.
+    """Measure the inference endpoint at URL, or a model in process, so that a sceptic believes it.
 
     Latency counts from when a request was meant to be sent; percentiles carry 95 % intervals and are refused where
     there are too few requests (p99 needs 662); warm-up is found; a run that the load generator held up is INVALID.
@@ -129,6 +129,8 @@ def command(
     farthing bench http://127.0.0.1:8000 -m mlp --find 'p99<20ms' --rate 100     the highest rate, from 100/s on
     farthing bench 127.0.0.1:8001 --kind grpc -m mlp -c 8             the same over gRPC
     farthing bench http://A -m mlp -c 8 --against http://B            A and B in turn: a ratio with its interval
+    farthing bench model.onnx                                         the model without a server
+    farthing bench sample:magika -c 8 --against http://B              what the server adds to it
     farthing bench http://A -m chat --kind openai --prompt-tokens 64-256 --goal 'ttft p95<300ms,tpot p95<40ms'
     farthing bench http://A -m chat --kind openai --trace azure.csv --speed 2 --html report.html
 
@@ -138,9 +140,10 @@ def command(
         raise InvalidSetting("--duration and --timeout must be above 0")
     from farthing.bench.benchmark import Asked, benchmark
 
+    _pull(url, rest["against"])
     asked = Asked(
         url=url,
-        models=tuple(model.split(",")),
+        models=tuple(model.split(",")) if model else (),
         concurrency=_numbers(concurrency),
         rate=_rates(rate) if rate else None,
         warm_up_s=_warm_up(warmup),
@@ -168,6 +171,17 @@ def command(
         html_out.write_text(to_html(told), encoding="utf-8")
     if not all(run.figures.is_valid for run in told.runs):
         sys.exit(1)
+
+
+def _pull(*targets: str) -> None:
+    """Fetches samples that are to be measured in process and are not here yet."""
+    for target in targets:
+        if target.startswith("sample:"):
+            from farthing.cli.progress import progress_shown
+            from farthing.repository.samples import sample_paths
+
+            with progress_shown() as progress:
+                sample_paths(target.removeprefix("sample:"), progress=progress)
 
 
 @contextmanager
