@@ -1,4 +1,4 @@
-"""The modes of `farthing bench`: a sweep, one open load, a search, a comparison; each a series of loads and a report.
+"""The modes of `farthing bench`: a sweep, one open load, a search, a comparison, MLPerf; each is loads and a report.
 
 What was asked is a value (`Asked`), read from the command line by `cli.bench`, which also shows progress.
 """
@@ -19,6 +19,16 @@ from farthing.bench.inputs import Inputs, inputs_from_file, random_inputs
 from farthing.bench.knee import knee
 from farthing.bench.load import Load, Work
 from farthing.bench.measure import Measured, OnProgress, check_answers, measure
+from farthing.bench.mlperf import (
+    PROBE_S,
+    Scenario,
+    check_asked,
+    constant_stream,
+    loadgen,
+    probe_connections,
+    run_loadgen,
+)
+from farthing.bench.mlperf import Asked as LoadGenAsked
 from farthing.bench.prompts import LENGTH_MAX, Turn, conversations, parse_lengths, replayed
 from farthing.bench.report import Compared, Report, report
 from farthing.bench.search import Found, Limits, Trial, decide
@@ -71,6 +81,10 @@ class Asked:
     timeout_s: float
     connections_max: int
     seed: int
+    mlperf: str = ""
+    is_accuracy: bool = False
+    mlperf_conf: Path | None = None
+    mlperf_logs: Path = Path()
 
 
 def benchmark(asked: Asked, shown: Shown) -> Report:
@@ -81,11 +95,15 @@ def benchmark(asked: Asked, shown: Shown) -> Report:
 
 def _benchmark(asked: Asked, shown: Shown, opened: ExitStack) -> Report:
 
+    if asked.mlperf:
+        _check_mlperf(asked)
     endpoint = _open(asked.url, asked, opened)
     targets = parse_targets(asked.find or asked.goal) if asked.find or asked.goal else ()
     bench = _Bench(asked, endpoint, targets, shown)
     check_answers(endpoint, bench.work, timeout_s=asked.timeout_s)
     settings = _settings(asked)
+    if asked.mlperf:
+        return bench.mlperf(settings)
     if asked.against:
         return bench.compare(_open(asked.against, asked, opened), settings)
     if asked.find:
@@ -114,8 +132,41 @@ def _open(target: str, asked: Asked, opened: ExitStack) -> Measurable:
 def _settings(asked: Asked) -> dict[str, Any]:
     """What the report says of how it was made: all of it but the key."""
     return {name: getattr(asked, name) for name in Asked.__slots__ if name not in {"api_key", "url"}} | {
-        "trace": str(asked.trace) if asked.trace else ""
+        name: str(value) if (value := getattr(asked, name)) else "" for name in ("trace", "mlperf_conf", "mlperf_logs")
     }
+
+
+def _check_mlperf(asked: Asked) -> None:
+    """Before anything is loaded."""
+    if asked.find or asked.against or asked.trace or asked.kind != "http":
+        raise InvalidSetting(
+            "--mlperf measures a model of tensors, over HTTP or in process, by MLPerf's own rules",
+            hint="leave out --find, --against, --trace and --kind",
+        )
+    if Scenario(asked.mlperf) is Scenario.CONSTANT_STREAM:
+        if asked.rate is None or asked.is_accuracy:
+            raise InvalidSetting("ConstantStream is frames at a constant rate", hint="add --rate 30")
+    else:
+        loadgen()
+        check_asked(_asked_of_loadgen(asked))
+
+
+def _asked_of_loadgen(asked: Asked) -> LoadGenAsked:
+
+    targets = parse_targets(asked.goal) if asked.goal else ()
+    return LoadGenAsked(
+        scenario=Scenario(asked.mlperf),
+        is_accuracy=asked.is_accuracy,
+        duration_s=asked.duration_s,
+        timeout_s=asked.timeout_s,
+        connections=max(asked.concurrency),
+        rate=asked.rate[0] if asked.rate else None,
+        target=targets[0] if targets else None,
+        config=asked.mlperf_conf,
+        model=",".join(asked.models),
+        logs=asked.mlperf_logs,
+        seed=asked.seed,
+    )
 
 
 class _Bench:
@@ -161,9 +212,10 @@ class _Bench:
         else:
             assert rate is not None
             first, last = rate
-            wanted = OpenLoad(rate=first, rate_end=last, process=Process(asked.arrivals), burstiness=asked.burstiness)
+            process = Process.CONSTANT if asked.mlperf else Process(asked.arrivals)
+            wanted = OpenLoad(rate=first, rate_end=last, process=process, burstiness=asked.burstiness)
             times = arrivals(wanted, asked.duration_s, asked.seed)
-            label, at = f"{first:g}{f' to {last:g}' if last else ''}/s {asked.arrivals}", first
+            label, at = f"{first:g}{f' to {last:g}' if last else ''}/s {process.value}", first
         load = Load(
             connections=asked.connections_max,
             duration_s=asked.duration_s,
@@ -190,6 +242,23 @@ class _Bench:
             trials.append(Trial(load=step.load, verdict=_verdict(runs[-1], self._targets)))
         runs.sort(key=lambda run: run.load)
         return report(asked.url, settings, runs, found=step)
+
+    def mlperf(self, settings: dict[str, Any]) -> Report:
+
+        asked = self._asked
+        if Scenario(asked.mlperf) is Scenario.CONSTANT_STREAM:
+            assert asked.rate is not None
+            target = (self._targets or parse_targets(f"p99<{1e3 / asked.rate[0]:.6f}ms"))[0]
+            run = self.run(*self.open_load((asked.rate[0], None)))
+            return report(asked.url, settings, [run], mlperf=constant_stream(run, target))
+        wanted = _asked_of_loadgen(asked)
+        probe = Load(connections=probe_connections(wanted), duration_s=PROBE_S, timeout_s=asked.timeout_s)
+        seen = self.run(probe, "warming up", 0.0).figures
+        with self._shown(f"LoadGen, {wanted.scenario.loadgen_name}", asked.duration_s) as on_progress:
+            run, judged = run_loadgen(
+                self._endpoint, self.work, wanted, expected_rate=seen.rate.value or 1.0, on_progress=on_progress
+            )
+        return report(asked.url, settings, [run], mlperf=judged)
 
     def compare(self, other: Measurable, settings: dict[str, Any]) -> Report:
 

@@ -60,7 +60,35 @@ def measure(
     server = find_local(endpoint)
     cpu_s = server.cpu_s() if server else 0.0
     records, is_interrupted = _carried_out(driver, on_progress)
-    cost = _cost(server, cpu_s, records) if server else None
+    return measured(
+        work,
+        load,
+        records,
+        label=label,
+        at=at,
+        warm_up_s=warm_up_s,
+        server=server,
+        cpu_before_s=cpu_s,
+        targets=targets,
+        is_interrupted=is_interrupted,
+    )
+
+
+def measured(
+    work: Work,
+    load: Load,
+    records: Records,
+    *,
+    label: str,
+    at: float,
+    warm_up_s: float | None,
+    server: ServerProcess | None,
+    cpu_before_s: float,
+    targets: Sequence[Target] = (),
+    is_interrupted: bool = False,
+) -> Measured:
+    """What the records of a load say, with the server's cost since `cpu_before_s`; whoever carried it out."""
+    cost = _cost(server, cpu_before_s, records) if server else None
     found = figures(
         records,
         duration_s=load.duration_s,
