@@ -85,6 +85,8 @@ class Judged:
     problems: Sequence[str]
     """Why it must not be believed, whatever the result says."""
     pairs: Mapping[str, Pair]
+    unmet: Sequence[str] = ()
+    """Of LoadGen's conditions, those that made it INVALID, in its words."""
     logs: str = ""
     files: Sequence[str] = ()
 
@@ -264,6 +266,7 @@ def _judged(asked: Asked, mode: str, ours: Figures) -> Judged:
         result="" if asked.is_accuracy else summary.get("Result is", "INVALID"),
         problems=problems,
         pairs=pairs,
+        unmet=[name for name, value in summary.items() if name.endswith("satisfied") and value.lower() == "no"],
         logs=str(asked.logs),
         files=sorted(path.name for path in asked.logs.glob("mlperf_log_*")),
     )

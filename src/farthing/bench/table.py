@@ -148,7 +148,10 @@ def _show_mlperf(judged: Judged, console: Console) -> None:
         console.print(table)
     if judged.result:
         colour = "green" if judged.is_valid else "red"
-        console.print(f"MLPerf {judged.scenario}: [{colour}]{judged.result}[/] by {judged.by}")
+        unmet = f" (not met: {', '.join(name.removesuffix(' satisfied') for name in judged.unmet)})" * bool(
+            judged.unmet
+        )
+        console.print(f"MLPerf {judged.scenario}: [{colour}]{judged.result}[/] by {judged.by}{unmet}")
     for problem in judged.problems:
         console.print(f"[red]not to be believed[/]: {escape(problem)}")
     if judged.logs:
