@@ -115,6 +115,22 @@ def test_mistakes_are_told(live, words, said):
     assert said in str(done.exception)
 
 
+def test_ctrl_c_ends_loadgen_at_once_and_says_so(folder):
+    pytest.importorskip("mlperf_loadgen", reason="pip install farthing[mlperf]")
+    start = "from farthing.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, "bench", str(folder), "--mlperf", "single-stream", "-d", "60"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent,
+    )  # fmt: skip
+    assert process.stderr.readline().startswith("warming up")
+    assert process.stderr.readline().startswith("LoadGen")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "stopped; LoadGen ends no run before its time, so there is nothing to report"
+
+
 def test_ctrl_c_reports_what_was_measured(live, tmp_path):
     start = "from farthing.cli.main import main; main()"
     process = subprocess.Popen(

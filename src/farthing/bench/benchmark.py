@@ -103,7 +103,11 @@ def _benchmark(asked: Asked, shown: Shown, opened: ExitStack) -> Report:
     check_answers(endpoint, bench.work, timeout_s=asked.timeout_s)
     settings = _settings(asked)
     if asked.mlperf:
-        return bench.mlperf(settings)
+        try:
+            return bench.mlperf(settings)
+        except KeyboardInterrupt:
+            opened.pop_all()  # LoadGen's thread goes on asking until the process ends: close nothing under it
+            raise
     if asked.against:
         return bench.compare(_open(asked.against, asked, opened), settings)
     if asked.find:
