@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/CMakeLists.txt native/src/* native/bench/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-reference soak sanitize check format bench bench-llm clean
+.PHONY: help demo serve test test-reference soak sanitize check format bench-serve bench-llm clean
 
 help:  ## what one can say here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -52,10 +52,10 @@ format: $(STAMP)  ## put the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(STAMP)  ## the README's table: Farthing and its peers, one core each, in one run
+bench-serve: $(STAMP)  ## the README's table of small models: Farthing and its peers, one core each, in one run
 	$(BIN)/python benchmarks/serve.py
 
-bench-llm: $(STAMP)  ## language models: Farthing and its peers on this CPU, in one run
+bench-llm: $(STAMP)  ## the README's table of language models: Farthing and its peers on this CPU, in one run
 	$(BIN)/python benchmarks/llm_cpu/run.py
 
 clean:  ## as if freshly cloned

@@ -1,9 +1,11 @@
-"""`farthing bench` beside perf_analyzer on the same server, in turn: do they say the same?
+"""`farthing bench` beside perf_analyzer or MLPerf's LoadGen on the same server, in turn: do they say the same?
 
     python benchmarks/load_generator/agreement.py --rounds 6 --out FILE
+    python benchmarks/load_generator/agreement.py --with loadgen --connections 1
 
 Serves a real model (sample:effnet-lite0, one core) and lets both tools load it alternately over HTTP with binary
-tensors, closed loop. Prints the ratio of their figures with its interval; within 3 % is what is wanted.
+tensors, closed loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with its
+interval; within 3 % is what is wanted. Of LoadGen's runs it also prints the ratio of both clocks on the same requests.
 """
 
 import argparse
@@ -24,13 +26,18 @@ MODEL: Final = "effnet-lite0"
 FIGURES: Final = {"requests_s": "Inferences/Second", "p50_ms": "p50 latency", "p99_ms": "p99 latency"}
 
 
-def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> dict[str, Any]:
-    """Our figures, as a user gets them."""
+def bench(netloc: str, seconds: float, folder: Path, *words: str) -> Any:
+    """The JSON report of one run of `farthing bench`."""
     out = folder / "report.json"
     command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "bench", f"http://{netloc}"]
-    command += ["-m", MODEL, "-c", str(connections), "-d", str(seconds), "--json", str(out)]
+    command += ["-m", MODEL, "-d", str(seconds), "--json", str(out), *words]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    found = json.loads(out.read_text())["runs"][0]["figures"]
+    return json.loads(out.read_text())
+
+
+def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> dict[str, Any]:
+    """Our figures, as a user gets them."""
+    found = bench(netloc, seconds, folder, "-c", str(connections))["runs"][0]["figures"]
     at = {one["percent"]: one["value"] for one in found["latency"]["percentiles"]}
     return {"requests_s": found["rate"]["value"], "p50_ms": at[50.0] * 1e3, "p99_ms": at[99.0] and at[99.0] * 1e3}
 
@@ -46,14 +53,27 @@ def by_perf_analyzer(netloc: str, connections: int, seconds: float) -> dict[str,
     return {name: float(row[column]) / (1 if name == "requests_s" else 1000) for name, column in FIGURES.items()}
 
 
+def by_loadgen(netloc: str, seconds: float, folder: Path) -> dict[str, Any]:
+    """LoadGen's own figures of SingleStream, and ours of the same requests."""
+    pairs = bench(netloc, seconds, folder, "--mlperf", "single-stream")["mlperf"]["pairs"]
+    names = {"requests_s": ("queries/s", 1.0), "p50_ms": ("p50 latency", 1e3), "p99_ms": ("p99 latency", 1e3)}
+    row: dict[str, Any] = {name: pairs[key]["loadgen"] * unit for name, (key, unit) in names.items()}
+    return row | {
+        "same_requests": {key: pair["farthing"] and pair["farthing"] / pair["loadgen"] for key, pair in pairs.items()}
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--with", dest="tool", choices=["perf_analyzer", "loadgen"], default="perf_analyzer")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found: dict[str, list[dict[str, Any]]] = {"farthing": [], "perf_analyzer": []}
+    if options.tool == "loadgen" and options.connections != 1:
+        parser.error("LoadGen's SingleStream is one connection: --connections 1")
+    found: dict[str, list[dict[str, Any]]] = {"farthing": [], options.tool: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ready = folder / "ready.json"
@@ -72,6 +92,9 @@ def main() -> None:
                 if side is Side.A:
                     row = by_farthing(netloc, options.connections, options.seconds, folder)
                     found["farthing"].append(row)
+                elif options.tool == "loadgen":
+                    row = by_loadgen(netloc, options.seconds, folder)
+                    found["loadgen"].append(row)
                 else:
                     row = by_perf_analyzer(netloc, options.connections, options.seconds)
                     found["perf_analyzer"].append(row)
@@ -88,7 +111,7 @@ def main() -> None:
             continue
         of = ratio(*([row[figure] for row in found[tool]] for tool in found))
         ratios[figure] = {"value": of.value, "low": of.low, "high": of.high}
-        print(f"{figure}: farthing / perf_analyzer {of.value:.4f} ({of.low:.4f} to {of.high:.4f}): {of.verdict.value}")
+        print(f"{figure}: farthing / {options.tool} {of.value:.4f} ({of.low:.4f} to {of.high:.4f}): {of.verdict.value}")
     if options.out:
         options.out.write_text(json.dumps({"ratios": ratios, "rounds": found}, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
+from tests.models import save, tiny_mlp
 from tests.serving import serving, small_repository
 
 from farthing.cli.bench import command
@@ -59,6 +60,40 @@ def test_a_search_and_a_comparison_say_what_they_found(live, tmp_path):
     assert compared["ratios"]["requests/s"]["verdict"] in ("no difference seen", "A is higher", "A is lower")
 
 
+@pytest.fixture
+def folder(tmp_path):
+    save(tmp_path / "models" / "mlp", tiny_mlp())
+    return tmp_path / "models"
+
+
+def test_a_model_in_process_needs_no_name_and_compares_with_its_server(live, folder, tmp_path):
+    report = tmp_path / "r.json"
+    done = bench(folder, "-c", "4", "-d", "0.2", "--rounds", "2", "-m", "mlp", "--against", live.url, "--json", report)
+    told = json.loads(report.read_text())
+    assert told["runs"][0]["label"] == "A round 1: 4 at once", done.output
+    assert told["compared"]["ratios"]["requests/s"]["value"] > 0
+    done = bench(folder, "-c", "2", "-d", "0.2")
+    assert "2 at once" in done.output
+
+
+def test_mlperf_keeps_loadgens_own_summary_beside_the_report(live, tmp_path):
+    pytest.importorskip("mlperf_loadgen", reason="pip install farthing[mlperf]")
+    report = tmp_path / "r.json"
+    words = ("--mlperf", "server", "--rate", "400", "--goal", "p90<1s", "-c", "4", "-d", "0.5", "--json", report)
+    done = bench(live.url, "-m", "mlp", *words)
+    assert "MLPerf Server: VALID by LoadGen" in done.output, done.output
+    told = json.loads(report.read_text())["mlperf"]
+    assert told["result"] == "VALID"
+    assert told["pairs"]["samples/s"]["loadgen"] > 0 < told["pairs"]["samples/s"]["farthing"]
+    assert "Result is : VALID" in (tmp_path / "r.mlperf" / "mlperf_log_summary.txt").read_text()
+
+
+def test_a_constant_stream_of_too_few_frames_is_not_judged(live):
+    done = bench(live.url, "-m", "mlp", "--mlperf", "constant-stream", "--rate", "100", "-d", "0.3")
+    assert "MLPerf ConstantStream: UNSURE by farthing" in done.output
+    assert done.exit_code == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -69,11 +104,31 @@ def test_a_search_and_a_comparison_say_what_they_found(live, tmp_path):
         (("URL", "-m", "mlp", "--find", "quick"), "`quick` is no target"),
         (("URL", "-m", "mlp", "--shape", "x:1,2"), "[1, 2] for input `x`"),
         (("URL", "-m", "mlp", "--trace", "t.csv"), "traces are of language models"),
+        (("URL",), "which model?"),
+        (("sample:nobody",), "nobody"),
+        (("URL", "-m", "mlp", "--mlperf", "constant-stream"), "add --rate 30"),
+        (("URL", "-m", "mlp", "--mlperf", "offline", "--kind", "grpc"), "over HTTP or in process"),
     ],
 )
 def test_mistakes_are_told(live, words, said):
     done = bench(*(live.url if word == "URL" else word for word in words))
     assert said in str(done.exception)
+
+
+def test_ctrl_c_ends_loadgen_at_once_and_says_so(folder):
+    pytest.importorskip("mlperf_loadgen", reason="pip install farthing[mlperf]")
+    start = "from farthing.cli.main import main; main()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, "bench", str(folder), "--mlperf", "single-stream", "-d", "60"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder.parent,
+    )  # fmt: skip
+    assert process.stderr.readline().startswith("warming up")
+    assert process.stderr.readline().startswith("LoadGen")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert err.strip() == "stopped; LoadGen ends no run before its time, so there is nothing to report"
 
 
 def test_ctrl_c_reports_what_was_measured(live, tmp_path):

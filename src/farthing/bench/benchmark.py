@@ -1,10 +1,10 @@
-"""The modes of `farthing bench`: a sweep, one open load, a search, a comparison; each a series of loads and a report.
+"""The modes of `farthing bench`: a sweep, one open load, a search, a comparison, MLPerf; each is loads and a report.
 
 What was asked is a value (`Asked`), read from the command line by `cli.bench`, which also shows progress.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,11 +13,22 @@ import numpy as np
 
 from farthing.bench.arrivals import OpenLoad, Process, Times, arrivals
 from farthing.bench.comparison import Side, order, ratio
-from farthing.bench.endpoint import Endpoint, model_inputs, parse_endpoint
+from farthing.bench.endpoint import Measurable, model_inputs, open_target
+from farthing.bench.in_process import InProcess
 from farthing.bench.inputs import Inputs, inputs_from_file, random_inputs
 from farthing.bench.knee import knee
 from farthing.bench.load import Load, Work
 from farthing.bench.measure import Measured, OnProgress, check_answers, measure
+from farthing.bench.mlperf import (
+    PROBE_S,
+    Scenario,
+    check_asked,
+    constant_stream,
+    loadgen,
+    probe_connections,
+    run_loadgen,
+)
+from farthing.bench.mlperf import Asked as LoadGenAsked
 from farthing.bench.prompts import LENGTH_MAX, Turn, conversations, parse_lengths, replayed
 from farthing.bench.report import Compared, Report, report
 from farthing.bench.search import Found, Limits, Trial, decide
@@ -43,6 +54,7 @@ class Asked:
 
     url: str
     models: tuple[str, ...]
+    """Empty: the only one, in process."""
     kind: str
     api_key: str
     concurrency: tuple[int, ...]
@@ -69,17 +81,35 @@ class Asked:
     timeout_s: float
     connections_max: int
     seed: int
+    mlperf: str = ""
+    is_accuracy: bool = False
+    mlperf_conf: Path | None = None
+    mlperf_logs: Path = Path()
 
 
 def benchmark(asked: Asked, shown: Shown) -> Report:
     """Does what is asked. `shown` is entered for each load, with its name and seconds; it gives what to call."""
-    endpoint = parse_endpoint(asked.url, asked.kind, asked.api_key)
+    with ExitStack() as opened:
+        return _benchmark(asked, shown, opened)
+
+
+def _benchmark(asked: Asked, shown: Shown, opened: ExitStack) -> Report:
+
+    if asked.mlperf:
+        _check_mlperf(asked)
+    endpoint = _open(asked.url, asked, opened)
     targets = parse_targets(asked.find or asked.goal) if asked.find or asked.goal else ()
     bench = _Bench(asked, endpoint, targets, shown)
     check_answers(endpoint, bench.work, timeout_s=asked.timeout_s)
     settings = _settings(asked)
+    if asked.mlperf:
+        try:
+            return bench.mlperf(settings)
+        except KeyboardInterrupt:
+            opened.pop_all()  # LoadGen's thread goes on asking until the process ends: close nothing under it
+            raise
     if asked.against:
-        return bench.compare(parse_endpoint(asked.against, asked.kind, asked.api_key), settings)
+        return bench.compare(_open(asked.against, asked, opened), settings)
     if asked.find:
         return bench.search(settings)
     if asked.rate or asked.trace:
@@ -95,22 +125,63 @@ def benchmark(asked: Asked, shown: Shown) -> Report:
     return report(asked.url, settings, runs, knee=at)
 
 
+def _open(target: str, asked: Asked, opened: ExitStack) -> Measurable:
+
+    found = open_target(target, asked.kind, asked.api_key)
+    if isinstance(found, InProcess):
+        opened.callback(found.close)
+    return found
+
+
 def _settings(asked: Asked) -> dict[str, Any]:
     """What the report says of how it was made: all of it but the key."""
     return {name: getattr(asked, name) for name in Asked.__slots__ if name not in {"api_key", "url"}} | {
-        "trace": str(asked.trace) if asked.trace else ""
+        name: str(value) if (value := getattr(asked, name)) else "" for name in ("trace", "mlperf_conf", "mlperf_logs")
     }
+
+
+def _check_mlperf(asked: Asked) -> None:
+    """Before anything is loaded."""
+    if asked.find or asked.against or asked.trace or asked.kind != "http":
+        raise InvalidSetting(
+            "--mlperf measures a model of tensors, over HTTP or in process, by MLPerf's own rules",
+            hint="leave out --find, --against, --trace and --kind",
+        )
+    if Scenario(asked.mlperf) is Scenario.CONSTANT_STREAM:
+        if asked.rate is None or asked.is_accuracy:
+            raise InvalidSetting("ConstantStream is frames at a constant rate", hint="add --rate 30")
+    else:
+        loadgen()
+        check_asked(_asked_of_loadgen(asked))
+
+
+def _asked_of_loadgen(asked: Asked) -> LoadGenAsked:
+
+    targets = parse_targets(asked.goal) if asked.goal else ()
+    return LoadGenAsked(
+        scenario=Scenario(asked.mlperf),
+        is_accuracy=asked.is_accuracy,
+        duration_s=asked.duration_s,
+        timeout_s=asked.timeout_s,
+        connections=max(asked.concurrency),
+        rate=asked.rate[0] if asked.rate else None,
+        target=targets[0] if targets else None,
+        config=asked.mlperf_conf,
+        model=",".join(asked.models),
+        logs=asked.mlperf_logs,
+        seed=asked.seed,
+    )
 
 
 class _Bench:
     """What one endpoint is asked, and the modes of asking."""
 
-    def __init__(self, asked: Asked, endpoint: Endpoint, targets: tuple[Target, ...], shown: Shown) -> None:
+    def __init__(self, asked: Asked, endpoint: Measurable, targets: tuple[Target, ...], shown: Shown) -> None:
         self._asked, self._endpoint, self._targets, self._shown = asked, endpoint, targets, shown
         self.work = _work(asked, endpoint)
 
     def run(
-        self, load: Load, label: str, at: float, endpoint: Endpoint | None = None, work: Work | None = None
+        self, load: Load, label: str, at: float, endpoint: Measurable | None = None, work: Work | None = None
     ) -> Measured:
 
         with self._shown(label, load.duration_s) as on_progress:
@@ -131,7 +202,10 @@ class _Bench:
         load = Load(
             connections=connections, duration_s=asked.duration_s, timeout_s=asked.timeout_s, pause_s=asked.pause_s
         )
-        return load, f"{connections} connection{'s' if connections > 1 else ''}", float(connections)
+        unit = (
+            "at once" if isinstance(self._endpoint, InProcess) else "connection" if connections == 1 else "connections"
+        )
+        return load, f"{connections} {unit}", float(connections)
 
     def open_load(self, rate: tuple[float, float | None] | None) -> tuple[Load, str, float]:
 
@@ -142,9 +216,10 @@ class _Bench:
         else:
             assert rate is not None
             first, last = rate
-            wanted = OpenLoad(rate=first, rate_end=last, process=Process(asked.arrivals), burstiness=asked.burstiness)
+            process = Process.CONSTANT if asked.mlperf else Process(asked.arrivals)
+            wanted = OpenLoad(rate=first, rate_end=last, process=process, burstiness=asked.burstiness)
             times = arrivals(wanted, asked.duration_s, asked.seed)
-            label, at = f"{first:g}{f' to {last:g}' if last else ''}/s {asked.arrivals}", first
+            label, at = f"{first:g}{f' to {last:g}' if last else ''}/s {process.value}", first
         load = Load(
             connections=asked.connections_max,
             duration_s=asked.duration_s,
@@ -172,7 +247,24 @@ class _Bench:
         runs.sort(key=lambda run: run.load)
         return report(asked.url, settings, runs, found=step)
 
-    def compare(self, other: Endpoint, settings: dict[str, Any]) -> Report:
+    def mlperf(self, settings: dict[str, Any]) -> Report:
+
+        asked = self._asked
+        if Scenario(asked.mlperf) is Scenario.CONSTANT_STREAM:
+            assert asked.rate is not None
+            target = (self._targets or parse_targets(f"p99<{1e3 / asked.rate[0]:.6f}ms"))[0]
+            run = self.run(*self.open_load((asked.rate[0], None)))
+            return report(asked.url, settings, [run], mlperf=constant_stream(run, target))
+        wanted = _asked_of_loadgen(asked)
+        probe = Load(connections=probe_connections(wanted), duration_s=PROBE_S, timeout_s=asked.timeout_s)
+        seen = self.run(probe, "warming up", 0.0).figures
+        with self._shown(f"LoadGen, {wanted.scenario.loadgen_name}", asked.duration_s) as on_progress:
+            run, judged = run_loadgen(
+                self._endpoint, self.work, wanted, expected_rate=seen.rate.value or 1.0, on_progress=on_progress
+            )
+        return report(asked.url, settings, [run], mlperf=judged)
+
+    def compare(self, other: Measurable, settings: dict[str, Any]) -> Report:
 
         asked = self._asked
         other_work = _work(asked, other)
@@ -231,17 +323,17 @@ def _verdict(run: Measured, targets: tuple[Target, ...]) -> Verdict:
     )
 
 
-def _work(asked: Asked, endpoint: Endpoint) -> Work:
+def _work(asked: Asked, endpoint: Measurable) -> Work:
 
     if asked.kind == "openai":
-        if len(asked.models) > 1:
-            raise InvalidSetting("a mix of models is for http and grpc", hint="give one --model")
+        if len(asked.models) != 1 or isinstance(endpoint, InProcess):
+            raise InvalidSetting("a chat is with one model", hint="give one --model")
         return chat_work(endpoint, asked.models[0], _chains(asked), CHAT_FIELDS)
     if asked.trace:
         raise InvalidSetting("traces are of language models", hint="add --kind openai")
     weights: dict[str, float] = {}
     requests: dict[str, list[Inputs]] = {}
-    for text in asked.models:
+    for text in asked.models or (_only_model(endpoint),):
         name, colon, weight = text.rpartition(":")
         name, share = (name, float(weight)) if colon and weight.replace(".", "", 1).isdecimal() else (text, 1.0)
         specs = model_inputs(endpoint, name)
@@ -254,6 +346,16 @@ def _work(asked: Asked, endpoint: Endpoint) -> Work:
     if not sum(weights.values()) > 0:
         raise InvalidSetting("--model: the weights of a mix must not all be 0")
     return infer_work(endpoint, requests, weights, is_json=asked.is_json)
+
+
+def _only_model(endpoint: Measurable) -> str:
+
+    if not isinstance(endpoint, InProcess):
+        raise InvalidSetting("which model?", hint="add --model NAME")
+    models = endpoint.models()
+    if len(models) > 1:
+        raise InvalidSetting(f"{endpoint.url} has several models", hint=f"add --model, one of: {', '.join(models)}")
+    return models[0]
 
 
 def _chains(asked: Asked) -> list[list[Turn]]:

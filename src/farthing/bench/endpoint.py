@@ -1,12 +1,13 @@
-"""Who is measured: an address, the protocol spoken there, and what its server says of a model before the load."""
+"""Who is measured: an address and the protocol spoken there, or a model in process; and what either says of a model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+from farthing.bench.in_process import InProcess, is_in_process
 from farthing.client import Client
-from farthing.types.errors import InvalidInput
+from farthing.types.errors import InvalidInput, InvalidSetting
 from farthing.types.tensors import NUMPY_DTYPES, TensorSpec
 
 KINDS: Final = ("http", "grpc", "openai")
@@ -56,8 +57,24 @@ def parse_endpoint(text: str, kind: str, api_key: str = "") -> Endpoint:
     )
 
 
-def model_inputs(endpoint: Endpoint, model: str) -> list[TensorSpec]:
+Measurable = Endpoint | InProcess
+
+
+def open_target(text: str, kind: str, api_key: str = "") -> Measurable:
+    """A server's address, parsed, or the models of `sample:NAME` or a path, loaded. Raises `InvalidInput`,
+    `InvalidSetting` or `LoadFailed`.
+    """
+    if not is_in_process(text):
+        return parse_endpoint(text, kind, api_key)
+    if kind != "http":
+        raise InvalidSetting(f"--kind {kind} is how to speak with a server, and {text} is measured in process")
+    return InProcess(text)
+
+
+def model_inputs(endpoint: Measurable, model: str) -> list[TensorSpec]:
     """What the model takes, as its server says. Raises what the server answers instead."""
+    if isinstance(endpoint, InProcess):
+        return endpoint.inputs(model)
     if endpoint.kind == "grpc":
         return _inputs_over_grpc(endpoint, model)
     api_key = endpoint.headers.get("Authorization", "").removeprefix("Bearer ")

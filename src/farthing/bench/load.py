@@ -12,6 +12,7 @@ import numpy as np
 
 from farthing.bench.arrivals import Times
 from farthing.bench.records import Records
+from farthing.types.requests import InferRequest
 
 REQUESTS_MAX: Final = 10_000_000
 """Of one load: 800 MB of records. It ends there."""
@@ -23,10 +24,11 @@ CONNECTIONS_MAX: Final = 4_096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One request as it goes over the wire; `head` is a gRPC call's header block."""
+    """One request as it goes over the wire; `head` is a gRPC call's header block. In process `request` is all of it."""
 
     data: bytes
     head: bytes = b""
+    request: InferRequest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,7 @@ class Work:
     """Chains of messages, and the order in which they start (again from the front when it ends)."""
 
     wire: str
-    """`http`, `stream` (server-sent events) or `grpc`."""
+    """`http`, `stream` (server-sent events), `grpc` or `process`."""
     chains: Sequence[Sequence[Message]]
     order: Sequence[int]
 

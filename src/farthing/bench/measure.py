@@ -4,11 +4,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from farthing.bench.endpoint import Endpoint
+from farthing.bench.endpoint import Measurable
 from farthing.bench.figures import Figures, figures
+from farthing.bench.in_process import InProcess
 from farthing.bench.load import Driver, Load, Progress, Work
 from farthing.bench.records import Records, kind_of
-from farthing.bench.server_process import ServerProcess, find_server
+from farthing.bench.server_process import ServerProcess, find_server, own_process
 from farthing.bench.targets import Target
 from farthing.types.errors import EngineFailed, Unavailable, Unsupported
 
@@ -44,7 +45,7 @@ class Measured:
 
 
 def measure(
-    endpoint: Endpoint,
+    endpoint: Measurable,
     work: Work,
     load: Load,
     *,
@@ -59,7 +60,35 @@ def measure(
     server = find_local(endpoint)
     cpu_s = server.cpu_s() if server else 0.0
     records, is_interrupted = _carried_out(driver, on_progress)
-    cost = _cost(server, cpu_s, records) if server else None
+    return measured(
+        work,
+        load,
+        records,
+        label=label,
+        at=at,
+        warm_up_s=warm_up_s,
+        server=server,
+        cpu_before_s=cpu_s,
+        targets=targets,
+        is_interrupted=is_interrupted,
+    )
+
+
+def measured(
+    work: Work,
+    load: Load,
+    records: Records,
+    *,
+    label: str,
+    at: float,
+    warm_up_s: float | None,
+    server: ServerProcess | None,
+    cpu_before_s: float,
+    targets: Sequence[Target] = (),
+    is_interrupted: bool = False,
+) -> Measured:
+    """What the records of a load say, with the server's cost since `cpu_before_s`; whoever carried it out."""
+    cost = _cost(server, cpu_before_s, records) if server else None
     found = figures(
         records,
         duration_s=load.duration_s,
@@ -77,7 +106,7 @@ def measure(
     )
 
 
-def check_answers(endpoint: Endpoint, work: Work, *, timeout_s: float) -> None:
+def check_answers(endpoint: Measurable, work: Work, *, timeout_s: float) -> None:
     """Sends the first request alone. Raises what came instead of an answer: a load of refusals measures nothing."""
     alone = replace(work, chains=[work.chains[work.order[0]][:1]], order=[0])
     load = Load(connections=1, duration_s=timeout_s, timeout_s=timeout_s, requests_max=1)
@@ -93,8 +122,12 @@ def check_answers(endpoint: Endpoint, work: Work, *, timeout_s: float) -> None:
         raise EngineFailed(message, hint="look at --kind, --model and --input")
 
 
-def driver_for(endpoint: Endpoint, work: Work, load: Load) -> Driver:
-    """The native loop where it can; the one in Python for TLS and where there is no epoll."""
+def driver_for(endpoint: Measurable, work: Work, load: Load) -> Driver:
+    """The native loop where it can; the one in Python for TLS and where there is no epoll; none of them in process."""
+    if isinstance(endpoint, InProcess):
+        from farthing.bench.in_process_driver import InProcessDriver
+
+        return InProcessDriver(endpoint, work, load)
     if not endpoint.is_tls:
         try:
             from farthing.bench.native_driver import NativeDriver
@@ -109,8 +142,10 @@ def driver_for(endpoint: Endpoint, work: Work, load: Load) -> Driver:
     return PythonDriver(endpoint, work, load)
 
 
-def find_local(endpoint: Endpoint) -> ServerProcess | None:
-    """The server's process, if it is on this machine."""
+def find_local(endpoint: Measurable) -> ServerProcess | None:
+    """The server's process, if it is on this machine; in process our own."""
+    if isinstance(endpoint, InProcess):
+        return own_process()
     return find_server("127.0.0.1", endpoint.port) if endpoint.host in {"127.0.0.1", "localhost", "::1"} else None
 
 

@@ -63,6 +63,10 @@ def _conclusions(told: Report) -> list[str]:
             said.append(
                 f'<p class="big">{escape(name)}, A / B: {ratio.value:.3f}{interval}, {escape(ratio.verdict.value)}.</p>'
             )
+    if told.mlperf and told.mlperf.result:
+        bad = "" if told.mlperf.is_valid else " bad"
+        judged = f"MLPerf {told.mlperf.scenario}: {told.mlperf.result}, by {told.mlperf.by}"
+        said.append(f'<p class="big{bad}">{escape("; ".join([judged, *told.mlperf.unmet, *told.mlperf.problems]))}</p>')
     for run in told.runs:
         problems = list(run.figures.generator.problems)
         if not run.figures.answered:

@@ -16,6 +16,7 @@ import msgspec
 from farthing import __version__
 from farthing.bench.comparison import Ratio
 from farthing.bench.measure import Measured
+from farthing.bench.mlperf import Judged
 from farthing.bench.search import Found
 
 SCHEMA: Final = "farthing-bench/1"
@@ -45,6 +46,12 @@ class Report:
     knee: int | None = None
     found: Found | None = None
     compared: Compared | None = None
+    mlperf: Judged | None = None
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether all of it may be believed, and MLPerf's rules, where they were asked, are kept."""
+        return all(run.figures.is_valid for run in self.runs) and (self.mlperf is None or self.mlperf.is_valid)
 
 
 def machine() -> dict[str, Any]:

@@ -46,6 +46,11 @@ class ServerProcess:
         return found
 
 
+def own_process() -> ServerProcess | None:
+    """This process, where there is a /proc to look at."""
+    return ServerProcess(pid=os.getpid()) if (_PROC / "self" / "stat").exists() else None
+
+
 def find_server(address: str, port: int) -> ServerProcess | None:
     """The process that listens there, if it is on this machine and may be looked at."""
     if not ipaddress.ip_address(address).is_loopback or not (_PROC / "net" / "tcp").exists():

@@ -11,6 +11,7 @@ from farthing.bench.comparison import Verdict
 from farthing.bench.figures import Figures, Spread
 from farthing.bench.means import Estimate
 from farthing.bench.measure import Measured
+from farthing.bench.mlperf import Judged
 from farthing.bench.percentiles import Percentile
 from farthing.bench.report import Report
 
@@ -23,6 +24,8 @@ def show(told: Report, console: Console) -> None:
     if told.compared:
         console.print(*_tables(told.compared.b_runs, told.compared.b, None), sep="\n")
         _show_ratios(told, console)
+    if told.mlperf:
+        _show_mlperf(told.mlperf, console)
     if told.found:
         best = "none" if told.found.load is None else f"{told.found.load:g}"
         console.print(
@@ -129,6 +132,30 @@ def _show_ratios(told: Report, console: Console) -> None:
         console.print(
             f"{name}, A / B: {ratio.value:.3f}{interval}  [{colour}]{ratio.verdict.value}[/]", highlight=False
         )
+
+
+def _show_mlperf(judged: Judged, console: Console) -> None:
+    """The same run by two clocks, then the judgement."""
+    if judged.pairs:
+        table = Table(title=f"by {judged.by}, and by us", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        for name in ("", "LoadGen", "farthing", "ratio"):
+            table.add_column(name, justify="right" if name else "left")
+        for name, pair in judged.pairs.items():
+            unit = 1e3 if "latency" in name else 1.0
+            cells = ["-" if one is None else _short(one * unit) for one in (pair.loadgen, pair.farthing)]
+            ratio = f"{pair.farthing / pair.loadgen:.3f}" if pair.loadgen and pair.farthing else "-"
+            table.add_row(f"{name}{', ms' if unit != 1 else ''}", *cells, ratio)
+        console.print(table)
+    if judged.result:
+        colour = "green" if judged.is_valid else "red"
+        unmet = f" (not met: {', '.join(name.removesuffix(' satisfied') for name in judged.unmet)})" * bool(
+            judged.unmet
+        )
+        console.print(f"MLPerf {judged.scenario}: [{colour}]{judged.result}[/] by {judged.by}{unmet}")
+    for problem in judged.problems:
+        console.print(f"[red]not to be believed[/]: {escape(problem)}")
+    if judged.logs:
+        console.print(f"logs: {escape(judged.logs)}/{{{escape(', '.join(judged.files))}}}")
 
 
 def _remarks(run: Measured) -> list[str]:

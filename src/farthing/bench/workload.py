@@ -7,8 +7,9 @@ from urllib.parse import quote
 
 import numpy as np
 
-from farthing.bench.endpoint import Endpoint
+from farthing.bench.endpoint import Endpoint, Measurable
 from farthing.bench.grpc_call import SERVICE_PATH
+from farthing.bench.in_process import InProcess
 from farthing.bench.inputs import Inputs
 from farthing.bench.load import Message, Work
 from farthing.bench.prompts import Turn
@@ -17,6 +18,7 @@ from farthing.client.client import HEADER_LENGTH
 from farthing.client.tensors import encode_request
 from farthing.protocols.kserve_grpc.messages import message_class
 from farthing.types.errors import InvalidInput
+from farthing.types.requests import InferRequest
 from farthing.types.tensors import DATATYPES
 
 MIX_PERIOD = 4_096
@@ -24,7 +26,7 @@ MIX_PERIOD = 4_096
 
 
 def infer_work(
-    endpoint: Endpoint, models: Mapping[str, Sequence[Inputs]], weights: Mapping[str, float], *, is_json: bool
+    endpoint: Measurable, models: Mapping[str, Sequence[Inputs]], weights: Mapping[str, float], *, is_json: bool
 ) -> Work:
     """Inference requests of one model or a mix; each model's requests are sent in turn, models drawn by weight."""
     chains: list[list[Message]] = []
@@ -39,10 +41,13 @@ def infer_work(
         shares = np.array([weights[name] for name in names])
         drawn = np.random.default_rng(0).choice(len(names), MIX_PERIOD, p=shares / shares.sum())
         order = [first[names[which]] + n % len(models[names[which]]) for n, which in enumerate(drawn)]
-    return Work(wire="grpc" if endpoint.kind == "grpc" else "http", chains=chains, order=order)
+    wire = "process" if isinstance(endpoint, InProcess) else "grpc" if endpoint.kind == "grpc" else "http"
+    return Work(wire=wire, chains=chains, order=order)
 
 
-def _infer(endpoint: Endpoint, model: str, inputs: Inputs, *, is_json: bool) -> Message:
+def _infer(endpoint: Measurable, model: str, inputs: Inputs, *, is_json: bool) -> Message:
+    if isinstance(endpoint, InProcess):
+        return Message(data=b"", request=InferRequest(model_name=model, inputs=dict(inputs)))
     if endpoint.kind == "grpc":
         message = message_class("ModelInferRequest")(model_name=model)
         for name, tensor in inputs.items():

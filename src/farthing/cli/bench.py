@@ -1,5 +1,6 @@
 """`farthing bench`: reads the command line, shows progress on stderr, tables on stdout, writes reports to files."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -59,8 +60,8 @@ def _warm_up(text: str) -> float | None:
 
 
 @click.command()
-@click.argument("url", metavar="URL")
-@click.option("--model", "-m", required=True, help="Name; several with weights for a mix: a:3,b:1.")
+@click.argument("url", metavar="URL|PATH|sample:NAME")
+@click.option("--model", "-m", default="", help="Name; several with weights for a mix: a:3,b:1.")
 @click.option(
     "--kind", type=click.Choice(["http", "grpc", "openai"]), default="http", show_default=True, help="Protocol."
 )
@@ -82,8 +83,15 @@ def _warm_up(text: str) -> float | None:
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Play the trace so many times as fast.")
 @click.option("--find", default="", help="Search the highest load that meets targets: 'p99<20ms'.")
 @click.option("--goal", default="", help="Count goodput: requests that meet these targets, each by itself.")
-@click.option("--against", default="", metavar="URL2", help="Compare: alternate with this server, tell the ratio.")
+@click.option("--against", default="", metavar="URL2", help="Compare: alternate with this one, tell the ratio.")
 @click.option("--rounds", type=click.IntRange(min=1), default=6, show_default=True, help="Of --against.")
+@click.option(
+    "--mlperf",
+    type=click.Choice(["single-stream", "multi-stream", "server", "offline", "constant-stream"]),
+    help="A scenario of MLPerf, by its own LoadGen (farthing[mlperf]); logs go beside --json.",
+)
+@click.option("--accuracy", "is_accuracy", is_flag=True, help="Of --mlperf: each input once, outputs to its log.")
+@click.option("--mlperf-conf", type=click.Path(path_type=Path), help="A user.conf for LoadGen; it overrides the rest.")
 @click.option("--duration", "-d", type=float, default=10.0, show_default=True, help="Seconds of each load.")
 @click.option("--warmup", default="auto", show_default=True, help="Seconds left out at the beginning; auto finds out.")
 @click.option(
@@ -114,9 +122,10 @@ def _warm_up(text: str) -> float | None:
 def command(
     url: str, json_out: Path | None, html_out: Path | None, model: str, concurrency: str, rate: str | None,
     warmup: str, input_: str, shape: tuple[str, ...], json_tensors: bool, duration: float, pause: float, timeout: float,
+    mlperf: str | None,
     **rest: Any,
 ) -> None:  # fmt: skip
-    """Measure the inference endpoint at URL, so that a sceptic believes it.
+    """Measure the inference endpoint at URL, or a model in process, so that a sceptic believes it.
 
     Latency counts from when a request was meant to be sent; percentiles carry 95 % intervals and are refused where
     there are too few requests (p99 needs 662); warm-up is found; a run that the load generator held up is INVALID.
@@ -129,6 +138,10 @@ def command(
     farthing bench http://127.0.0.1:8000 -m mlp --find 'p99<20ms' --rate 100     the highest rate, from 100/s on
     farthing bench 127.0.0.1:8001 --kind grpc -m mlp -c 8             the same over gRPC
     farthing bench http://A -m mlp -c 8 --against http://B            A and B in turn: a ratio with its interval
+    farthing bench model.onnx                                         the model without a server
+    farthing bench sample:magika -c 8 --against http://B              what the server adds to it
+    farthing bench http://A -m mlp --mlperf server --rate 200 --goal 'p99<15ms'    MLPerf's LoadGen asks and judges
+    farthing bench cam.onnx --mlperf constant-stream --rate 30 -d 25  frames, each answered before the next
     farthing bench http://A -m chat --kind openai --prompt-tokens 64-256 --goal 'ttft p95<300ms,tpot p95<40ms'
     farthing bench http://A -m chat --kind openai --trace azure.csv --speed 2 --html report.html
 
@@ -138,9 +151,10 @@ def command(
         raise InvalidSetting("--duration and --timeout must be above 0")
     from farthing.bench.benchmark import Asked, benchmark
 
+    _pull(url, rest["against"])
     asked = Asked(
         url=url,
-        models=tuple(model.split(",")),
+        models=tuple(model.split(",")) if model else (),
         concurrency=_numbers(concurrency),
         rate=_rates(rate) if rate else None,
         warm_up_s=_warm_up(warmup),
@@ -150,9 +164,17 @@ def command(
         duration_s=duration,
         pause_s=pause,
         timeout_s=timeout,
+        mlperf=mlperf or "",
+        mlperf_logs=(json_out or Path("farthing-bench")).with_suffix(".mlperf") if mlperf else Path(),
         **rest,
     )
-    told = benchmark(asked, _progress)
+    try:
+        told = benchmark(asked, _progress)
+    except KeyboardInterrupt:
+        if mlperf is None:
+            raise
+        click.echo("stopped; LoadGen ends no run before its time, so there is nothing to report", err=True)
+        os._exit(130)  # its thread cannot be joined
     from rich.console import Console
 
     from farthing.bench.table import show
@@ -166,8 +188,19 @@ def command(
         from farthing.bench.page import to_html
 
         html_out.write_text(to_html(told), encoding="utf-8")
-    if not all(run.figures.is_valid for run in told.runs):
+    if not told.is_valid:
         sys.exit(1)
+
+
+def _pull(*targets: str) -> None:
+    """Fetches samples that are to be measured in process and are not here yet."""
+    for target in targets:
+        if target.startswith("sample:"):
+            from farthing.cli.progress import progress_shown
+            from farthing.repository.samples import sample_paths
+
+            with progress_shown() as progress:
+                sample_paths(target.removeprefix("sample:"), progress=progress)
 
 
 @contextmanager

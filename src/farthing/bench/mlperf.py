@@ -1,0 +1,291 @@
+"""MLPerf's scenarios, issued and judged by MLPerf's own LoadGen (extra `mlperf`); its figures beside ours.
+
+LoadGen says what is sent when, measures, judges and writes its logs; `sut` answers it. ConstantStream, which LoadGen
+does not have, is an open load of ours, judged by `constant_stream`. Rules: MLCommons, inference_policies, scenarios.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+from farthing.bench.endpoint import Measurable
+from farthing.bench.figures import Figures
+from farthing.bench.in_process import InProcess
+from farthing.bench.load import Load, Message, Work
+from farthing.bench.measure import PROGRESS_EVERY_S, Measured, OnProgress, find_local, measured
+from farthing.bench.sut import HttpSut, InProcessSut, Sut
+from farthing.bench.targets import Metric, Target, Verdict, judge
+from farthing.types.errors import EngineFailed, InvalidSetting, Unsupported
+
+SLACK: Final = 1.3
+"""Queries are scheduled for so much more speed than was seen before: LoadGen ends early when they run out."""
+PROBE_S: Final = 1.0
+"""A closed load before the run, by our own driver: it warms the model up and gives LoadGen the speed to expect."""
+SAMPLES_PER_QUERY: Final = 8
+"""Of MultiStream, as the rules have it."""
+SUMMARY: Final = "mlperf_log_summary.txt"
+
+
+class Scenario(Enum):
+    """MLPerf's, as they are written on the command line."""
+
+    SINGLE_STREAM = "single-stream"
+    MULTI_STREAM = "multi-stream"
+    SERVER = "server"
+    OFFLINE = "offline"
+    CONSTANT_STREAM = "constant-stream"
+
+    @property
+    def loadgen_name(self) -> str:
+        return "".join(word.capitalize() for word in self.value.split("-"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What LoadGen is to do."""
+
+    scenario: Scenario
+    is_accuracy: bool
+    duration_s: float
+    timeout_s: float
+    connections: int
+    rate: float | None
+    """Server: queries a second."""
+    target: Target | None
+    """Server: the latency they must meet."""
+    config: Path | None
+    """A `user.conf`, which overrides all of these."""
+    model: str
+    logs: Path
+    seed: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One quantity, by two clocks; latencies in seconds. None: not stated."""
+
+    loadgen: float | None
+    farthing: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What came of it. `logs` is the folder with LoadGen's own files, empty where LoadGen had no part in it."""
+
+    scenario: str
+    mode: str
+    by: str
+    """Who judged: LoadGen and its version, or farthing."""
+    result: str
+    """VALID or INVALID; UNSURE where the sample cannot say; empty in accuracy mode, which judges nothing."""
+    problems: Sequence[str]
+    """Why it must not be believed, whatever the result says."""
+    pairs: Mapping[str, Pair]
+    unmet: Sequence[str] = ()
+    """Of LoadGen's conditions, those that made it INVALID, in its words."""
+    logs: str = ""
+    files: Sequence[str] = ()
+
+    @property
+    def is_valid(self) -> bool:
+        return self.result in {"VALID", ""} and not self.problems
+
+
+def check_asked(asked: Asked) -> None:
+    """Raises `InvalidSetting` for what is missing or has no meaning here."""
+    if asked.scenario is Scenario.SERVER and not asked.is_accuracy:
+        is_latency = asked.target is not None and asked.target.metric is Metric.LATENCY
+        if asked.rate is None or not is_latency:
+            raise InvalidSetting(
+                "MLPerf's Server scenario wants a rate and the latency it must meet",
+                hint="add --rate 200 --goal 'p99<15ms'",
+            )
+    if asked.config is not None and not asked.config.is_file():
+        raise InvalidSetting(f"--mlperf-conf {asked.config}: no such file")
+
+
+def probe_connections(asked: Asked) -> int:
+    """As many as the scenario will use."""
+    if asked.scenario is Scenario.SINGLE_STREAM:
+        return 1
+    return min(asked.connections, SAMPLES_PER_QUERY) if asked.scenario is Scenario.MULTI_STREAM else asked.connections
+
+
+def loadgen() -> Any:
+    """MLPerf's package. Raises `Unsupported` where it is not installed."""
+    try:
+        import mlperf_loadgen
+    except ImportError as missing:
+        raise Unsupported("MLPerf's LoadGen is not installed", hint="pip install farthing[mlperf]") from missing
+    return mlperf_loadgen
+
+
+def run_loadgen(
+    endpoint: Measurable, work: Work, asked: Asked, *, expected_rate: float, on_progress: OnProgress
+) -> tuple[Measured, Judged]:
+    """Blocks until LoadGen is done, which nothing can make it before. `expected_rate` is samples a second."""
+    lg = loadgen()
+    messages = [work.chains[chain][0] for chain in work.order]
+    asked.logs.mkdir(parents=True, exist_ok=True)
+    server = find_local(endpoint)
+    cpu_s = server.cpu_s() if server else 0.0
+    sut = _sut(endpoint, messages, asked, lg)
+    _start(lg, sut, _settings(lg, asked, expected_rate), len(messages), asked.logs, on_progress)
+    sut.close()
+    is_by_query = asked.scenario is Scenario.MULTI_STREAM
+    records = sut.notes.records(is_by_query=is_by_query, has_own_core=not isinstance(endpoint, InProcess))
+    mode = "accuracy" if asked.is_accuracy else "performance"
+    load = Load(connections=asked.connections, duration_s=max(records.wall_s, 1e-9), timeout_s=asked.timeout_s)
+    run = measured(
+        work,
+        load,
+        records,
+        label=f"MLPerf {asked.scenario.loadgen_name}, {mode}",
+        at=asked.rate or float(asked.connections),
+        warm_up_s=0.0,
+        server=server,
+        cpu_before_s=cpu_s,
+        targets=(asked.target,) if asked.target else (),
+    )
+    return run, _judged(asked, mode, run.figures)
+
+
+def _sut(endpoint: Measurable, messages: Sequence[Message], asked: Asked, lg: Any) -> Sut:
+    """LoadGen copies an answer's bytes while it is told of it, so they need not outlive the call."""
+
+    def complete(sample: int, outputs: bytes) -> None:
+        if not outputs:
+            lg.QuerySamplesComplete([lg.QuerySampleResponse(sample, 0, 0)])
+            return
+        import numpy as np
+
+        view = np.frombuffer(outputs, np.uint8)
+        lg.QuerySamplesComplete([lg.QuerySampleResponse(sample, view.ctypes.data, len(outputs))])
+
+    connections = 1 if asked.scenario is Scenario.SINGLE_STREAM else asked.connections
+    how: dict[str, Any] = {
+        "connections": connections,
+        "timeout_s": asked.timeout_s,
+        "is_kept": asked.is_accuracy,
+    }
+    if isinstance(endpoint, InProcess):
+        return InProcessSut(endpoint, messages, complete, **how)
+    return HttpSut(endpoint, messages, complete, **how)
+
+
+def _settings(lg: Any, asked: Asked, expected_rate: float) -> Any:
+    settings = lg.TestSettings()
+    name = asked.scenario.loadgen_name
+    settings.scenario = getattr(lg.TestScenario, name)
+    settings.mode = lg.TestMode.AccuracyOnly if asked.is_accuracy else lg.TestMode.PerformanceOnly
+    settings.min_duration_ms = int(asked.duration_s * 1e3)
+    settings.min_query_count = 1
+    settings.single_stream_expected_latency_ns = int(1e9 / (expected_rate * SLACK))
+    settings.multi_stream_samples_per_query = SAMPLES_PER_QUERY
+    settings.multi_stream_expected_latency_ns = int(SAMPLES_PER_QUERY * 1e9 / (expected_rate * SLACK))
+    settings.offline_expected_qps = expected_rate * SLACK
+    if asked.rate is not None:
+        settings.server_target_qps = asked.rate
+    if asked.target is not None and asked.scenario is Scenario.SERVER:
+        settings.server_target_latency_ns = int(asked.target.limit_s * 1e9)
+        settings.server_target_latency_percentile = asked.target.percent / 100
+    settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = asked.seed
+    if asked.config is not None and settings.FromConfig(str(asked.config), asked.model, name):
+        raise InvalidSetting(f"--mlperf-conf {asked.config}: LoadGen cannot read it")
+    return settings
+
+
+def _start(lg: Any, sut: Sut, settings: Any, samples: int, logs: Path, on_progress: OnProgress) -> None:
+    """On a thread of its own, so that this one can show how it goes."""
+    output, log = lg.LogOutputSettings(), lg.LogSettings()
+    output.outdir, log.log_output, log.enable_trace = str(logs), output, False
+    failed: list[BaseException] = []
+
+    def issue(queries: Sequence[Any]) -> None:
+        sut.issue([one.id for one in queries], [one.index for one in queries])
+
+    def nothing(*_: Any) -> None:
+        """Requests were made before the run, and nothing is held back for a flush."""
+
+    def run() -> None:
+        under_test, library = lg.ConstructSUT(issue, nothing), lg.ConstructQSL(samples, samples, nothing, nothing)
+        try:
+            # Not the `audit.config` of wherever we happen to be: one beside the logs is meant to be there.
+            lg.StartTestWithLogSettings(under_test, library, settings, log, str(logs / "audit.config"))
+        except BaseException as error:  # told to whoever waits
+            failed.append(error)
+        finally:
+            lg.DestroyQSL(library)
+            lg.DestroySUT(under_test)
+
+    thread = threading.Thread(target=run, name="loadgen", daemon=True)
+    thread.start()
+    waited_s = 0.0
+    while thread.is_alive():
+        thread.join(PROGRESS_EVERY_S)
+        waited_s += PROGRESS_EVERY_S
+        on_progress(waited_s, sut.notes.progress())
+    if failed:
+        raise EngineFailed(f"LoadGen failed: {failed[0]}") from failed[0]
+
+
+def read_summary(text: str) -> dict[str, str]:
+    """LoadGen's summary as name -> value; names as it writes them, without the spaces around."""
+    pairs = (line.partition(":") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+_RATES: Final = {
+    Scenario.SINGLE_STREAM: ("queries/s", "QPS w/ loadgen overhead"),
+    Scenario.SERVER: ("samples/s", "Completed samples per second"),
+    Scenario.OFFLINE: ("samples/s", "Samples per second"),
+}
+
+
+def _judged(asked: Asked, mode: str, ours: Figures) -> Judged:
+    summary = read_summary((asked.logs / SUMMARY).read_text(encoding="utf-8"))
+    pairs: dict[str, Pair] = {}
+    if not asked.is_accuracy:
+        if asked.scenario in _RATES:
+            name, key = _RATES[asked.scenario]
+            pairs[name] = Pair(loadgen=_number(summary, key, 1.0), farthing=ours.rate.value)
+        if asked.scenario is not Scenario.OFFLINE:  # where latency is only a place in one long row
+            for percent in (50.0, 90.0, 99.0):
+                theirs = _number(summary, f"{percent:.2f} percentile latency (ns)", 1e-9)
+                found = ours.latency.at(percent).value if ours.latency else None
+                pairs[f"p{percent:g} latency"] = Pair(loadgen=theirs, farthing=found)
+    problems = [f"{sum(ours.errors.values()):,} failed, which LoadGen counts as answered"] if ours.errors else []
+    return Judged(
+        scenario=asked.scenario.loadgen_name,
+        mode=mode,
+        by=f"LoadGen {metadata.version('mlcommons-loadgen')}",
+        result="" if asked.is_accuracy else summary.get("Result is", "INVALID"),
+        problems=problems,
+        pairs=pairs,
+        unmet=[name for name, value in summary.items() if name.endswith("satisfied") and value.lower() == "no"],
+        logs=str(asked.logs),
+        files=sorted(path.name for path in asked.logs.glob("mlperf_log_*")),
+    )
+
+
+def _number(summary: Mapping[str, str], key: str, unit: float) -> float | None:
+    return float(summary[key]) * unit if key in summary else None
+
+
+def constant_stream(run: Measured, target: Target) -> Judged:
+    """ConstantStream, by our own driver: frames at a constant rate, whose latency must meet the target."""
+    verdict = judge(target, run.figures.latency.at(target.percent)) if run.figures.latency else Verdict.MISSED
+    problems = [f"{sum(run.figures.errors.values()):,} frames failed"] if run.figures.errors else []
+    results = {Verdict.MET: "VALID", Verdict.MISSED: "INVALID", Verdict.UNSURE: "UNSURE"}
+    return Judged(
+        scenario=Scenario.CONSTANT_STREAM.loadgen_name,
+        mode="performance",
+        by="farthing",
+        result=results[verdict],
+        problems=[*problems, *run.figures.generator.problems],
+        pairs={},
+    )
