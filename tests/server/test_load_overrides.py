@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,7 +61,9 @@ def opened(tmp_path: Path, temporary: Path) -> Iterator[Live]:
 
 def brought(temporary: Path) -> int:
     """Models brought that are on disk now."""
-    return sum(1 for _ in temporary.glob(f"{PREFIX}*/*/*"))
+    # Folders come and go while one looks: whatever is gone is none.
+    folders = [Path(where).relative_to(temporary).parts for where, _, _ in os.walk(temporary)]
+    return sum(len(parts) == 3 and parts[0].startswith(PREFIX) for parts in folders)
 
 
 def load(live: Live, name: str, files: dict[str, bytes], config: str = "{}", **headers: str) -> Any:
