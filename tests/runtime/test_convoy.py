@@ -117,8 +117,12 @@ async def test_what_one_batch_made_is_the_next_batch_as_it_is(chain: Shop) -> No
     async with chain.open() as runtime:
         await all_of(runtime, [("chain", [float(n)]) for n in range(16)])
         with mock.patch.object(OnnxExecutable, "execute", noted):
-            await all_of(runtime, [("chain", [float(n)]) for n in range(4)])
-    assert any(later is earlier for _, earlier in made for later, _ in made)
+            for _ in range(200):  # how many rows pay is measured, and two models need not always agree on it
+                made.clear()
+                await all_of(runtime, [("chain", [float(n)]) for n in range(4)])
+                if any(later is earlier for _, earlier in made for later, _ in made):
+                    return
+    raise AssertionError("no batch was ever taken as it was")
 
 
 async def test_one_that_poisons_its_batch_fails_alone_and_is_told_where(chain: Shop) -> None:
