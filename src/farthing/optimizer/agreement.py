@@ -22,8 +22,8 @@ from farthing.types.tensors import Tensor
 CONFIDENCE: Final = 0.95
 
 SAME_RELATIVE: Final = 1e-3
-"""Answers this near, relative to an output's own spread, are the same answer in another order of summing: engines in
-float32 stay within a tenth of it of each other, bf16 is ten times beyond it."""
+"""Answers this near, relative to an output's own spread, are the same answer in another order of summing: over 48
+samples of MiniLM and of EfficientNet-Lite0 two engines in float32 differ by 0.00001 at most, bf16 by 0.025 and 0.75."""
 
 METRICS: Final = ("auto", "top1", "cosine", "neighbour", "auc", "accuracy")
 

@@ -133,9 +133,6 @@ class _Rows:
             for name, array in self._samples.inputs.items()
         }
 
-    def set_range(self, start_index: int, end_index: int) -> None:
-        raise NotImplementedError
-
     def __iter__(self) -> "_Rows":
         return self
 
