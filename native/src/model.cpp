@@ -15,7 +15,7 @@ namespace farthing {
 namespace {
 
 constexpr int kAlign = 64;
-const char* const kPhaseNames[kPhases] = {"embed", "norm", "qkv", "attend", "project", "feed", "down", "head", "wait"};
+const char* const kPhaseNames[kPhases] = {"embed", "norm", "qkv", "attend", "project", "feed", "down", "head"};
 
 }  // namespace
 

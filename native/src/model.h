@@ -1,10 +1,8 @@
 // A decoder's weights as views on one packed buffer, its KV memory, and the pass over both.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <deque>
 #include <memory>
 #include <new>
 #include <string>
@@ -102,23 +100,6 @@ class Activations {
   Lines<std::int32_t> offsets_;
 };
 
-// Who shares a stretch of the pass: all threads of a pool, item by item with barriers between phases, or one for itself.
-class Crew {
- public:
-  Crew() = default;  // alone
-  explicit Crew(Pool& pool) : pool_(&pool) {}
-  int threads() const { return pool_ ? pool_->threads() : 1; }
-  int take() { return pool_ ? pool_->take() : next_++; }
-  void meet() {
-    if (pool_) pool_->barrier();
-    next_ = 0;
-  }
-
- private:
-  Pool* pool_ = nullptr;
-  int next_ = 0;
-};
-
 // The token of a row with the largest logit; the first of equals.
 struct Likeliest {
   float logit;
@@ -149,43 +130,33 @@ class Model {
   struct Item {
     int sequence, row, rows, head, heads, out;  // first row of the step, first query head, first output row
   };
-  // Rows that go through a stretch of the network together: all of the step, a group of them, or after the last attention
-  // only those whose logits are wanted.
+  // The rows that go through a stretch of the network: all of the step, or after the last attention only those whose
+  // logits are wanted.
   struct Stage {
-    int rows = 0, base = 0;      // `base`: its first row in the step
-    bool is_private = false;     // each thread quantises its rows for itself
-    float *x = nullptr, *branch = nullptr;
+    int rows = 0;
+    bool is_private = false;  // each thread quantises its rows for itself
+    Lines<float> x, branch;
     std::vector<Activations> normed, attended, final;  // one, or one a thread
     Activations down;
-  };
-  // Rows that one thread takes through a whole layer.
-  struct Group {
-    Group(int base, int rows) : base(base), rows(rows) {}
-    int base, rows;
-    std::vector<Item> items;
-    std::atomic<int> layers{0};  // that somebody has taken
   };
   struct Scratch;
 
   void pass(int thread);
-  void apart(int thread);
-  void together(int thread);
-  void embed(Crew& crew, const Stage& stage);
-  void items_of(const std::int32_t* rows, int count, bool are_shared, std::vector<Item>& items) const;
-  void split(int count);
-  void shape(Stage& stage, int rows, int copies) const;
-  const Activations& normed(Crew& crew, int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
-  const Activations& attended(Crew& crew, int thread, Stage& stage);
+  void embed();
+  void items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const;
+  void shape(Stage& stage, int rows);
+  const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
+  const Activations& attended(int thread, Stage& stage);
   template <class F>
-  void by_tiles(Crew& crew, const Stage& stage, Activations& out, const F& one);
+  void by_tiles(const Stage& stage, Activations& out, const F& one);
   // Keys, values and queries of a layer; and all that comes after them in it.
-  void before(Crew& crew, int thread, int index, Stage& stage);
-  void after(Crew& crew, int thread, int index, Stage& stage, const std::vector<Item>& items);
-  void qkv(Crew& crew, int thread, const Layer& layer, int index, const Activations& in, int base);
-  void attend(Crew& crew, int thread, const Layer& layer, int index, const std::vector<Item>& items);
-  void project(Crew& crew, int thread, const Matrix& matrix, const Activations& in, const Stage& stage);
-  void feed(Crew& crew, int thread, const Layer& layer, const Activations& in, Stage& stage);
-  void head(Crew& crew, int thread, const Activations& in);
+  void before(int thread, int index, Stage& stage);
+  void after(int thread, int index, Stage& stage, const std::vector<Item>& items);
+  void qkv(int thread, const Layer& layer, int index, const Activations& in);
+  void attend(int thread, const Layer& layer, int index, const std::vector<Item>& items);
+  void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);
+  void feed(int thread, const Layer& layer, const Activations& in, Stage& stage);
+  void head(int thread, const Activations& in);
   void linear(int thread, const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
   void list_keys();
   void ask_for_keys(int thread, int layer);
@@ -217,9 +188,7 @@ class Model {
   float* logits_ = nullptr;
   Likeliest* likeliest_ = nullptr;
   std::vector<std::int32_t> row_sequence_, row_position_, all_rows_;
-  Lines<float> x_, branch_, last_x_, last_branch_;
   Stage all_, last_;
-  std::deque<Group> groups_;  // none: all threads share each phase
   std::vector<Item> items_, last_items_;
   Lines<float> queries_, attention_out_;
   std::vector<Lines<float>> rotations_;  // [rotary][row][2][pairs]: cosines, sines

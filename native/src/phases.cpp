@@ -1,4 +1,4 @@
-// What a crew does between two meetings. Which rows, and who meets whom, is pass.cpp's.
+// What threads do between two barriers: the phases of a layer, each shared out item by item. Their order is pass.cpp's.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,10 +14,9 @@ constexpr int kAhead = 4096;
 
 }  // namespace
 
-void Model::embed(Crew& crew, const Stage& stage) {
-  for (int i; (i = crew.take()) < stage.rows;) {
-    const int row = stage.base + i;
-    float* x = stage.x + static_cast<std::size_t>(i) * width_;
+void Model::embed() {
+  for (int row; (row = pool_.take()) < all_.rows;) {
+    float* x = all_.x.data() + static_cast<std::size_t>(row) * width_;
     const std::size_t at = static_cast<std::size_t>(tokens_[row]) * width_;
     if (config_.embedding_is_f32) {
       std::memcpy(x, static_cast<const float*>(embedding_) + at, width_ * sizeof(float));
@@ -40,55 +39,54 @@ void Model::embed(Crew& crew, const Stage& stage) {
 
 // Each row of a stage once, or by every thread for itself. An item is a tile: rows of a tile share cache lines.
 template <class F>
-void Model::by_tiles(Crew& crew, const Stage& stage, Activations& out, const F& one) {
+void Model::by_tiles(const Stage& stage, Activations& out, const F& one) {
   if (stage.is_private) {
     for (int tile = 0; tile < out.tiles(); ++tile)
       for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(tile, row);
     return;
   }
-  for (int tile; (tile = crew.take()) < out.tiles();) {
+  for (int tile; (tile = pool_.take()) < out.tiles();) {
     out.will_put(tile, 0, out.inputs());
     for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(tile, row);
   }
-  crew.meet();
+  pool_.barrier();
 }
 
-// The rows of a stage, normed and quantised; first adds the branch that a post norm waits for. Ends with a meeting
+// The rows of a stage, normed and quantised; first adds the branch that a post norm waits for. Ends with a barrier
 // unless every thread did it for itself.
-const Activations& Model::normed(Crew& crew, int thread, Stage& stage, std::vector<Activations>& to, const float* norm,
+const Activations& Model::normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm,
                                  const float* post) {
-  Activations& out = to[stage.is_private && to.size() > 1 ? thread : 0];
+  Activations& out = to[stage.is_private ? thread : 0];
   float* scratch = scratch_[thread]->row.data();
   const auto one = [&](int tile, int row) {
-    float* x = stage.x + static_cast<std::size_t>(row) * width_;
+    float* x = stage.x.data() + static_cast<std::size_t>(row) * width_;
     if (post) {
-      kernels_.rms_norm(stage.branch + static_cast<std::size_t>(row) * width_, post, width_, config_.width,
+      kernels_.rms_norm(stage.branch.data() + static_cast<std::size_t>(row) * width_, post, width_, config_.width,
                         config_.norm_epsilon, scratch);
       kernels_.add(scratch, width_, x);
     }
     kernels_.rms_norm(x, norm, width_, config_.width, config_.norm_epsilon, scratch);
     out.put(kernels_, tile, row, scratch, 0, width_);
   };
-  by_tiles(crew, stage, out, one);
+  by_tiles(stage, out, one);
   return out;
 }
 
-const Activations& Model::attended(Crew& crew, int thread, Stage& stage) {
-  Activations& out = stage.attended[stage.is_private && stage.attended.size() > 1 ? thread : 0];
+const Activations& Model::attended(int thread, Stage& stage) {
+  Activations& out = stage.attended[stage.is_private ? thread : 0];
   const auto one = [&](int tile, int row) {
-    out.put(kernels_, tile, row, attention_out_.data() + static_cast<std::size_t>(stage.base + row) * attention_, 0, attention_);
+    out.put(kernels_, tile, row, attention_out_.data() + static_cast<std::size_t>(row) * attention_, 0, attention_);
   };
-  by_tiles(crew, stage, out, one);
+  by_tiles(stage, out, one);
   return out;
 }
 
 // Items: for each key-value head its keys and values together, then one a query head. Panels lie in that order.
-// `base` is the first row of `in` in the step.
-void Model::qkv(Crew& crew, int thread, const Layer& layer, int index, const Activations& in, int base) {
+void Model::qkv(int thread, const Layer& layer, int index, const Activations& in) {
   Scratch& scratch = *scratch_[thread];
   const Config& c = config_;
   const int panels = head_size_ / kTile, pairs = static_cast<int>(c.rotary_frequencies[layer.rotary].size());
-  for (int item; (item = crew.take()) < c.kv_heads + c.heads;) {
+  for (int item; (item = pool_.take()) < c.kv_heads + c.heads;) {
     const bool is_kv = item < c.kv_heads;
     const int first = is_kv ? item * 2 * panels : (2 * c.kv_heads + item - c.kv_heads) * panels;
     const int count = is_kv ? 2 * panels : panels, stride = count * kTile;
@@ -97,11 +95,11 @@ void Model::qkv(Crew& crew, int thread, const Layer& layer, int index, const Act
       const int rows = in.first(end) - in.first(t);
       float* tile = scratch.tile.data();
       if (!is_kv)
-        for (int r = 0; r < rows; ++r) will_write(query_of(base + in.first(t) + r, item - c.kv_heads), head_size_ * sizeof(float));
+        for (int r = 0; r < rows; ++r) will_write(query_of(in.first(t) + r, item - c.kv_heads), head_size_ * sizeof(float));
       for (int p = 0; p < count; ++p)
-        linear(thread, layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * crew.threads(), in, t, end, tile + p * kTile, stride);
+        linear(thread, layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * pool_.threads(), in, t, end, tile + p * kTile, stride);
       for (int r = 0; r < rows; ++r) {
-        const int row = base + in.first(t) + r;
+        const int row = in.first(t) + r;
         float* out = tile + r * stride;
         if (layer.qkv_bias) kernels_.add(layer.qkv_bias + first * kTile, stride, out);
         const float* norm = is_kv ? layer.k_norm : layer.q_norm;
@@ -121,17 +119,17 @@ void Model::qkv(Crew& crew, int thread, const Layer& layer, int index, const Act
   }
 }
 
-void Model::attend(Crew& crew, int thread, const Layer& layer, int index, const std::vector<Item>& items) {
+void Model::attend(int thread, const Layer& layer, int index, const std::vector<Item>& items) {
   Scratch& scratch = *scratch_[thread];
   const int group = config_.heads / config_.kv_heads, count = static_cast<int>(items.size());
   const bool is_last = &items == &last_items_;
   const auto item_at = [&](int i) -> const Item& { return items[is_last ? i : count - 1 - i]; };  // later rows see more keys: longest first
-  for (int i = crew.take(), after; i < count + (is_last ? 1 : 0); i = after) {
-    after = crew.take();  // known now, so that its keys can be asked for
+  for (int i = pool_.take(), after; i < count + (is_last ? 1 : 0); i = after) {
+    after = pool_.take();  // known now, so that its keys can be asked for
     if (i == count) {  // after the last attention only some rows go on
       for (int r = 0; r < last_.rows; ++r)
-        std::memcpy(last_.x + static_cast<std::size_t>(r) * width_,
-                    all_.x + static_cast<std::size_t>(logits_rows_[r]) * width_, width_ * sizeof(float));
+        std::memcpy(last_.x.data() + static_cast<std::size_t>(r) * width_,
+                    all_.x.data() + static_cast<std::size_t>(logits_rows_[r]) * width_, width_ * sizeof(float));
       continue;
     }
     const Item& item = item_at(i);
@@ -204,15 +202,15 @@ void Model::linear(int thread, const Matrix& m, int panel, int ahead, const Acti
 }
 
 // x += matrix * in, or branch = matrix * in where a post norm comes between.
-void Model::project(Crew& crew, int thread, const Matrix& matrix, const Activations& in, const Stage& stage) {
+void Model::project(int thread, const Matrix& matrix, const Activations& in, Stage& stage) {
   float* tile = scratch_[thread]->tile.data();
-  for (int panel; (panel = crew.take()) < matrix.panels();)
+  for (int panel; (panel = pool_.take()) < matrix.panels();)
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
-      float* to = (config_.has_post_norms ? stage.branch : stage.x) + static_cast<std::size_t>(in.first(t)) * width_ + panel * kTile;
+      float* to = (config_.has_post_norms ? stage.branch.data() : stage.x.data()) + static_cast<std::size_t>(in.first(t)) * width_ + panel * kTile;
       const int rows = in.first(end) - in.first(t);
       for (int r = 0; r < rows; ++r) will_write(to + static_cast<std::size_t>(r) * width_, kTile * sizeof(float));
-      linear(thread, matrix, panel, panel + crew.threads(), in, t, end, tile, kTile);
+      linear(thread, matrix, panel, panel + pool_.threads(), in, t, end, tile, kTile);
       for (int r = 0; r < rows; ++r) {
         float* y = to + static_cast<std::size_t>(r) * width_;
         if (config_.has_post_norms)
@@ -224,19 +222,18 @@ void Model::project(Crew& crew, int thread, const Matrix& matrix, const Activati
 }
 
 // An item is one block of `down`'s inputs: who computes it also quantises it.
-void Model::feed(Crew& crew, int thread, const Layer& layer, const Activations& in, Stage& stage) {
+void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& stage) {
   Scratch& scratch = *scratch_[thread];
   const Matrix& m = layer.gate_up;
   const int block = layer.down.block, panels = block / (kTile / 2);
-  for (int item; (item = crew.take()) < layer.down.inputs / block;)
+  for (int item; (item = pool_.take()) < layer.down.inputs / block;)
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
       const int rows = in.first(end) - in.first(t);
       float *tile = scratch.tile.data(), *h = scratch.feed.data();
-      if (crew.threads() > 1)
-        for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
+      for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
       for (int p = 0; p < panels; ++p) {
-        linear(thread, m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * crew.threads()), in, t, end, tile, kTile);
+        linear(thread, m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * pool_.threads()), in, t, end, tile, kTile);
         for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
       }
       for (int i = t; i < end; ++i)
@@ -245,18 +242,18 @@ void Model::feed(Crew& crew, int thread, const Layer& layer, const Activations& 
     }
 }
 
-void Model::head(Crew& crew, int thread, const Activations& in) {
+void Model::head(int thread, const Activations& in) {
   Scratch& scratch = *scratch_[thread];
   float* tile = scratch.tile.data();
   const int group = 4;  // panels an item has
   const std::ptrdiff_t vocabulary = config_.vocabulary;
   if (likeliest_) scratch.likeliest.assign(last_.rows, {-std::numeric_limits<float>::infinity(), 0});
-  for (int item; (item = crew.take()) * group < head_.panels();)
+  for (int item; (item = pool_.take()) * group < head_.panels();)
     for (int panel = item * group; panel < std::min((item + 1) * group, head_.panels()); ++panel)
       for (int t = 0, end; t < in.tiles(); t = end) {
         end = std::min(t + kTilesAtOnce, in.tiles());
         const int first = in.first(t), rows = in.first(end) - first;
-        linear(thread, head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (crew.threads() - 1), in, t, end, tile, kTile);
+        linear(thread, head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
         if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
         const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
         for (int r = 0; r < rows; ++r) {

@@ -12,7 +12,7 @@ namespace farthing {
 // Tiles that go through a panel of weights one after another before the next panel: it stays in the first level of cache.
 constexpr int kTilesAtOnce = 8;
 
-enum Phase { kEmbed, kNorm, kQkv, kAttend, kProject, kFeed, kDown, kHead, kWait, kPhases };
+enum Phase { kEmbed, kNorm, kQkv, kAttend, kProject, kFeed, kDown, kHead, kPhases };
 
 // What a thread asks for of the next attention's keys and values while it multiplies: then memory is idle, and in
 // attention it is what everybody waits for.
@@ -44,7 +44,6 @@ struct Model::Scratch {
   Lines<std::uint8_t> query;           // rows_max x head, in the kernel's layout
   Lines<float> query_sums;
   KeysAhead keys;
-  Stage group;                         // the group of rows it has taken
   std::vector<Likeliest> likeliest;
 };
 
