@@ -157,9 +157,7 @@ class Model {
   void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);
   void feed(int thread, const Layer& layer, const Activations& in, Stage& stage);
   void head(int thread, const Activations& in);
-  void linear(int thread, const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
-  void list_keys();
-  void ask_for_keys(int thread, int layer);
+  void linear(const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
   void join_likeliest();
   float* query_of(int row, int head) { return queries_.data() + static_cast<std::size_t>(row) * attention_ + head * head_size_; }
   std::uint8_t* kv_at(int layer, int block, int head) const;

@@ -1,5 +1,4 @@
-// One step: the order of its phases, and what each thread asks for beforehand. All threads share each phase, with barriers
-// between; what they do in it is phases.cpp's.
+// One step: the order of its phases. All threads share each phase, with barriers between; what they do in it is phases.cpp's.
 #include <algorithm>
 #include <chrono>
 #include <limits>
@@ -13,10 +12,6 @@ namespace {
 constexpr int kPrivateRows = 12;
 // Fewer rows than that go in taller tiles: then reading weights into registers counts for more than registers for sums.
 constexpr int kFewRows = 48;
-// Steps of so many rows are bound by multiplication, and leave memory time for keys; smaller ones are bound by memory.
-constexpr int kRowsAskForKeys = 25;
-// Keys and values that a thread asks for before an attention, at most: more would not stay in any cache.
-constexpr std::size_t kKeysAheadBytes = std::size_t{3} << 19;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -70,32 +65,6 @@ void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& ite
   }
 }
 
-// Which keys and values each thread asks for before an attention: what earlier steps wrote for the items that it is likely
-// to take, in their order.
-void Model::list_keys() {
-  const int threads = pool_.threads(), group = config_.heads / config_.kv_heads, count = static_cast<int>(items_.size());
-  for (int t = 0; t < threads; ++t) {
-    KeysAhead& keys = scratch_[t]->keys;
-    keys.layer = -1;
-    keys.heads.clear();
-    if (all_.rows < kRowsAskForKeys) continue;
-    for (int i = count - 1 - t; i >= 0; i -= threads) {
-      const Item& item = items_[i];
-      const Rows& sequence = (*sequences_)[item.sequence];
-      if (row_position_[item.row] != sequence.start) continue;  // asked for by its first rows
-      for (int b = 0; b < (sequence.start + kTile - 1) / kTile; ++b) keys.heads.emplace_back(sequence.blocks[b], item.head / group);
-    }
-    keys.most = static_cast<int>(std::min(keys.heads.size(), kKeysAheadBytes / kv_head_));
-  }
-}
-
-void Model::ask_for_keys(int thread, int layer) {
-  const Layer &before = layers_[layer - 1], &now = layers_[layer];
-  const int tiles = all_.down.tiles(), parts = (tiles + kTilesAtOnce - 1) / kTilesAtOnce;
-  const long panels = before.gate_up.panels() + before.down.panels() + now.qkv.panels();
-  scratch_[thread]->keys.begin(layer, panels * (tiles - parts) / pool_.threads());
-}
-
 void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& sequences, const std::int32_t* logits_rows,
                 int logits_count, float* logits, Likeliest* likeliest) {
   tokens_ = tokens;
@@ -122,7 +91,6 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
   last_.rows = logits_count;
   items_of(all_rows_.data(), count, items_);
   items_of(logits_rows, logits_count, last_items_);
-  list_keys();
   enough(queries_, static_cast<std::size_t>(count) * attention_);
   enough(attention_out_, static_cast<std::size_t>(count) * attention_);
   for (std::size_t r = 0; r < rotations_.size(); ++r)
@@ -161,7 +129,6 @@ void Model::before(int thread, int index, Stage& stage) {
 
 void Model::after(int thread, int index, Stage& stage, const std::vector<Item>& items) {
   const Layer& layer = layers_[index];
-  scratch_[thread]->keys.layer = -1;
   attend(thread, layer, index, items);
   pool_.barrier();
   lap(thread, kAttend);
@@ -172,7 +139,6 @@ void Model::after(int thread, int index, Stage& stage, const std::vector<Item>& 
   lap(thread, kProject);
   const Activations& middle = normed(thread, stage, stage.normed, layer.ffn_norm, layer.attention_post_norm);
   lap(thread, kNorm);
-  if (&stage == &all_) ask_for_keys(thread, index + 1);
   feed(thread, layer, middle, stage);
   pool_.barrier();
   lap(thread, kFeed);

@@ -97,7 +97,7 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
       if (!is_kv)
         for (int r = 0; r < rows; ++r) will_write(query_of(in.first(t) + r, item - c.kv_heads), head_size_ * sizeof(float));
       for (int p = 0; p < count; ++p)
-        linear(thread, layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * pool_.threads(), in, t, end, tile + p * kTile, stride);
+        linear(layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * pool_.threads(), in, t, end, tile + p * kTile, stride);
       for (int r = 0; r < rows; ++r) {
         const int row = in.first(t) + r;
         float* out = tile + r * stride;
@@ -177,23 +177,17 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
 }
 
 // One panel times the tiles [first, end), rows one after another from `out` on. Meanwhile `ahead` is fetched, each tile's
-// share of it: the panel that is likely to be this thread's next; some tiles ask for keys instead. A single tile is done before memory is: it asks for
+// share of it: the panel that is likely to be this thread's next. A single tile is done before memory is: it asks for
 // what comes a little later in its own panel.
-void Model::linear(int thread, const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
+void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
   const int steps = m.inputs / (m.format == Format::q4 || m.format == Format::q4_0 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
-  KeysAhead& keys = scratch_[thread]->keys;
-  const int with_keys = keys.due(end - first - 1), with_weights = end - first - with_keys;
   for (int t = first; t < end; ++t) {
     LinearArgs args{m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out, stride};
     if (end - first == 1) {
       args.ahead_step = step_bytes;
       args.ahead = args.weights + kAhead;
-    } else if (t - first >= with_weights) {
-      const auto [block, head] = keys.heads[keys.done++];
-      args.ahead_step = static_cast<int>(kv_head_) / steps + 1;
-      args.ahead = kv_at(keys.layer, block, head);
     } else if (ahead < m.panels()) {
-      args.ahead_step = step_bytes / with_weights + 1;
+      args.ahead_step = step_bytes / (end - first) + 1;
       args.ahead = m.at(ahead) + static_cast<std::size_t>(args.ahead_step) * steps * (t - first);
     }
     kernels_.linear(m.format, args);
@@ -210,7 +204,7 @@ void Model::project(int thread, const Matrix& matrix, const Activations& in, Sta
       float* to = (config_.has_post_norms ? stage.branch.data() : stage.x.data()) + static_cast<std::size_t>(in.first(t)) * width_ + panel * kTile;
       const int rows = in.first(end) - in.first(t);
       for (int r = 0; r < rows; ++r) will_write(to + static_cast<std::size_t>(r) * width_, kTile * sizeof(float));
-      linear(thread, matrix, panel, panel + pool_.threads(), in, t, end, tile, kTile);
+      linear(matrix, panel, panel + pool_.threads(), in, t, end, tile, kTile);
       for (int r = 0; r < rows; ++r) {
         float* y = to + static_cast<std::size_t>(r) * width_;
         if (config_.has_post_norms)
@@ -233,7 +227,7 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
       float *tile = scratch.tile.data(), *h = scratch.feed.data();
       for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
       for (int p = 0; p < panels; ++p) {
-        linear(thread, m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * pool_.threads()), in, t, end, tile, kTile);
+        linear(m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * pool_.threads()), in, t, end, tile, kTile);
         for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
       }
       for (int i = t; i < end; ++i)
@@ -253,7 +247,7 @@ void Model::head(int thread, const Activations& in) {
       for (int t = 0, end; t < in.tiles(); t = end) {
         end = std::min(t + kTilesAtOnce, in.tiles());
         const int first = in.first(t), rows = in.first(end) - first;
-        linear(thread, head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
+        linear(head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
         if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
         const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
         for (int r = 0; r < rows; ++r) {
