@@ -12,6 +12,7 @@ from farthing.server.admission import Admission
 from farthing.server.exchange import App
 from farthing.server.http1 import Connection
 from farthing.telemetry.counters import HttpCounters
+from farthing.types.errors import Overloaded
 
 
 class Listener:
@@ -37,6 +38,14 @@ class Listener:
 
     def __call__(self) -> Connection:
         return Connection(self)
+
+    def full_error(self) -> Overloaded | None:
+        """What to tell a connection that is one too many."""
+        most = self.limits.connections_max
+        if len(self.connections) <= most:
+            return None
+        hint = "reuse connections (keep-alive), or come back later"
+        return Overloaded(f"the server has {most} connections open, its limit", hint=hint, retry_after_s=1)
 
     def sweep(self) -> None:
         """Ends connections that are out of time; call it about once a second."""
