@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.batching.row_times import RETRY_RUNS, RUNS_KNOWN, SIZES_MAX, RowTimes
-from farthing.batching.trial import RUNS_MAX, RUNS_MIN
+from farthing.batching.row_times import BUSY_BATCHES, RETRY_RUNS, RUNS_KNOWN, SIZES_MAX, RowTimes
+from farthing.batching.trial import RUNS_MAX, RUNS_MIN, TURN_RUNS
 
 MS = 1_000_000
 
@@ -37,7 +37,7 @@ def test_sizes_double_while_that_pays() -> None:
 
 def test_growth_stops_for_a_model_for_which_batching_does_not_pay() -> None:
     times = RowTimes()
-    sizes = run_at_aim(times, lambda rows: 10 * MS * rows, 60)
+    sizes = run_at_aim(times, lambda rows: 10 * MS * rows, 90)
     assert max(sizes) == 2
     assert set(sizes[-20:]) == {1}
 
@@ -93,9 +93,18 @@ def test_a_size_condemned_while_the_machine_was_busy_is_tried_again() -> None:
 
 def test_trying_again_costs_few_runs() -> None:
     even = run_at_aim(RowTimes(), lambda rows: 10 * MS * rows, 10 * RETRY_RUNS)
-    assert sum(size > 1 for size in even) <= RUNS_KNOWN + 11 * RUNS_MAX
+    assert sum(size > 1 for size in even) <= RUNS_KNOWN + 11 * TURN_RUNS * RUNS_MAX
     harmful = run_at_aim(RowTimes(), lambda rows: 20 * MS * rows if rows > 1 else 10 * MS, 10 * RETRY_RUNS)
-    assert sum(size > 1 for size in harmful) <= RUNS_KNOWN + 11 * RUNS_MIN
+    assert sum(size > 1 for size in harmful) <= RUNS_KNOWN + 11 * TURN_RUNS * RUNS_MIN
+
+
+@pytest.mark.parametrize(("gain", "when_busy"), [(0.02, 2), (0.005, 1)])
+def test_what_gains_little_is_aimed_for_only_while_many_wait(gain: float, when_busy: int) -> None:
+    times = RowTimes()
+    run_at_aim(times, lambda rows: 10 * MS * rows / (1 + gain * (rows == 2)), RETRY_RUNS // 2)
+    assert times.best_rows(64) == times.best_rows(64, BUSY_BATCHES * 2 - 1) == 1
+    assert times.best_rows(64, BUSY_BATCHES * 2) == when_busy
+    assert times.best_rows(1, 99) == 1
 
 
 def test_times_follow_a_model_that_became_faster_at_once_and_slower_slowly() -> None:

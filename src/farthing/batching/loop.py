@@ -435,7 +435,7 @@ class BatchLoop:
                 run_ns = ran.input_ns + ran.compute_ns + ran.output_ns
                 job.times.observe(job.rows, run_ns)
                 if was_elsewhere:
-                    job.times.observe_hand_over(end_ns - job.started_ns - run_ns)
+                    job.times.observe_hand_over(self._now_ns() - job.started_ns - run_ns)
             statistics.batch_done(
                 requests=answered,
                 rows=job.rows if self._has_batch_axis else answered,

@@ -31,6 +31,12 @@ FIRST_TRIAL_RUNS: Final = 16
 OUTLIER: Final = 2.0
 """A run so many times slower tells of the machine, not of the model: it counts as this much slower."""
 
+BUSY_GAIN_MIN: Final = 0.01
+BUSY_BATCHES: Final = 2
+"""A larger size that gains no more than this is not taken for its rate alone; one that gains less than `GAIN_MIN` only
+while so many batches of it wait. Then everybody waits for others, and how long is settled by the rate; of a short queue
+a small batch answers the first sooner."""
+
 SIZES_MAX: Final = 64
 """Sizes remembered. When the table is full only powers of two are added, of which there are few."""
 
@@ -40,6 +46,7 @@ class RowTimes:
 
     __slots__ = (
         "_best",
+        "_busy",
         "_first_aim",
         "_has_grown",
         "_limit",
@@ -59,6 +66,8 @@ class RowTimes:
         self._times_ns: list[float] = []
         self._runs: list[int] = []
         self._best = 0
+        self._busy = 0
+        """A size above the best one that is a little faster; 0: none is."""
         self._limit = 0
         self._has_grown = False
         """Whether the first search for the best size has ended; from then on only trials move it."""
@@ -117,8 +126,8 @@ class RowTimes:
         """The same, but more rows than were ever run are hoped to cost no more: who never tries them never learns."""
         return self.estimate_ns(min(rows, self._rows[-1])) if self._rows else 0
 
-    def best_rows(self, limit: int) -> int:
-        """The batch size to aim for, from 1 to `limit`.
+    def best_rows(self, limit: int, waiting: int = 0) -> int:
+        """The batch size to aim for, from 1 to `limit`, while so many rows are known to wait.
 
         At first sizes double for as long as each doubling gains `GAIN_MIN` in rows per second, then they stay; a model
         for which batching does not pay stays at one row after a few tries. From time to time the size takes turns with
@@ -128,6 +137,8 @@ class RowTimes:
             return min(self._trial.next_rows, limit)
         if not self._best or (limit != self._limit and not self._has_grown):
             self._best, self._limit = self._choose(limit), limit
+        if self._busy > self._best and waiting >= BUSY_BATCHES * self._busy:
+            return min(self._busy, limit)
         return min(self._best, limit)
 
     def table(self) -> dict[int, float]:
@@ -149,9 +160,11 @@ class RowTimes:
         trial.observe(rows, elapsed_ns)
         winner = trial.winner(self.hand_over_ns)
         if winner and winner != self._best:  # and on in the same direction, as far as that pays
-            self._best = winner
+            self._best, self._busy = winner, 0
             self._begin_trial()
         elif winner or self._trial_in <= 0:  # decided, or never decided, since requests were too few for it
+            if winner and winner == trial.smaller:
+                self._busy = trial.larger if trial.gain(self.hand_over_ns) > BUSY_GAIN_MIN else 0
             self._trial = None
             self._trial_in = RETRY_RUNS
             self._tries_larger = not self._tries_larger
