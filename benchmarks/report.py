@@ -43,6 +43,8 @@ class Cell:
     """Rows per second of the engine alone at its best batch, around this measurement; 0 where it was not taken."""
     engine_cpu_us: float = 0.0
     """CPU microseconds the engine alone spends on a row then; unlike the rate it hardly feels strangers."""
+    served_engine_rate: float = 0.0
+    """Rows per second of the engine alone under the conditions of a server (`yardstick`): the rest is serving."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -116,11 +118,14 @@ def _small_table(cells: list[Cell]) -> Iterator[str]:
 
 def _heavy_table(cells: list[Cell]) -> Iterator[str]:
     heads = ["server", "connections", "req/s", "p50 / p99 ms", "CPU-ms per request (the engine alone)"]
-    heads += ["share of the engine", "memory MB", "start s"]
+    heads += ["share of the engine (of the same with rows that come singly, in huge pages)", "memory MB", "start s"]
     yield f"| {' | '.join(heads)} |"
     yield "|---" * 8 + "|"
     for name, group in _rows(cells):
         share = _spread([c.rate / c.engine_rate for c in group if c.engine_rate], lambda v: f"{v:.1%}")
+        served = [c.rate / c.served_engine_rate for c in group if c.served_engine_rate]
+        if served:
+            share += f" ({_spread(served, lambda v: f'{v:.1%}')})"
         cpu = f"{_spread([c.cpu_us / 1e3 for c in group])} ({_spread([c.engine_cpu_us / 1e3 for c in group])})"
         yield (
             f"| {name} | {group[0].connections} | {_rate(group)} "

@@ -76,25 +76,29 @@ def measure_cell(server: Server, wire: str, connections: int, options: argparse.
 def measure_server(
     peer: Peer, model: models.Model, best: tuple[int, ...], options: argparse.Namespace, round_: int
 ) -> list[Cell]:
-    """All cells of one server with one model; the engine alone is measured before it starts and after it stops."""
+    """All cells of one server with one model; the engine alone is measured just before and just after each."""
 
     def engine_alone() -> dict[int, yardstick.Alone]:
+        if not best:
+            return {}
         seconds = options.yardstick_seconds
-        return yardstick.measure(model, core=options.server_core, seconds=seconds, batches=best)
+        return yardstick.measure(model, core=options.server_core, seconds=seconds, batches=best, is_served_too=True)
 
-    before = engine_alone() if best else {}
     cells = []
     with Server(peer, model, core=options.server_core) as server:
+        before = engine_alone()
         for wire in wires_of(peer, model.name):
             for connections in CONNECTIONS[model.name]:
                 cell = measure_cell(server, wire, connections, options, round_)
+                after = engine_alone()
+                if best:
+                    around = [(before[batch], after[batch]) for batch in best]
+                    cell.engine_rate = max((b.rows_per_s + a.rows_per_s) / 2 for b, a in around)
+                    cell.engine_cpu_us = min((b.cpu_us_per_row + a.cpu_us_per_row) / 2 for b, a in around)
+                    cell.served_engine_rate = max((b.served_rows_per_s + a.served_rows_per_s) / 2 for b, a in around)
+                before = after
                 print(f"  {report.one_line(cell)}", file=sys.stderr, flush=True)
                 cells.append(cell)
-    after = engine_alone() if best else {}
-    for cell in cells:
-        if best:
-            cell.engine_rate = max((before[b].rows_per_s + after[b].rows_per_s) / 2 for b in best)
-            cell.engine_cpu_us = min((before[b].cpu_us_per_row + after[b].cpu_us_per_row) / 2 for b in best)
     return cells
 
 

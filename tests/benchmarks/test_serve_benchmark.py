@@ -144,7 +144,7 @@ def test_a_run_reads_back_as_it_was_written(load: Load, tmp_path: Path) -> None:
 
     report = load("report")
     engine = {"minilm": [{8: {"rows_per_s": 100.0, "cpu_us_per_row": 10.0}}]}
-    heavy = cell(load, model="minilm", connections=16, rate=50.0, engine_rate=100.0)
+    heavy = cell(load, model="minilm", connections=16, rate=50.0, engine_rate=100.0, served_engine_rate=80.0)
     run = report.Run(
         machine=load("machine").describe(),
         peers={"farthing": {"about": "this", "version": "1"}},
@@ -156,7 +156,7 @@ def test_a_run_reads_back_as_it_was_written(load: Load, tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps(asdict(run)))
     assert report.read(file) == run
-    assert "| 50.0% |" in report.markdown(report.read(file))
+    assert "| 50.0% (62.5%) |" in report.markdown(report.read(file))
     assert report.summary(run).endswith("| 50.0 |")
 
 
