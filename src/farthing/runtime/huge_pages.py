@@ -38,6 +38,11 @@ IN_USE_MIN: Final = 0.75
 left as it is."""
 
 
+MOVED_BYTES_MAX: Final = 256 << 20
+"""Moved at one time, small ranges first: half a second of one core. Weights that are larger than this are read from one
+end to the other, where huge pages gain nothing (docs/decisions/0007)."""
+
+
 class HugePages:
     """Looks after this process's memory. One a process; `look` belongs to one thread."""
 
@@ -84,7 +89,12 @@ def collapse(page_bytes: int) -> int:
     """Moves what is in use into huge pages; answers how many there are. Takes 1 to 4 ms each; the engines go on."""
     madvise = ctypes.CDLL(None, use_errno=True).madvise
     moved = 0
-    for start, size in _worthwhile(page_bytes):  # a call for many: each first waits for all cores (`lru_add_drain_all`)
+    left = MOVED_BYTES_MAX
+    for start, size in sorted(_worthwhile(page_bytes), key=lambda found: found[1]):
+        left -= size
+        if left < 0:
+            break
+        # One call for all pages in a row, for each first waits for all cores (`lru_add_drain_all`).
         if not madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), MADV_COLLAPSE):
             moved += size // page_bytes
         elif ctypes.get_errno() == errno.ENOMEM:  # no such page is free; other errors concern a part of this range
