@@ -116,12 +116,17 @@ def _worthwhile(page_bytes: int) -> Iterator[tuple[int, int]]:
 
 
 def _anonymous(page_bytes: int) -> Iterator[tuple[int, int]]:
-    """Ranges of writable private memory that no file stands behind, cut to whole huge pages."""
-    for line in (PROC / "maps").read_text().splitlines():
-        span, rights, _, _, inode, *name = line.split(maxsplit=5)
-        if not rights.startswith("rw") or rights[3] != "p" or inode != "0" or (name and name[0] == "[stack]"):
-            continue
-        low, high = (int(text, 16) for text in span.split("-"))
-        start, end = -(-low // page_bytes) * page_bytes, high // page_bytes * page_bytes
-        if start < end:
-            yield start, end
+    """Writable private memory that no file stands behind and of which something is in small pages, cut to huge ones."""
+    start = end = resident_kb = 0
+    for line in (PROC / "smaps").read_text().splitlines():
+        word, *words = line.split(maxsplit=5)
+        if word == "Rss:":
+            resident_kb = int(words[0])
+        elif word == "AnonHugePages:":
+            if start < end and resident_kb - int(words[0]) >= IN_USE_MIN * (page_bytes >> 10):
+                yield start, end
+        elif not word.endswith(":"):  # a mapping begins: span, rights, offset, device, inode, perhaps a name
+            low, high = (int(text, 16) for text in word.split("-"))
+            rights, inode, name = words[0], words[3], "".join(words[4:])
+            is_ours = rights.startswith("rw") and rights[3] == "p" and inode == "0" and name != "[stack]"
+            start, end = -(-low // page_bytes) * page_bytes, high // page_bytes * page_bytes if is_ours else 0
