@@ -20,7 +20,7 @@ from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue,
 from farthing.batching.rate_limiter import Turns
 from farthing.batching.rider import Onward, Pumped, Rider, riders_of
 from farthing.batching.row_times import RowTimes
-from farthing.batching.run import Ran, run_batch
+from farthing.batching.run import Ran, run_in_parts
 from farthing.engines.contract import Executable
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.frame_counts import FrameCounts
@@ -364,6 +364,9 @@ class BatchLoop:
         for waiter in waiters:
             rows += waiter.rows
         job = Job(waiters, rows, instance, times, now)
+        part_rows = times.part_rows(rows)
+        if part_rows != rows and not any(waiter.goes_on for waiter in waiters):
+            job.part_rows = part_rows
         expected_ns = times.estimate_ns(rows) if self._run_inline_ns_max else 0
         if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
             self._done(job, self._execute(job))
@@ -373,12 +376,13 @@ class BatchLoop:
         return False
 
     def _execute(self, job: Job) -> Ran:
-        return run_batch(
+        return run_in_parts(
             self._executable,
             self.spec.outputs,
             job.waiters,
             job.instance,
             has_batch_axis=self._has_batch_axis,
+            part_rows=job.part_rows,
             now_ns=self._now_ns,
         )
 
@@ -433,7 +437,7 @@ class BatchLoop:
             if job.rows and answered == job.requests:
                 self.times = job.times
                 run_ns = ran.input_ns + ran.compute_ns + ran.output_ns
-                job.times.observe(job.rows, run_ns)
+                job.times.observe(job.part_rows, run_ns * job.part_rows // job.rows)
                 if was_elsewhere:
                     job.times.observe_hand_over(self._now_ns() - job.started_ns - run_ns)
             statistics.batch_done(

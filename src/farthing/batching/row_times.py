@@ -31,11 +31,13 @@ FIRST_TRIAL_RUNS: Final = 16
 OUTLIER: Final = 2.0
 """A run so many times slower tells of the machine, not of the model: it counts as this much slower."""
 
-BUSY_GAIN_MIN: Final = 0.01
-BUSY_BATCHES: Final = 2
-"""A larger size that gains no more than this is not taken for its rate alone; one that gains less than `GAIN_MIN` only
-while so many batches of it wait. Then everybody waits for others, and how long is settled by the rate; of a short queue
-a small batch answers the first sooner."""
+COMPANY_GAIN_MIN: Final = 0.01
+"""Two batches are handed over together if that raises rows per second by so much: one way to the instance and back for
+both. Those of the first then wait for the second, for less than fifty such ways."""
+
+COMPANY_WAITING: Final = 4
+"""And only while so many batches wait: then everybody waits for others, and how long is settled by the rate. Of a short
+queue the first are better answered first."""
 
 SIZES_MAX: Final = 64
 """Sizes remembered. When the table is full only powers of two are added, of which there are few."""
@@ -46,9 +48,9 @@ class RowTimes:
 
     __slots__ = (
         "_best",
-        "_busy",
         "_first_aim",
         "_has_grown",
+        "_is_whole_faster",
         "_limit",
         "_rows",
         "_runs",
@@ -66,8 +68,8 @@ class RowTimes:
         self._times_ns: list[float] = []
         self._runs: list[int] = []
         self._best = 0
-        self._busy = 0
-        """A size above the best one that is a little faster; 0: none is."""
+        self._is_whole_faster = False
+        """Whether twice as many rows as the best size has are at least as fast in one run as in two."""
         self._limit = 0
         self._has_grown = False
         """Whether the first search for the best size has ended; from then on only trials move it."""
@@ -131,15 +133,25 @@ class RowTimes:
 
         At first sizes double for as long as each doubling gains `GAIN_MIN` in rows per second, then they stay; a model
         for which batching does not pay stays at one row after a few tries. From time to time the size takes turns with
-        a neighbour, which is then the answer for some runs, and the better one stays.
+        a neighbour, which is then the answer for some runs, and the better one stays. While many wait, two batches of
+        that size go together (`part_rows`), if the way to the instance and back is worth saving.
         """
         if self._trial is not None:
             return min(self._trial.next_rows, limit)
         if not self._best or (limit != self._limit and not self._has_grown):
             self._best, self._limit = self._choose(limit), limit
-        if self._busy > self._best and waiting >= BUSY_BATCHES * self._busy:
-            return min(self._busy, limit)
+        if waiting >= COMPANY_WAITING * self._best and self._is_company_worth_it():
+            return min(2 * self._best, limit)
         return min(self._best, limit)
+
+    def part_rows(self, rows: int) -> int:
+        """In runs of how many rows a batch of so many is best computed: of all, or two of half."""
+        is_company = rows == 2 * self._best and self._trial is None and not self._is_whole_faster
+        return self._best if is_company else rows
+
+    def _is_company_worth_it(self) -> bool:
+        saved_ns = self.hand_over_ns / 2
+        return saved_ns > COMPANY_GAIN_MIN * (self.estimate_ns(self._best) + saved_ns)
 
     def table(self) -> dict[int, float]:
         """Rows -> nanoseconds, as learned so far."""
@@ -160,11 +172,11 @@ class RowTimes:
         trial.observe(rows, elapsed_ns)
         winner = trial.winner(self.hand_over_ns)
         if winner and winner != self._best:  # and on in the same direction, as far as that pays
-            self._best, self._busy = winner, 0
+            self._best, self._is_whole_faster = winner, False
             self._begin_trial()
         elif winner or self._trial_in <= 0:  # decided, or never decided, since requests were too few for it
-            if winner and winner == trial.smaller:
-                self._busy = trial.larger if trial.gain(self.hand_over_ns) > BUSY_GAIN_MIN else 0
+            if winner == trial.smaller:
+                self._is_whole_faster = trial.gain(0) >= 0
             self._trial = None
             self._trial_in = RETRY_RUNS
             self._tries_larger = not self._tries_larger

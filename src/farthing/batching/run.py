@@ -46,6 +46,35 @@ class Ran:
         self.output_ns = output_ns
 
 
+def run_in_parts(
+    executable: Executable,
+    outputs: Sequence[TensorSpec],
+    waiters: Sequence[Waiter],
+    instance: int,
+    *,
+    has_batch_axis: bool,
+    part_rows: int,
+    now_ns: Callable[[], int] = time.monotonic_ns,
+) -> Ran:
+    """Runs requests that were handed over together, in runs of about `part_rows` rows, one after the other."""
+    rans, first, rows = [], 0, 0
+    for end, waiter in enumerate(waiters, 1):
+        rows += waiter.rows
+        if rows >= part_rows or end == len(waiters):
+            part = waiters if end - first == len(waiters) else waiters[first:end]
+            rans.append(run_batch(executable, outputs, part, instance, has_batch_axis=has_batch_axis, now_ns=now_ns))
+            first, rows = end, 0
+    if len(rans) == 1:
+        return rans[0]
+    return Ran(
+        [result for ran in rans for result in ran.results],
+        rans[0].started_ns,
+        sum([ran.input_ns for ran in rans]),
+        sum([ran.compute_ns for ran in rans]),
+        sum([ran.output_ns for ran in rans]),
+    )
+
+
 def run_batch(
     executable: Executable,
     outputs: Sequence[TensorSpec],
