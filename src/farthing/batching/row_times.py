@@ -22,8 +22,10 @@ RUNS_KNOWN: Final = 3
 """Runs after which a size's time is trusted; until then the fastest run stands, since first runs pay for warm-up."""
 
 RETRY_RUNS: Final = 128
-"""Every so many runs the best size is held against the next larger or smaller one: what was slow at night may be fast
-by day, and a size that was first met while the machine was busy must not be condemned for good."""
+RETRY_RUNS_MAX: Final = 512
+"""After so many runs the best size is held against the next larger or smaller one: what was slow at night may be fast
+by day, and a size that was first met while the machine was busy must not be condemned for good. A trial costs: runs of
+a size that is slower, and none in company. So each that confirms what was known doubles the time until the next."""
 
 FIRST_TRIAL_RUNS: Final = 16
 """The first trial comes sooner: what was learned at load were few runs, none of them handed to a thread and back."""
@@ -52,6 +54,7 @@ class RowTimes:
         "_has_grown",
         "_is_whole_faster",
         "_limit",
+        "_retry_runs",
         "_rows",
         "_runs",
         "_times_ns",
@@ -75,6 +78,7 @@ class RowTimes:
         """Whether the first search for the best size has ended; from then on only trials move it."""
         self._trial: Trial | None = None
         self._trial_in = FIRST_TRIAL_RUNS
+        self._retry_runs = RETRY_RUNS
         self._tries_larger = True
         self.hand_over_ns = 0.0
         """What a run costs beside its own time: on its way to the instance and back, and until the loop has a turn for
@@ -172,13 +176,14 @@ class RowTimes:
         trial.observe(rows, elapsed_ns)
         winner = trial.winner(self.hand_over_ns)
         if winner and winner != self._best:  # and on in the same direction, as far as that pays
-            self._best, self._is_whole_faster = winner, False
+            self._best, self._is_whole_faster, self._retry_runs = winner, False, RETRY_RUNS
             self._begin_trial()
         elif winner or self._trial_in <= 0:  # decided, or never decided, since requests were too few for it
             if winner == trial.smaller:
                 self._is_whole_faster = trial.gain(0) >= 0
             self._trial = None
-            self._trial_in = RETRY_RUNS
+            self._trial_in = self._retry_runs
+            self._retry_runs = min(2 * self._retry_runs, RETRY_RUNS_MAX)
             self._tries_larger = not self._tries_larger
 
     def _begin_trial(self) -> None:
