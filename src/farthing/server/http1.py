@@ -25,6 +25,7 @@ LINGER_S: Final = 2.0
 """How long an errant client may go on sending after we said goodbye, so that it can read why (a closed socket with
 unread bytes sends a reset, and the answer is lost)."""
 LINGER_BYTES_MAX: Final = 16 << 20
+
 if TYPE_CHECKING:
     from farthing.server.listener import Listener
 
@@ -60,21 +61,15 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         listener = self._listener
-        self._counters.connections_total += 1
-        self._counters.connections_open += 1
-        listener.connections.add(self)
-        listener.empty.clear()
-        self._reader.deadline_s = listener.now_s + self._limits.idle_timeout_s
+        listener.join(self)
+        self._reader.await_next()
         full = listener.full_error()
         if full is not None:
             self._reader.phase = HEAD  # its request is on the way
             self.refuse(full, RejectReason.CONNECTIONS)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._counters.connections_open -= 1
-        self._listener.connections.discard(self)
-        if not self._listener.connections:
-            self._listener.empty.set()
+        self._listener.leave(self)
         self.transport = None
         self._forget_requests()
 
@@ -105,8 +100,8 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._is_writing_paused = False
         self._pace.kept_up()
-        if self._reader.phase == IDLE and self._current is None:
-            self._reader.deadline_s = self._listener.now_s + self._limits.idle_timeout_s
+        if self._current is None:
+            self._reader.await_next()
         if self._current is not None and self._current.on_room is not None:
             self._current.on_room()
         self._advance()
@@ -181,10 +176,8 @@ class Connection(asyncio.Protocol):
         self._go_on(keep_alive)
 
     def switch(self, exchange: Exchange, answer: bytes, successor: Successor) -> bool:
-        """Sends a whole answer and gives the socket away; called by `Exchange.switch` alone.
-
-        The connection is still counted, swept and drained here, through its successor.
-        """
+        """Sends a whole answer and gives the socket away; called by `Exchange.switch` alone. The connection is still
+        counted, swept and drained here, through its successor."""
         transport = self.transport
         if transport is None:
             return False
@@ -222,10 +215,8 @@ class Connection(asyncio.Protocol):
         transport.write(head)
 
     def write(self, exchange: Exchange, data: bytes) -> None:
-        """Writes a part of a streamed answer, or ends the connection of a client that leaves too much unread.
-
-        Called by `Exchange.write` alone. Whoever makes the parts never waits for whoever reads them.
-        """
+        """Writes a part of a streamed answer, or ends the connection of a client that leaves too much unread: whoever
+        makes the parts never waits for whoever reads them. Called by `Exchange.write` alone."""
         transport = self.transport
         if transport is None or not data:
             return
@@ -264,8 +255,7 @@ class Connection(asyncio.Protocol):
         if not keep_alive or (self._has_sent_eof and not self._pending):
             self._finish()
             return
-        if self._reader.phase == IDLE:
-            self._reader.deadline_s = self._listener.now_s + self._limits.idle_timeout_s
+        self._reader.await_next()
         self._advance()
 
     def _start(self, exchange: Exchange) -> None:

@@ -154,6 +154,11 @@ class RequestReader:
         version = self._parser.get_http_version()
         return (version if version != NO_VERSION else self._version_before) == "1.0"
 
+    def await_next(self) -> None:
+        """The client owes nothing now, but may not be idle for ever."""
+        if self.phase == IDLE:
+            self.deadline_s = self._listener.now_s + self._limits.idle_timeout_s
+
     def grant_time(self) -> None:
         """The client could not send on while we did not read: it has as long again."""
         if self.phase in (HEAD, BODY):

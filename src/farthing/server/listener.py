@@ -39,6 +39,20 @@ class Listener:
     def __call__(self) -> Connection:
         return Connection(self)
 
+    def join(self, connection: Connection) -> None:
+        """A client has come."""
+        self.counters.connections_total += 1
+        self.counters.connections_open += 1
+        self.connections.add(connection)
+        self.empty.clear()
+
+    def leave(self, connection: Connection) -> None:
+        """It has gone."""
+        self.counters.connections_open -= 1
+        self.connections.discard(connection)
+        if not self.connections:
+            self.empty.set()
+
     def full_error(self) -> Overloaded | None:
         """What to tell a connection that is one too many."""
         most = self.limits.connections_max
