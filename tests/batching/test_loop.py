@@ -439,3 +439,14 @@ async def test_a_thread_inside_a_hung_engine_is_left_behind() -> None:
     release.set()
     assert await events.run_in_executor(None, loop.close)
     assert fake.is_closed
+
+
+def test_while_many_wait_two_batches_go_together_and_run_one_after_the_other() -> None:
+    who, executable, _ = client(FakeExecutable(lambda rows: 10 * MS * rows))
+    who.loop.times.observe_hand_over(MS // 4)  # worth saving, and no reason for larger batches
+    learn(who.loop, executable.cost_ns)
+    for _ in range(8):
+        who.send()
+    who.virtual.run()
+    assert executable.batches == [1] * 8
+    assert list(who.times_ms.values()) == [20, 20, 40, 40, 60, 60, 70, 80]
