@@ -9,10 +9,15 @@ A sequence's life:
 
     add(START) -> a slot is free? holds it : backlog -> ... requests, one at a time ...
         -> END has run, or it was idle for too long, or its START never ran: ended; the slot goes to the next
+
+In an iterative sequence there is one request, which its model may have run again, and again:
+
+    add -> ... runs -> again: behind all that are ready -> ... -> finished: ended
 """
 
 from collections.abc import Hashable, Iterator
 from heapq import heapify, heappop, heappush
+from typing import Final
 
 from farthing.batching.queue import (
     ENDED,
@@ -27,14 +32,19 @@ from farthing.batching.queue import (
 from farthing.batching.sequence import NO_STATES, Sequence, SequenceId, SequenceWaiter
 from farthing.types.errors import InvalidInput, Overloaded
 
+IDS_MAX: Final = 2**31 - 1
+"""The largest id that is given to a sequence whose client gave none: controls of any datatype can hold it."""
+
 
 class Sequences:
     """The sequences of one model version. `requests`, `add`, `remove`... are those of `queue.Queue`."""
 
     has_timeouts = False
 
-    def __init__(self, *, model: str, instances: int, slots: int, idle_ns: int, requests_max: int) -> None:
-        """`slots` are those of each instance.
+    def __init__(
+        self, *, model: str, instances: int, slots: int, idle_ns: int, requests_max: int, is_in_order: bool = False
+    ) -> None:
+        """`slots` are those of each instance. `is_in_order`: nobody runs before whoever has been ready for longer.
 
         `requests_max` bounds the requests that wait in slots, and again those in the backlog: else a full backlog would
         turn away the very requests whose sequences could end and make room.
@@ -43,6 +53,8 @@ class Sequences:
         self._slots = slots
         self._idle_ns = idle_ns
         self._requests_max = requests_max
+        self._is_in_order = is_in_order
+        self._last_id = 0
         self._by_id: dict[SequenceId, Sequence] = {}
         self._backlog: dict[Sequence, None] = {}
         self._idle: dict[Sequence, None] = {}  # by how long they have been idle, the longest first
@@ -58,6 +70,8 @@ class Sequences:
         """That wait to run."""
         self._without_slot = 0
         """Of these, those of sequences that have no slot."""
+        self._again = 0
+        """Of these, those that have run already; as many as there are slots, at most."""
         self.sequences = 0
         """That have begun and not ended."""
         self.active = 0
@@ -92,7 +106,7 @@ class Sequences:
         sequence.waiting.append(waiter)
         self.requests += 1
         self._without_slot += sequence.slot < 0
-        if waiter.is_end:
+        if waiter.is_end or waiter.is_iterative:
             sequence.is_closed = True
         self._idle.pop(sequence, None)
         if sequence.slot >= 0:
@@ -105,7 +119,7 @@ class Sequences:
             has_slot = known is None and self.active < len(self._held) * self._slots
         else:
             has_slot = known is not None and known.slot >= 0
-        count = self.requests - self._without_slot if has_slot else self._without_slot
+        count = self.requests - self._without_slot - self._again if has_slot else self._without_slot
         if count >= self._requests_max:
             raise Overloaded(
                 f"Exceeds maximum queue size: {count} requests of sequences wait for model `{self._model}`"
@@ -129,6 +143,13 @@ class Sequences:
             self._end(known, now_ns)
         return new
 
+    def new_id(self) -> int:
+        """An id that no sequence has, for a request that is a sequence of its own."""
+        while True:
+            self._last_id = self._last_id % IDS_MAX + 1
+            if self._last_id not in self._by_id:
+                return self._last_id
+
     def no_start(self, waiter: SequenceWaiter) -> InvalidInput:
         """Triton's words for a request of a sequence that never started, has ended or was idle for too long."""
         return InvalidInput(
@@ -151,6 +172,8 @@ class Sequences:
             if not found:
                 signature = mine
             elif mine != signature:
+                if self._is_in_order:
+                    break
                 continue
             found.append(waiter)
             since.append(ready_ns)
@@ -170,6 +193,7 @@ class Sequences:
             sequence.waiting.popleft()
             sequence.running = waiter
             waiter.state = RUNNING
+            self._again -= waiter.runs > 0
             del self._ready[sequence.instance][sequence]
         self.requests -= len(waiters)
 
@@ -182,6 +206,33 @@ class Sequences:
                 self._end(sequence, now_ns)
             else:
                 self._settle(sequence, now_ns)
+
+    def again(self, waiter: SequenceWaiter, now_ns: int, *, is_held: bool = False) -> None:
+        """A request of an iterative sequence has run and is to run again, behind all that are ready now.
+
+        One that `is_held` is not ready before it is let `go_on`.
+        """
+        sequence = waiter.sequence
+        assert sequence.running is waiter
+        assert not sequence.waiting
+        sequence.running = None
+        sequence.waiting.append(waiter)
+        waiter.state = WAITING
+        waiter.is_start = False
+        waiter.runs += 1
+        waiter.again_ns = now_ns
+        waiter.is_held = is_held
+        self.requests += 1
+        self._again += 1
+        if waiter.deadline_ns and not waiter.is_timed:
+            self._remember_deadline(waiter)
+        self._maybe_ready(sequence, now_ns)
+
+    def go_on(self, waiter: SequenceWaiter, now_ns: int) -> None:
+        """A request that was held is ready."""
+        waiter.is_held = False
+        if waiter.state == WAITING:
+            self._maybe_ready(waiter.sequence, now_ns)
 
     # -- requests leave --------------------------------------------------------------------------------------------
 
@@ -215,6 +266,7 @@ class Sequences:
         out: list[SequenceWaiter] = []
         while heap and heap[0][0] <= now_ns:
             waiter = heappop(heap)[2]
+            waiter.is_timed = False
             if self.remove(waiter, now_ns):
                 out.append(waiter)
         return out
@@ -234,7 +286,7 @@ class Sequences:
         """When a request's or a sequence's time runs out next; 0 for never."""
         heap = self._by_deadline
         while heap and heap[0][2].state != WAITING:
-            heappop(heap)
+            heappop(heap)[2].is_timed = False
         due_ns = heap[0][0] if heap else 0
         if self._idle:
             idle_ns = next(iter(self._idle)).idle_since_ns + self._idle_ns
@@ -280,7 +332,7 @@ class Sequences:
             self._idle[sequence] = None
 
     def _maybe_ready(self, sequence: Sequence, now_ns: int) -> None:
-        if sequence.running is None:
+        if sequence.running is None and not sequence.waiting[0].is_held:
             self._ready[sequence.instance].setdefault(sequence, now_ns)
 
     def _end(self, sequence: Sequence, now_ns: int) -> None:
@@ -345,12 +397,16 @@ class Sequences:
         waiter.state = ENDED
         self.requests -= 1
         self._without_slot -= waiter.sequence.slot < 0
+        self._again -= waiter.runs > 0
 
     def _remember_deadline(self, waiter: SequenceWaiter) -> None:
         self._added += 1  # breaks ties, so waiters are never compared
         if len(self._by_deadline) > TIDY_LEFT + TIDY_LEFT_PER_WAITING * self.requests:
-            self._by_deadline = [entry for entry in self._by_deadline if entry[2].state == WAITING]
+            for _, _, left in self._by_deadline:
+                left.is_timed = left.state == WAITING
+            self._by_deadline = [entry for entry in self._by_deadline if entry[2].is_timed]
             heapify(self._by_deadline)
+        waiter.is_timed = True
         heappush(self._by_deadline, (waiter.deadline_ns, self._added, waiter))
 
     def _all(self) -> Iterator[Sequence]:
@@ -364,7 +420,9 @@ class Sequences:
         """Asserts what must hold between any two calls (for tests and simulations)."""
         everyone = list(self._all())
         assert len({id(sequence) for sequence in everyone}) == len(everyone) == self.sequences
-        assert self.requests == sum(len(sequence.waiting) for sequence in everyone) <= 2 * self._requests_max
+        assert self.requests == sum(len(sequence.waiting) for sequence in everyone)
+        assert self._again == sum(waiter.runs > 0 for sequence in everyone for waiter in sequence.waiting)
+        assert self.requests - self._again <= 2 * self._requests_max
         assert self._without_slot == sum(len(s.waiting) for s in everyone if s.slot < 0) <= self._requests_max
         holders = [sequence for held in self._held for sequence in held.values()]
         assert len(holders) == self.active
@@ -373,7 +431,7 @@ class Sequences:
             assert len(held) + len(self._free[instance]) == self._unused[instance] <= self._slots
             assert not held.keys() & set(self._free[instance])
             assert all((s.instance, s.slot) == (instance, slot) for slot, s in held.items())
-            can_run = {s for s in held.values() if s.waiting and s.running is None}
+            can_run = {s for s in held.values() if s.waiting and s.running is None and not s.waiting[0].is_held}
             assert can_run == self._ready[instance].keys()
         for sequence in everyone:
             assert sequence.slot >= 0 or (sequence.waiting and sequence.running is None)

@@ -75,7 +75,6 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
     """
     started = time.monotonic()
     config = with_sequence_defaults(found.config)
-    _refuse_what_is_not_served(found.name, config)
     way = planned(found.name, version.path, config)
     plan = way.plan
     engine = _engine(config, version) if plan is None else engine_named(plan.engine)
@@ -173,15 +172,6 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
         raise
 
 
-def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
-    if config.sequence_batching is not None and config.sequence_batching.iterative_sequence:
-        raise LoadFailed(
-            f"model `{name}` asks for sequence_batching.iterative_sequence, which this version of farthing does not "
-            "serve",
-            hint="docs/reference/model-config.md lists what is honoured",
-        )
-
-
 def _is_decoupled(engine: Engine, name: str, config: ModelConfig, executable: Executable) -> bool:
     """Whether it answers as often as it likes. Raises `LoadFailed` where that is asked for and cannot be had."""
     is_decoupled = isinstance(executable, StreamingExecutable) and executable.is_decoupled
@@ -190,11 +180,6 @@ def _is_decoupled(engine: Engine, name: str, config: ModelConfig, executable: Ex
             f"model `{name}` asks for model_transaction_policy.decoupled, and engine {engine.name} answers each "
             "request once",
             hint="remove it; only models written in Python can answer more often",
-        )
-    if is_decoupled and config.sequence_batching is not None:
-        raise LoadFailed(
-            f"model `{name}` is decoupled and asks for sequence_batching; one of the two is served at a time",
-            hint="answer each request of a sequence once, or keep the state in the model, by `sequence_id`",
         )
     return is_decoupled
 

@@ -20,7 +20,7 @@ from farthing.runtime.load import LoadedVersion
 from farthing.runtime.passage import Resolve
 from farthing.runtime.response_cache import ResponseCache
 from farthing.runtime.served import Served, ServedVersion
-from farthing.runtime.served_sequences import ServedSequences
+from farthing.runtime.served_sequences import ServedSequences, ServedSequenceStreams
 from farthing.runtime.served_streams import ServedStreams
 from farthing.telemetry.statistics import ModelStatistics
 
@@ -67,13 +67,14 @@ class Serving:
             "scheduler": loop,
             "statistics": statistics,
         }
-        if loaded.is_decoupled:
-            return ServedStreams(loaded, **told)
         if self.limiter is not None:
             told["turns"] = self.limiter.join(demands(loaded.config))
+        if loaded.is_decoupled:
+            kind = ServedStreams if loaded.sequences is None else ServedSequenceStreams
+            return kind(loaded, **told)
         served: ServedVersion
         if loaded.sequences is not None:
-            served = ServedSequences(loaded, loaded.sequences, **told)
+            served = ServedSequences(loaded, **told)
         elif cache:
             served = CachedVersion(loaded, **told, **cache)
         else:

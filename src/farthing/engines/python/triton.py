@@ -187,6 +187,8 @@ class InferenceRequest:
         self.parameter_values: dict[str, Any] = dict(parameters)
         """As given: `parameters` has to answer with JSON, as Triton's does."""
         self._memory = preferred_memory or PreferredMemory()
+        self.is_rescheduled = False
+        """It is to run again (`set_release_flags`)."""
         self._trace = trace or InferenceTrace()
 
     def inputs(self) -> list[Tensor]:
@@ -231,8 +233,13 @@ class InferenceRequest:
         return False
 
     def set_release_flags(self, flags: int) -> None:
-        if flags != TRITONSERVER_REQUEST_RELEASE_ALL:
-            raise _not_offered("rescheduling a request")
+        """Whether this run is the request's last; models with `iterative_sequence` may have it run again."""
+        if flags not in (TRITONSERVER_REQUEST_RELEASE_ALL, TRITONSERVER_REQUEST_RELEASE_RESCHEDULE):
+            raise TritonModelException(
+                f"release flags are {flags}; allowed: TRITONSERVER_REQUEST_RELEASE_ALL, "
+                "TRITONSERVER_REQUEST_RELEASE_RESCHEDULE"
+            )
+        self.is_rescheduled = flags == TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
 
     def get_response_sender(self) -> Any:
         raise TritonModelException(
