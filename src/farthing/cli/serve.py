@@ -411,7 +411,7 @@ def _say_what_is_served(server: "Server", url: str) -> None:
     from farthing.repository import model_key
     from farthing.runtime.language_model import LanguageModel
     from farthing.runtime.resting import RESTING
-    from farthing.runtime.served_streams import ServedStreams
+    from farthing.runtime.served_streams import Streaming
 
     lines = server.runtime.index()
     if not lines:
@@ -436,7 +436,7 @@ def _say_what_is_served(server: "Server", url: str) -> None:
     if first is not None:
         if isinstance(first_served, LanguageModel):
             call = chat_line(url, first.name)
-        elif isinstance(first_served, ServedStreams):
+        elif isinstance(first_served, Streaming):
             call = stream_line(url, first)
         else:
             call = curl_line(url, first)

@@ -27,6 +27,7 @@ from farthing.config.model import (
 from farthing.engines.contract import Engine, Executable, ModelSource, Subrequests
 from farthing.engines.registry import engine_for, engine_named
 from farthing.engines.streaming import StreamingExecutable
+from farthing.optimizer.plan import Plan
 from farthing.repository import FoundModel, FoundVersion, read_labels
 from farthing.runtime.load_sequences import SequencePlan, hidden_names, sequence_plan, state_outputs
 from farthing.runtime.planned import planned
@@ -65,6 +66,8 @@ class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
     """How its sequences are run; None for a model whose requests have nothing to do with each other."""
     is_decoupled: bool = False
     """Whether it answers a request as often as it likes."""
+    plan: Plan | None = None
+    """What it runs by."""
     load_s: float
 
 
@@ -165,6 +168,7 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             reshapes_out=_reshapes(config.output, rows_max),
             sequences=sequences,
             is_decoupled=is_decoupled,
+            plan=plan,
             load_s=time.monotonic() - started,
         )
     except BaseException:

@@ -14,6 +14,7 @@ from farthing.config.model import ModelConfig
 from farthing.config.server import RateLimit, SchedulingSettings
 from farthing.runtime.cached import CachedEnsemble, CachedVersion
 from farthing.runtime.ensemble import Ensemble, LoadedEnsemble
+from farthing.runtime.ensemble_streams import EnsembleStreams
 from farthing.runtime.in_order import InOrder
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion
@@ -59,6 +60,8 @@ class Serving:
                 "resolve": self._resolve(loaded.spec.namespace),
                 "requests_max": self._queue_requests_max,
             }
+            if loaded.streams is not None:
+                return EnsembleStreams(loaded, statistics=statistics, **told)
             if cache:
                 return CachedEnsemble(loaded, statistics=statistics, scheduler=loop, **told, **cache)
             return Ensemble(loaded, statistics=statistics, **told)

@@ -29,7 +29,24 @@ class Stream(Protocol):
         """One more response, in order, has been dealt with. A model makes only some that nobody has taken."""
 
 
-class ServedStreams(ServedVersion):
+class Streaming:
+    """A version that answers a request as often as it likes."""
+
+    def check_stream(self, request: InferRequest) -> tuple[int, Hashable]:
+        """Rows of a request and its batching signature. Raises `InvalidInput` if it does not fit the model."""
+        raise NotImplementedError
+
+    def stream(
+        self, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, hear: HearResponse
+    ) -> Stream:
+        """Takes a checked request; `hear` gets what is said to it, later, on the event loop.
+
+        Raises that there is no room or no time for it.
+        """
+        raise NotImplementedError
+
+
+class ServedStreams(ServedVersion, Streaming):
     """A loaded version of a decoupled model; lives on the event-loop thread."""
 
     def __init__(self, loaded: LoadedVersion, **settings: Any) -> None:
@@ -121,14 +138,14 @@ class _Once:
 
 def check_any(served: Served, request: InferRequest) -> tuple[int, Hashable]:
     """Rows of a request to any model and its batching signature. Raises `InvalidInput` if it does not fit."""
-    return served.check_stream(request) if isinstance(served, ServedStreams) else served.check(request)
+    return served.check_stream(request) if isinstance(served, Streaming) else served.check(request)
 
 
 def stream_of(
     served: Served, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, hear: HearResponse
 ) -> Stream:
     """Asks any model and hears what it says, once or often. Raises as its `submit` or `stream` does."""
-    if isinstance(served, ServedStreams):
+    if isinstance(served, Streaming):
         return served.stream(request, rows, signature, arrival_ns, hear)
 
     def done(answer: InferResponse | FarthingError) -> None:
