@@ -16,24 +16,18 @@ In an iterative sequence there is one request, which its model may have run agai
 """
 
 from collections.abc import Hashable, Iterator
-from heapq import heapify, heappop, heappush
-from typing import Final
 
 from farthing.batching.queue import (
     ENDED,
     RETRY_AFTER_S_DEFAULT,
     RUNNING,
     SIGNATURE_ALONE,
-    TIDY_LEFT,
-    TIDY_LEFT_PER_WAITING,
     WAITING,
     Waiter,
 )
 from farthing.batching.sequence import NO_STATES, Sequence, SequenceId, SequenceWaiter
+from farthing.batching.sequence_places import Deadlines, FreeSlots, next_id
 from farthing.types.errors import InvalidInput, Overloaded
-
-IDS_MAX: Final = 2**31 - 1
-"""The largest id that is given to a sequence whose client gave none: controls of any datatype can hold it."""
 
 
 class Sequences:
@@ -45,7 +39,6 @@ class Sequences:
         self, *, model: str, instances: int, slots: int, idle_ns: int, requests_max: int, is_in_order: bool = False
     ) -> None:
         """`slots` are those of each instance. `is_in_order`: nobody runs before whoever has been ready for longer.
-
         `requests_max` bounds the requests that wait in slots, and again those in the backlog: else a full backlog would
         turn away the very requests whose sequences could end and make room.
         """
@@ -58,13 +51,11 @@ class Sequences:
         self._by_id: dict[SequenceId, Sequence] = {}
         self._backlog: dict[Sequence, None] = {}
         self._idle: dict[Sequence, None] = {}  # by how long they have been idle, the longest first
-        # Of each instance: who holds which slot, slots that were given back, and who may run, the longest ready first.
+        # Of each instance: who holds which slot, which are free, and who may run, the longest ready first.
         self._held: list[dict[int, Sequence]] = [{} for _ in range(instances)]
-        self._free: list[list[int]] = [[] for _ in range(instances)]
-        self._unused = [0] * instances  # slots from here on were never held
+        self._free = [FreeSlots(slots) for _ in range(instances)]
         self._ready: list[dict[Sequence, int]] = [{} for _ in range(instances)]
-        self._by_deadline: list[tuple[int, int, SequenceWaiter]] = []
-        self._added = 0
+        self._deadlines = Deadlines()
         self._orphans: list[SequenceWaiter] = []
         self.requests = 0
         """That wait to run."""
@@ -99,7 +90,7 @@ class Sequences:
         self._check_room(waiter, known, retry_after_s)
         if waiter.request.timeout_us:
             waiter.deadline_ns = waiter.arrival_ns + waiter.request.timeout_us * 1000
-            self._remember_deadline(waiter)
+            self._deadlines.add(waiter, self.requests)
         now_ns = waiter.arrival_ns
         sequence = self._begin(waiter.sequence_id, known, now_ns) if waiter.is_start or known is None else known
         waiter.sequence = sequence
@@ -121,9 +112,9 @@ class Sequences:
             has_slot = known is not None and known.slot >= 0
         count = self.requests - self._without_slot - self._again if has_slot else self._without_slot
         if count >= self._requests_max:
+            wanted = "" if has_slot else " to get a slot"
             raise Overloaded(
-                f"Exceeds maximum queue size: {count} requests of sequences wait for model `{self._model}`"
-                f"{'' if has_slot else ' to get a slot'}",
+                f"Exceeds maximum queue size: {count} requests of sequences wait for model `{self._model}`{wanted}",
                 hint="come back after the time in Retry-After; sequences that end make room for others",
                 retry_after_s=retry_after_s,
             )
@@ -145,18 +136,15 @@ class Sequences:
 
     def new_id(self) -> int:
         """An id that no sequence has, for a request that is a sequence of its own."""
-        while True:
-            self._last_id = self._last_id % IDS_MAX + 1
-            if self._last_id not in self._by_id:
-                return self._last_id
+        self._last_id = next_id(self._last_id, self._by_id)
+        return self._last_id
 
     def no_start(self, waiter: SequenceWaiter) -> InvalidInput:
         """Triton's words for a request of a sequence that never started, has ended or was idle for too long."""
         return InvalidInput(
             f"inference request for sequence {waiter.sequence_id} to model '{self._model}' must specify the START flag "
             "on the first request of the sequence",
-            hint=f"it never started, has ended, or nothing came for {self._idle_ns / 1e9:g} s "
-            "(max_sequence_idle_microseconds): send sequence_start",
+            hint=f"it never started, has ended, or was idle for {self._idle_ns / 1e9:g} s: send sequence_start",
         )
 
     # -- requests run ----------------------------------------------------------------------------------------------
@@ -225,7 +213,7 @@ class Sequences:
         self.requests += 1
         self._again += 1
         if waiter.deadline_ns and not waiter.is_timed:
-            self._remember_deadline(waiter)
+            self._deadlines.add(waiter, self.requests)
         self._maybe_ready(sequence, now_ns)
 
     def go_on(self, waiter: SequenceWaiter, now_ns: int) -> None:
@@ -262,14 +250,7 @@ class Sequences:
 
     def expired(self, now_ns: int) -> list[SequenceWaiter]:
         """Requests whose own timeout has passed, taken out."""
-        heap = self._by_deadline
-        out: list[SequenceWaiter] = []
-        while heap and heap[0][0] <= now_ns:
-            waiter = heappop(heap)[2]
-            waiter.is_timed = False
-            if self.remove(waiter, now_ns):
-                out.append(waiter)
-        return out
+        return [waiter for waiter in self._deadlines.passed(now_ns) if self.remove(waiter, now_ns)]
 
     def end_idle(self, now_ns: int) -> int:
         """Ends sequences of which nothing came for too long; how many."""
@@ -284,10 +265,7 @@ class Sequences:
 
     def next_deadline_ns(self) -> int:
         """When a request's or a sequence's time runs out next; 0 for never."""
-        heap = self._by_deadline
-        while heap and heap[0][2].state != WAITING:
-            heappop(heap)[2].is_timed = False
-        due_ns = heap[0][0] if heap else 0
+        due_ns = self._deadlines.next_ns()
         if self._idle:
             idle_ns = next(iter(self._idle)).idle_since_ns + self._idle_ns
             due_ns = min(due_ns, idle_ns) if due_ns else idle_ns
@@ -365,7 +343,7 @@ class Sequences:
             if successor is not None and successor.inherits_slot:
                 self._hold(successor, instance, slot, now_ns)
                 return
-            heappush(self._free[instance], slot)
+            self._free[instance].give_back(slot)
         if successor is not None:
             self._backlog[successor] = None
         self._fill(now_ns)
@@ -378,12 +356,7 @@ class Sequences:
                 return
             sequence = next(iter(self._backlog))
             del self._backlog[sequence]
-            if self._free[instance]:
-                slot = heappop(self._free[instance])
-            else:
-                slot = self._unused[instance]
-                self._unused[instance] += 1
-            self._hold(sequence, instance, slot, now_ns)
+            self._hold(sequence, instance, self._free[instance].take(), now_ns)
 
     def _hold(self, sequence: Sequence, instance: int, slot: int, now_ns: int) -> None:
         self._without_slot -= len(sequence.waiting)
@@ -398,16 +371,6 @@ class Sequences:
         self.requests -= 1
         self._without_slot -= waiter.sequence.slot < 0
         self._again -= waiter.runs > 0
-
-    def _remember_deadline(self, waiter: SequenceWaiter) -> None:
-        self._added += 1  # breaks ties, so waiters are never compared
-        if len(self._by_deadline) > TIDY_LEFT + TIDY_LEFT_PER_WAITING * self.requests:
-            for _, _, left in self._by_deadline:
-                left.is_timed = left.state == WAITING
-            self._by_deadline = [entry for entry in self._by_deadline if entry[2].is_timed]
-            heapify(self._by_deadline)
-        waiter.is_timed = True
-        heappush(self._by_deadline, (waiter.deadline_ns, self._added, waiter))
 
     def _all(self) -> Iterator[Sequence]:
         for first in (*self._backlog, *(sequence for held in self._held for sequence in held.values())):
@@ -428,8 +391,7 @@ class Sequences:
         assert len(holders) == self.active
         assert self.active == len(self._held) * self._slots or not self._backlog, "a slot is free and somebody waits"
         for instance, held in enumerate(self._held):
-            assert len(held) + len(self._free[instance]) == self._unused[instance] <= self._slots
-            assert not held.keys() & set(self._free[instance])
+            assert set(held) == self._free[instance].taken()
             assert all((s.instance, s.slot) == (instance, slot) for slot, s in held.items())
             can_run = {s for s in held.values() if s.waiting and s.running is None and not s.waiting[0].is_held}
             assert can_run == self._ready[instance].keys()
@@ -439,5 +401,5 @@ class Sequences:
             is_resting = not sequence.waiting and sequence.running is None
             assert is_resting == (sequence in self._idle)
             assert not (is_resting and sequence.is_closed)
-        assert len(self._by_deadline) <= 1 + TIDY_LEFT + 2 * TIDY_LEFT_PER_WAITING * self._requests_max
+        self._deadlines.check_integrity(2 * self._requests_max + self.active)
         assert all(known.id == sequence_id and known.successor is None for sequence_id, known in self._by_id.items())
