@@ -10,9 +10,7 @@ A sequence's life:
     add(START) -> a slot is free? holds it : backlog -> ... requests, one at a time ...
         -> END has run, or it was idle for too long, or its START never ran: ended; the slot goes to the next
 
-In an iterative sequence there is one request, which its model may have run again, and again:
-
-    add -> ... runs -> again: behind all that are ready -> ... -> finished: ended
+In an iterative sequence there is one request, which may run again and again, each time behind all that are ready.
 """
 
 from collections.abc import Hashable, Iterator
@@ -106,10 +104,8 @@ class Sequences:
             self._fill(now_ns)
 
     def _check_room(self, waiter: SequenceWaiter, known: Sequence | None, retry_after_s: float) -> None:
-        if waiter.is_start:
-            has_slot = known is None and self.active < len(self._held) * self._slots
-        else:
-            has_slot = known is not None and known.slot >= 0
+        is_slot_free = known is None and self.active < len(self._held) * self._slots
+        has_slot = is_slot_free if waiter.is_start else known is not None and known.slot >= 0
         count = self.requests - self._without_slot - self._again if has_slot else self._without_slot
         if count >= self._requests_max:
             wanted = "" if has_slot else " to get a slot"
@@ -387,8 +383,7 @@ class Sequences:
         assert self._again == sum(waiter.runs > 0 for sequence in everyone for waiter in sequence.waiting)
         assert self.requests - self._again <= 2 * self._requests_max
         assert self._without_slot == sum(len(s.waiting) for s in everyone if s.slot < 0) <= self._requests_max
-        holders = [sequence for held in self._held for sequence in held.values()]
-        assert len(holders) == self.active
+        assert sum(map(len, self._held)) == self.active
         assert self.active == len(self._held) * self._slots or not self._backlog, "a slot is free and somebody waits"
         for instance, held in enumerate(self._held):
             assert set(held) == self._free[instance].taken()
