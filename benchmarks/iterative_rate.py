@@ -2,10 +2,10 @@
 
     python benchmarks/iterative_rate.py
 
-A recurrent step of real size in numpy (a state of 1024, two square matrices, which a run reads once however many
-rows it has), as two Triton models that answer every step of a request: `again` has `iterative_sequence`, so half-done
-and new requests share runs; `whole` runs each batch of the dynamic batcher to the end of its longest request. And
-`empty`, whose step does nothing, for the cost of a run itself. Requests of 4 to 128 steps (geometric, one seed),
+A recurrent step of real size in numpy (a state of 3072, two square matrices of 75 MB together, which a run reads once
+however many rows it has), as two Triton models that answer every step of a request. `again` has `iterative_sequence`:
+half-done and new requests share runs; `whole` runs each batch of the dynamic batcher to the end of its longest request.
+And `empty`, whose step does nothing, for the cost of a run itself. Requests of 4 to 128 steps (geometric, one seed),
 `--clients` of them under way at a time.
 """
 
@@ -22,6 +22,8 @@ from textwrap import dedent
 
 import numpy as np
 from tritonclient import grpc
+
+SIDE = 3072
 
 STEP = """
 import numpy as np
@@ -129,7 +131,7 @@ def drive(address: str, model: str, lengths: list[int], clients: int) -> tuple[f
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--turns", type=int, default=3)
     asked = parser.parse_args()
     drawn = np.random.default_rng(1).geometric(1 / 32, asked.requests)
@@ -138,8 +140,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, ready = Path(temporary) / "models", Path(temporary) / "ready.json"
         iterative = ITERATIVE % rows
-        put(folder, "again", AGAIN, 1024, iterative, rows)
-        put(folder, "whole", WHOLE, 1024, "dynamic_batching { }", rows)
+        put(folder, "again", AGAIN, SIDE, iterative, rows)
+        put(folder, "whole", WHOLE, SIDE, "dynamic_batching { }", rows)
         put(folder, "empty", AGAIN, 1, iterative, rows)
         command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", str(folder)]
         command += ["--http", "127.0.0.1:0"]

@@ -38,10 +38,13 @@ class Owner(Protocol):
 class Whole(Protocol):
     """The request whose way this is."""
 
-    ensemble: Owner
     request: InferRequest
     queue_ns: int
     compute_ns: int
+
+    @property
+    def ensemble(self) -> Owner:
+        """Whose graph it is."""
 
     def fail(self, error: FarthingError, reason: str = FailureReason.OTHER) -> None:
         """Ends it with an error; what is under way is withdrawn."""

@@ -16,6 +16,7 @@ from farthing.runtime.check import RequestCheck
 from farthing.runtime.load import LoadedVersion
 from farthing.runtime.served import Served, ServedVersion, queue_of
 from farthing.types.errors import FarthingError, Unsupported
+from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse
 
 
@@ -31,6 +32,8 @@ class Stream(Protocol):
 
 class Streaming:
     """A version that answers a request as often as it likes."""
+
+    spec: ModelSpec
 
     def check_stream(self, request: InferRequest) -> tuple[int, Hashable]:
         """Rows of a request and its batching signature. Raises `InvalidInput` if it does not fit the model."""
