@@ -168,6 +168,15 @@ async def failures(runtime: Runtime) -> None:
     await until(lambda: runtime.resolve("count").statistics.failures["CANCELED"] >= 1)
     assert await told(runtime, "one_by_one", 2) == [0, 10]
 
+    served: Any = runtime.resolve("middle")
+    request = InferRequest(model_name="middle", inputs={"x": np.full((1, 1), 5, np.float32)})
+
+    def hear(said: object) -> None:
+        raise RuntimeError("the client's trouble")
+
+    served.stream(request, *served.check_stream(request), 0, hear)
+    await until(lambda: not served._under_way)
+
 
 async def slow_clients(runtime: Runtime, made: Path) -> None:
     """Whoever takes nothing holds back the model, and is withdrawn from everything when it leaves."""

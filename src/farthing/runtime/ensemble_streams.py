@@ -4,6 +4,7 @@ What the graph means is `stream_graph`'s, a request's way through it `flow`'s. T
 client is told; all of it lives on the event loop.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
@@ -17,6 +18,8 @@ from farthing.runtime.served_streams import Stream, Streaming
 from farthing.telemetry.statistics import FailureReason, ResponseKind
 from farthing.types.errors import EngineFailed, FarthingError
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse, Timing
+
+log = logging.getLogger(__name__)
 
 
 class EnsembleStreams(Ensemble, Streaming):
@@ -93,7 +96,7 @@ class Journey:
         self._count(ResponseKind.FAIL)
         self.ensemble.statistics.failed(reason, 1, self.ensemble.now_ns() - self.arrival_ns)
         self._leave()
-        self._hear(StreamedResponse(error, is_last=True))
+        self._tell(StreamedResponse(error, is_last=True))
 
     def _say(self, tensors: Tensors, taken: Callable[[], None]) -> None:
         if missing := [name for name in self.outputs if name not in tensors]:
@@ -108,7 +111,7 @@ class Journey:
             outputs={name: tensors[name] for name in self.outputs},
             timing=Timing(self.queue_ns, 0, self.compute_ns, 0, self._rows, 1),
         )
-        self._hear(StreamedResponse(answer, is_last=False))
+        self._tell(StreamedResponse(answer, is_last=False))
 
     def _end(self) -> None:
         now_ns = self.ensemble.now_ns()
@@ -123,7 +126,14 @@ class Journey:
             now_ms=time.time_ns() // 1_000_000,
         )
         self._leave()
-        self._hear(StreamedResponse(None, is_last=True))
+        self._tell(StreamedResponse(None, is_last=True))
+
+    def _tell(self, said: StreamedResponse) -> None:
+        try:
+            self._hear(said)
+        except Exception:  # one client's trouble: what is under way for it ends
+            log.exception("model %s: handing over a response failed", self.ensemble.spec.name)
+            self.withdraw()
 
     def _count(self, kind: ResponseKind) -> None:
         now_ns = self.ensemble.now_ns()
