@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tests.optimizer.test_plan import plan_for
 from tests.runtime.shop import Shop, ask, times
 
+from farthing.config.server import ModelControl
 from farthing.optimizer.plan import Plan, folder_of, write_plan
 
 pytest.importorskip("openvino", reason="the plan here asks for a second engine")
@@ -89,3 +90,18 @@ def test_a_plan_is_no_model_of_a_repository(shop: Shop) -> None:
     assert asyncio.run(names()) == ["double"]
     assert isinstance(plan_for(path), Plan)
     assert np.isfinite(plan_for(path).times_cheaper)
+
+
+async def test_a_plan_is_looked_at_again_when_instances_change_live(shop: Shop) -> None:
+    planned(shop)
+    async with shop.open(ModelControl.EXPLICIT, load_models=("*",)) as runtime:
+        for group, told in (("", ("openvino", 2)), ("instance_group [ { count: 3 } ]", ("onnxruntime", 3))) * 2:
+            shop.configure("double", group)
+            await runtime.load("double")
+            config = runtime.resolve("double").config
+            assert (config.backend, config.instance_group[0].count) == told
+            assert await ask(runtime, "double", value=21) == 42
+        shop.configure("double", "instance_group [ { count: 4 } ]")
+        before = runtime.resolve("double")
+        await runtime.load("double")
+        assert runtime.resolve("double") is before, "without a plan before and after, instances come and go"

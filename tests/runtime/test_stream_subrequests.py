@@ -18,7 +18,7 @@ from tests.runtime.test_subrequests import executable_of, until
 from farthing.engines.python.stream_messages import UNTAKEN_RESPONSES_MAX
 from farthing.runtime.runtime import Runtime
 from farthing.runtime.served import ServedVersion
-from farthing.runtime.served_streams import ServedStreams, Stream
+from farthing.runtime.served_streams import ServedStreams, Stream, Streaming
 from farthing.telemetry.traces import begin_trace
 from farthing.types.errors import EngineFailed, FarthingError
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse
@@ -91,7 +91,7 @@ class Talk:
 
     def __init__(self, runtime: Runtime, name: str, value: float, *, takes: bool = True, **fields: Any) -> None:
         served = runtime.resolve(name)
-        assert isinstance(served, ServedStreams)
+        assert isinstance(served, Streaming)
         request = InferRequest(model_name=name, inputs={"x": np.full((1, 1), value, np.float32)}, **fields)
         self.said: list[StreamedResponse] = []
         self._takes = takes
@@ -503,7 +503,7 @@ async def test_the_model_of_the_reference_page_shouts_what_the_other_counts(shop
         (shop.folder / name / "1" / "model.py").write_text(code)
     async with shop.open() as runtime:
         served = runtime.resolve("shout")
-        assert isinstance(served, ServedStreams)
+        assert isinstance(served, Streaming)
         request = InferRequest(model_name="shout", inputs={"from": np.array([3], np.int32)})
         said: asyncio.Queue[StreamedResponse] = asyncio.Queue()
         served.stream(request, *served.check_stream(request), time.monotonic_ns(), said.put_nowait)

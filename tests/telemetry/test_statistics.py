@@ -57,11 +57,12 @@ def test_a_batchs_compute_time_counts_for_each_of_its_requests_and_once_for_its_
     ]
 
 
-def test_the_snapshot_has_the_fields_of_the_statistics_extension_and_no_others() -> None:
+def test_the_snapshot_has_the_fields_of_the_statistics_extension_and_the_namespace() -> None:
     statistics = two_batches()
     statistics.memory_usage = (MemoryUsage(type="CPU", id=0, byte_size=1024),)
     written: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(statistics.snapshot("m", "1")))
     assert set(written) == {
+        "namespace",
         *("name", "version", "last_inference", "inference_count", "execution_count"),
         *("inference_stats", "response_stats", "batch_stats", "memory_usage"),
     }

@@ -413,12 +413,12 @@ class BatchLoop:
                 statistics.request_done(end_ns - arrival_ns, waited_ns, requests)
         for waiter, result in zip(job.waiters, ran.results, strict=True):
             if result is None or waiter.state == ENDED:
-                continue  # it goes on below, or its client left meanwhile
+                continue  # it goes on below, or runs again, or its client left meanwhile
             if isinstance(result, FarthingError):
                 statistics.failed(_reason(result), 1, end_ns - waiter.arrival_ns)
                 self._answer(waiter, result)
                 continue
-            waited_ns = ran.started_ns - waiter.arrival_ns
+            waited_ns = ran.started_ns - waiter.arrival_ns - waiter.ran_ns
             queue_ns += waited_ns
             answered += 1
             statistics.request_done(end_ns - waiter.arrival_ns, waited_ns)

@@ -126,6 +126,15 @@ def as_error(error: BaseException) -> FarthingError:
     return failed
 
 
+def cannot_reschedule() -> EngineFailed:
+    """What is told to a request whose model wants to run it again, and may not; the first half is Triton's words."""
+    return EngineFailed(
+        "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not configured to handle "
+        "such a flag",
+        hint="set sequence_batching { iterative_sequence: true }",
+    )
+
+
 def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
     """The batch of these requests, their rows one after the other."""
     first = waiters[0]
@@ -231,6 +240,8 @@ def _apart(answer: Mapping[str, Tensor], waiters: Sequence[Waiter]) -> list[Memb
 def _member_result(one: MemberAnswer | FarthingError, waiter: Waiter, batch: Batch) -> MemberResult:
     if isinstance(one, FarthingError):
         return one
+    if one.is_rescheduled:
+        return cannot_reschedule()
     for name in [asked.name for asked in waiter.request.outputs] or batch.outputs:
         if name not in one.outputs:
             return EngineFailed(f"the model gave no output `{name}`; it gave: {', '.join(one.outputs) or 'none'}")

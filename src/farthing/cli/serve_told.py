@@ -12,7 +12,7 @@ from farthing.cli.curl import chat_line, curl_line, stream_line
 from farthing.repository import model_key
 from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.resting import RESTING
-from farthing.runtime.served_streams import ServedStreams
+from farthing.runtime.served_streams import Streaming
 from farthing.server.server import Server
 from farthing.types.models import ModelSpec
 from farthing.types.tensors import TensorSpec
@@ -43,7 +43,7 @@ def say_what_is_served(server: Server, url: str) -> None:
     if first is not None:
         if isinstance(first_served, LanguageModel):
             call = chat_line(url, first.name)
-        elif isinstance(first_served, ServedStreams):
+        elif isinstance(first_served, Streaming):
             call = stream_line(url, first)
         else:
             call = curl_line(url, first)

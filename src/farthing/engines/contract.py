@@ -137,6 +137,8 @@ class MemberAnswer(msgspec.Struct, frozen=True):
 
     outputs: Mapping[str, Tensor]
     parameters: Mapping[str, Parameter] = {}
+    is_rescheduled: bool = False
+    """No answer yet: the request is to run again. `outputs` may hold states of its sequence."""
 
 
 Answer = Mapping[str, Tensor] | Sequence[MemberAnswer | FarthingError]

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from farthing.config.pipeline import PipelineStep
 from farthing.runtime.fan_out import FanOut
 from farthing.runtime.graph import Graph, Step, item_shape
 from farthing.runtime.items import MadeItems, Part, items_of, parts
@@ -301,7 +302,7 @@ class Passage:
         self._done(response)
 
 
-def told(error: FarthingError, step: Step, item: str = "") -> FarthingError:
+def told(error: FarthingError, step: Step | PipelineStep, item: str = "") -> FarthingError:
     """The same error, saying in which step it happened."""
     told = copy(error)
     told.message = f"in ensemble step `{step.model}`{item}: {error.message}"

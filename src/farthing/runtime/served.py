@@ -75,6 +75,8 @@ class ServedVersion:
         self.config = loaded.config
         self.statistics = statistics
         self.executable = loaded.executable
+        self.plan = loaded.plan
+        """What it runs by, if anything."""
         self.version = str(loaded.spec.version)
         self.request_check = RequestCheck(loaded.spec)
         """As `check`, without counting those that do not fit."""

@@ -30,7 +30,7 @@ from farthing.protocols.kserve_grpc import (
 from farthing.runtime.generate import generate_request, prompt_tokens
 from farthing.runtime.language_model import Event, LanguageModel
 from farthing.runtime.runtime import Runtime
-from farthing.runtime.served_streams import ServedStreams
+from farthing.runtime.served_streams import Streaming
 from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_frames import FrameCall
 from farthing.server.grpc_stream_call import StreamCall
@@ -146,7 +146,7 @@ class InferStream:
             if isinstance(served, LanguageModel):
                 await self._generate(request, asked, served, wants_empty_final(message))
                 return
-            if isinstance(served, ServedStreams):
+            if isinstance(served, Streaming):
                 self._stream(request, asked, served, wants_empty_final(message))
                 return
             self._in_order.append(request)
@@ -250,7 +250,7 @@ class InferStream:
 
     # -- zero, one or many answers a request ---------------------------------------------------------------------
 
-    def _stream(self, request: _Request, asked: InferRequest, served: ServedStreams, ends_empty: bool) -> None:
+    def _stream(self, request: _Request, asked: InferRequest, served: Streaming, ends_empty: bool) -> None:
         asked.timeout_us = self._call.timeout_left_us(asked.timeout_us)
         rows, signature = served.check_stream(asked)
         if asked.outputs:

@@ -133,6 +133,7 @@ class StatisticsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """By response index; only decoupled models have entries."""
     batch_stats: tuple[BatchStatistics, ...]
     memory_usage: tuple[MemoryUsage, ...]
+    namespace: str = ""
 
 
 class SequenceCounts(msgspec.Struct, gc=False):
@@ -333,7 +334,7 @@ class ModelStatistics:
             twin.frames = self.frames.copy()
         return twin
 
-    def snapshot(self, name: str, version: str) -> StatisticsSnapshot:
+    def snapshot(self, name: str, version: str, namespace: str = "") -> StatisticsSnapshot:
         """What `GET /v2/models/{name}/versions/{version}/stats` says of this moment."""
         requests = self.compute_requests
         return StatisticsSnapshot(
@@ -363,6 +364,7 @@ class ModelStatistics:
                 for size, (runs, input_ns, compute_ns, output_ns) in sorted(self.batch_sizes.items())
             ),
             memory_usage=self.memory_usage,
+            namespace=namespace,
         )
 
     def _new_batch_size(self, rows: int) -> list[int]:

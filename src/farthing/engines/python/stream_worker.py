@@ -25,6 +25,7 @@ from farthing.engines.python.stream_messages import (
     UNTAKEN_BYTES_MAX,
     UNTAKEN_RESPONSES_MAX,
     Cancel,
+    Rescheduled,
     Response,
     Returned,
     StreamRun,
@@ -56,7 +57,17 @@ class Parcel:
 class Answering:
     """One request's answers. Whoever holds this may answer it; if nobody does, nobody can, and the client is told."""
 
-    __slots__ = ("__weakref__", "_port", "_untaken", "_untaken_bytes", "is_cancelled", "is_over", "number", "wake")
+    __slots__ = (
+        "__weakref__",
+        "_port",
+        "_untaken",
+        "_untaken_bytes",
+        "is_cancelled",
+        "is_over",
+        "is_rescheduled",
+        "number",
+        "wake",
+    )
 
     def __init__(self, port: "Port", number: int) -> None:
         self._port = port
@@ -65,6 +76,8 @@ class Answering:
         """Nobody waits for answers any more; those that are given are dropped."""
         self.is_over = False
         """The last one has been given."""
+        self.is_rescheduled = False
+        """The request runs again, and is answered there."""
         self.wake: Callable[[], object] | None = None
         """Called on the reading thread when there may be room, or the request has been cancelled."""
         self._untaken: deque[int] = deque()
@@ -95,6 +108,13 @@ class Answering:
     def end(self) -> None:
         """Says that there is no more to come."""
         self._send(Response(self.number, is_last=True, is_empty=True))
+
+    def reschedule(self) -> None:
+        """Has the request run again. Too late if the last answer has been given."""
+        with self._port.changed:
+            if not self.is_over:
+                self.is_over = self.is_rescheduled = True
+                self._port.send(encode(Rescheduled(self.number)))
 
     def _send(self, response: Response) -> None:
         if self.is_over:
