@@ -4,6 +4,7 @@ It has no engine, no instances and no queue of its own. What its description mea
 way through it `runtime.passage`'s; all of this lives on the event loop.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final
@@ -11,11 +12,13 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from farthing.batching.crossing import Lane
 from farthing.config.model import ModelConfig, ModelParameter, complete_config, tensor_specs
 from farthing.config.pipeline import PipelineGraph, pipeline_of
 from farthing.repository import FoundModel, FoundVersion, model_key, read_labels
 from farthing.runtime.check import RequestCheck
 from farthing.runtime.convoy import Stage, Trip, links_of
+from farthing.runtime.frame_line import FrameLine
 from farthing.runtime.graph import Graph, Step, faults, tensors_of
 from farthing.runtime.passage import Passage, Resolve
 from farthing.runtime.served import Done
@@ -150,8 +153,9 @@ class Ensemble:
         requests_max: int,
         statistics: ModelStatistics,
         clock: Clock | None = None,
+        lane: Lane | None = None,
     ) -> None:
-        """`requests_max` may be under way at once."""
+        """`requests_max` may be under way at once; `lane` is where others hear of its frames' deadlines."""
         self.spec = loaded.spec
         self.config = loaded.config
         self.statistics = statistics
@@ -164,6 +168,8 @@ class Ensemble:
         self._under_way: set[Passage | Trip] = set()
         self._when_empty: list[Callable[[], None]] = []
         self._is_closed = False
+        self._lane = lane
+        self._frames: FrameLine | None = None
         links = links_of(self.graph, self.spec)
         self._chain = Stage(self, links) if links else None
 
@@ -202,6 +208,14 @@ class Ensemble:
         passage.start()
         return passage.withdraw
 
+    @property
+    def frames(self) -> FrameLine:
+        """Where streams of frames are taken in; made for the first one."""
+        if self._frames is None:
+            loop = asyncio.get_running_loop()
+            self._frames = FrameLine(self, places_max=self._requests_max, scheduler=loop, lane=self._lane)
+        return self._frames
+
     def began(self, under_way: Passage | Trip) -> None:
         """A request is under way."""
         self._under_way.add(under_way)
@@ -232,6 +246,10 @@ class Ensemble:
     def when_empty(self, call: Callable[[], None]) -> None:
         """Calls once nothing is under way any more; nothing new is taken from now on."""
         self._is_closed = True
+        if self._frames is not None:
+            self._frames.close()
+        if self._lane is not None:
+            self._lane.leave()
         if self._under_way:
             self._when_empty.append(call)
         else:

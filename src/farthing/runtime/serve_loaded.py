@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from farthing.batching.crossing import Crossing
 from farthing.batching.rate_limiter import RateLimiter
 from farthing.batching.turns import Demand
 from farthing.config.model import ModelConfig
@@ -42,6 +43,7 @@ class Serving:
         self._resolve = resolve
         self._loads = 0
         self.limiter = RateLimiter(settings.resources) if settings.rate_limit is RateLimit.EXECUTION_COUNT else None
+        self.crossing = Crossing()
 
     def check(self, config: ModelConfig) -> None:
         """Raises `LoadFailed` if a model asks for more than there can be; before it is loaded."""
@@ -58,6 +60,7 @@ class Serving:
             told: dict[str, Any] = {
                 "resolve": self._resolve(loaded.spec.namespace),
                 "requests_max": self._queue_requests_max,
+                "lane": self.crossing.join(computes=False),
             }
             if cache:
                 return CachedEnsemble(loaded, statistics=statistics, scheduler=loop, **told, **cache)
@@ -72,6 +75,8 @@ class Serving:
         if self.limiter is not None:
             told["turns"] = self.limiter.join(demands(loaded.config))
         served: ServedVersion
+        if loaded.sequences is None:
+            told["lane"] = self.crossing.join(computes=loaded.executable.is_pure)
         if loaded.sequences is not None:
             served = ServedSequences(loaded, loaded.sequences, **told)
         elif cache:

@@ -20,9 +20,9 @@ from farthing.engines.contract import Sender, Subrequest
 from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.channel import ARENA_BYTES_KEPT, Arena, Place
 from farthing.engines.python.subrequest_answers import Answers
-from farthing.engines.python.subrequest_client import HELD_MAX, Question, Reply, SubrequestClient, answered_here
 from farthing.engines.python.subrequest_messages import SUBREQUESTS_MAX, Ask, Put
 from farthing.engines.python.subrequest_port import SubrequestPort
+from farthing.engines.python.subrequest_tensors import HELD_MAX, Question, Reply, SubrequestClient, answered_here
 from farthing.types.errors import (
     Cancelled,
     EngineFailed,
