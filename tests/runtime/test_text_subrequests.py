@@ -1,8 +1,11 @@
 """Models that ask a language model, in real processes: whole texts and streamed ones, errors, and who leaves."""
 
 import asyncio
+import json
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from textwrap import dedent, indent
 from typing import Any
 from unittest import mock
@@ -189,9 +192,9 @@ async def test_a_text_comes_whole_or_as_it_is_made_and_is_always_the_same(house:
 async def test_every_word_of_the_generate_extension_is_understood(house: Shop) -> None:
     async with house.open() as runtime:
         [whole] = await Talk(runtime, "whole").pieces()
-        stopped = PLAIN.replace("}", f', "stop": ["{chr(whole[2])}"]}}') if whole[2] < 128 else ""
-        if stopped:
-            assert await Talk(runtime, "whole", more=stopped).pieces() == [whole[: whole.index(whole[2:3])]]
+        letter = next(chr(code) for code in whole[2:] if code < 128)
+        stopped = json.dumps({**json.loads(PLAIN), "stop": [letter, "never this"]})
+        assert await Talk(runtime, "whole", more=stopped).pieces() == [whole[: whole.index(letter.encode())]]
         warm = '{"max_tokens": 8, "temperature": 0.9, "seed": 7, "top_p": 0.8, "top_k": 40, "ignore_eos": true}'
         first = await Talk(runtime, "whole", more=warm).pieces()
         assert first == await Talk(runtime, "whole", more=warm).pieces() != [whole]
@@ -257,3 +260,23 @@ async def test_who_reads_slowly_gets_the_pieces_joined(house: Shop, runners: lis
         pieces = await slow.pieces()
         assert b"".join(pieces) == b"".join(quick)
         assert len(pieces) < len(quick)
+
+
+async def test_the_model_of_the_reference_page_tells_a_story(shop: Shop, runners: list[PacedRunner]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "python-models.md").read_text()
+    [code] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "class Teller" in block]
+    write_tiny_model(shop.folder / "smollm2-135m")
+    (shop.folder / "teller" / "1").mkdir(parents=True)
+    (shop.folder / "teller" / "1" / "model.py").write_text(code)
+    async with shop.open() as runtime:
+        served = runtime.resolve("teller")
+        assert isinstance(served, ServedStreams)
+        request = InferRequest(model_name="teller", inputs={"about": np.array([b"a cat"], object)})
+        said: asyncio.Queue[StreamedResponse] = asyncio.Queue()
+        stream = served.stream(request, *served.check_stream(request), time.monotonic_ns(), said.put_nowait)
+        pieces = []
+        while not (heard := await asyncio.wait_for(said.get(), 20)).is_last:
+            assert isinstance(heard.answer, InferResponse)
+            pieces.append(heard.answer.outputs["story"][0])
+            stream.taken()
+        assert len(b"".join(pieces)) >= 1

@@ -49,6 +49,9 @@ class Crossing:
         """A model is gone."""
         self._lanes.discard(lane)
         self.settle_streams()
+        for other in self._lanes:
+            if other.claim is not None:  # it may have been behind this one
+                other.wake()
 
     def settle_streams(self) -> None:
         """Streams have come or gone."""
