@@ -8,13 +8,16 @@ plain request finds. Server and clients share the machine.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,7 +27,7 @@ from farthing.cli.demo_server import serving_models
 from farthing.cli.demo_tasks.objects import objects_in, pixels_of
 from farthing.client import Client
 from farthing.client.frames import FrameResult, Frames
-from farthing.repository.samples import input_folder
+from farthing.repository.samples import input_folder, sample_path
 
 FRAMES_PER_S = 25
 DEADLINE_MS = 100
@@ -115,6 +118,21 @@ def keep_company(url: str, clients: int) -> None:
     threading.Event().wait()
 
 
+@contextmanager
+def models(threads: int) -> Iterator[list[str]]:
+    """What to serve: the samples, or copies of them that say how many threads they want."""
+    if not threads:
+        yield [f"sample:{MODEL}", f"sample:{COMPANY}"]
+        return
+    said = f"\n[parameters]\nintra_op_thread_count = {threads}\n"
+    with tempfile.TemporaryDirectory() as name:
+        for model in (MODEL, COMPANY):
+            copied = shutil.copytree(sample_path(model), Path(name) / model)
+            with (copied / "model.toml").open("a") as config:
+                config.write(said)
+        yield [name]
+
+
 def answered_so_far(client: Client) -> int:
     return sum(int(entry["inference_count"]) for entry in client.statistics(COMPANY))
 
@@ -144,6 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=8, help="of each line")
     parser.add_argument("--deadline-ms", type=float, default=DEADLINE_MS, help="from a frame's arrival to its answer")
+    parser.add_argument("--threads", type=int, default=0, help="of each model's engine; 0: as the server settles it")
     parser.add_argument("lines", nargs="*", default=LINES, help="streams:policy:clients of the other model")
     parser.add_argument("--company", help=argparse.SUPPRESS)
     parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
@@ -155,7 +174,7 @@ def main() -> None:
     tensors = [pixels_of(picture) for picture in pictures]
     print(f"{'streams':<22}{'company':>9} | {'frames':>6} {'on time':>8} {'late':>5} | dropped:", end="")
     print(f" {'newer':>6} {'late':>5} {'full':>5} | {'p50':>6} {'p95':>6} {'p99':>6} ms | {'others/s':>8} | wrong")
-    with serving_models([f"sample:{MODEL}", f"sample:{COMPANY}"]) as url:
+    with models(options.threads) as sources, serving_models(sources) as url:
         with Client(url) as client:
             for _ in range(20):
                 client.infer(MODEL, {"image": tensors[0]})

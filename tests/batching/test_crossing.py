@@ -62,7 +62,7 @@ def test_a_video_is_on_time_and_the_others_have_the_rest_of_the_machine() -> Non
     assert camera.told["on time"] >= 99
     assert max(camera.latencies_ns) <= (20 + 18) * MS, "a batch of four that is under way, and its own run"
     assert house.overlaps("video", "other") == 0
-    assert 0.95 * 2000 < house.busy_ms("other") < 2000
+    assert 0.95 * 2000 < house.busy_ms("other") <= 2000 + 18
     others.is_going = False
 
 
@@ -114,7 +114,7 @@ def test_the_earliest_deadline_goes_first_across_models() -> None:
     house = House()
     slow, quick = house.model("slow", 0, 30), house.model("quick", 0, 10)
     patient = Camera(slow, house.virtual, options(ALL, 300), 100 * MS)
-    urgent = Camera(quick, house.virtual, options(ALL, 50), 25 * MS)
+    urgent = Camera(quick, house.virtual, options(ALL, 80), 25 * MS)
     patient.start(40)
     urgent.start(160)
     house.run(4500)

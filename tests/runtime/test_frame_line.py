@@ -98,7 +98,7 @@ def held(shop: Shop) -> tuple[Callable[[], None], Callable[[], bool]]:
 
 
 def frame_counts(runtime: Runtime) -> FrameCounts:
-    frames = runtime.statistics("chain")[0].frames
+    frames = runtime.resolve("chain").statistics.frames
     assert frames is not None
     return frames
 

@@ -242,10 +242,12 @@ class FrameDesk:
         frame = place.frame
         if frame is not None:
             self._riding.discard(place)
-            is_late = isinstance(answer, DeadlineExceeded)  # it ran out of time between the steps of an ensemble
+            # Between the steps of an ensemble a frame may run out of time, or find no room.
+            is_late = isinstance(answer, DeadlineExceeded)
             if place.run_ns and (is_late or isinstance(answer, InferResponse)):
                 self._step_overrun(place.run_ns, is_more=self._now_ns() - place.end_ns > self._overrun_ns)
-            self._end(frame, DropReason.LATE if is_late else answer)
+            dropped = DropReason.OVERLOAD if isinstance(answer, Overloaded) else None
+            self._end(frame, DropReason.LATE if is_late else dropped or answer)
             return
         # The queue gave the place up: its time in it is over, or the model is going.
         places = self._places.get(place.kind)

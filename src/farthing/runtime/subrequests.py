@@ -153,10 +153,9 @@ class RuntimeSubrequests:
 
     def _resolved(self, subrequest: Subrequest, now_ns: int) -> tuple[InferRequest, Served]:
         if len(subrequest.lineage) > DEPTH_MAX:
-            own = subrequest.lineage.count(subrequest.lineage[-1])
             raise EngineFailed(
                 f"a request to model `{subrequest.model_name}` is one too many in a row: {DEPTH_MAX} models have asked "
-                f"each other until it came to this, {own} times the one that sends it",
+                "each other until it came to this",
                 hint="a model that asks itself, or one that asks it, must come to an end before",
             )
         request = self._request(subrequest, now_ns)
