@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from farthing.batching.batch_spans import note_batch
 from farthing.batching.batcher import Callers, Limits, Run, Wait, decide
+from farthing.batching.crossing import Lane
 from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
 from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
@@ -72,8 +73,10 @@ class BatchLoop:
         run_inline_ns_max: int = LOOP_RUN_NS_MAX,
         make_instances: Callable[..., Instances] = InstanceThreads,
         turns: Turns | None = None,
+        lane: Lane | None = None,
     ) -> None:
-        """`turns` holds instances back until what they need is free; None: nothing is needed."""
+        """`turns` holds instances back until what they need is free, `lane` lets frames of other models go first; None:
+        nothing is needed."""
         self.spec = spec
         self.statistics = statistics
         self.times = RowTimes() if times is None else times
@@ -101,6 +104,9 @@ class BatchLoop:
         self.turns = turns
         if turns is not None:
             turns.wake = self.pump_soon
+        self._lane = lane
+        if lane is not None:
+            lane.wake = self.pump_soon
         self._running: dict[int, Job] = {}
         self._is_pump_due = False
         self._timer: Any = None
@@ -171,7 +177,7 @@ class BatchLoop:
         """Where streams of frames are taken in; made for the first one."""
         if self._frames is None:
             counts = self.statistics.frames = self.statistics.frames or FrameCounts()
-            self._frames = FrameDesk(self, self.spec.name, counts, self._scheduler, self._now_ns)
+            self._frames = FrameDesk(self, self.spec.name, counts, self._scheduler, self._now_ns, self._lane)
         return self._frames
 
     def withdraw(self, waiter: Waiter) -> None:
@@ -218,7 +224,8 @@ class BatchLoop:
     def running(self) -> Iterable[Running]:
         """Batches inside the engine now, or requests that wait although there is none, for the watchdog."""
         what = f"model `{self.spec.name}` version {self._version}"
-        if self.turns is not None and self.turns.is_waiting and not self._running:
+        is_held_up = any(gate is not None and gate.is_waiting for gate in (self.turns, self._lane))
+        if is_held_up and not self._running:
             return []  # others run, and are looked at themselves
         if self._queue.requests and not self._running:
             [first] = self._queue.head(1)
@@ -262,8 +269,9 @@ class BatchLoop:
     def when_empty(self, callback: Callable[[], None]) -> None:
         """Calls back once nothing waits and nothing runs; new requests are refused from now on."""
         self._closed = True
-        if self.turns is not None:
-            callback = partial(_both, self.turns.leave, callback)
+        for gate in (self.turns, self._lane):
+            if gate is not None:
+                callback = partial(_both, gate.leave, callback)
         if self.is_empty:
             self._scheduler.call_soon(callback)
         else:
@@ -315,7 +323,7 @@ class BatchLoop:
         began = now = self._now_ns()
         self._expire(now)
         due_ns = 0
-        is_held_up = False
+        is_held_up = is_crossing = False
         while self._idle and queue.requests:
             if now - began > LOOP_BUSY_NS_MAX:
                 self.pump_soon()
@@ -334,6 +342,9 @@ class BatchLoop:
                 decision = self._frames.settle(head, decision, now)
                 if decision is None:
                     continue
+            if self._lane is not None and self._lane.is_watched and isinstance(decision, Run):
+                decision = self._right_of_way(self._lane, decision, head, times, now)
+                is_crossing = isinstance(decision, Wait)
             if isinstance(decision, Run):
                 instance = self._idle[-1] if self.turns is None else self.turns.pick(self._idle)
                 if instance is None:
@@ -353,10 +364,19 @@ class BatchLoop:
                 break
         if self.turns is not None:
             self.turns.settle(is_asking=is_held_up)
+        if self._lane is not None and self._lane.is_waiting:
+            self._lane.settle(now, is_asking=is_crossing)
         self._set_timer(due_ns, now)
         self._gauges()
         reached, self._reached = self._reached, []
         return reached
+
+    def _right_of_way(self, lane: Lane, decision: Run, head: Sequence[Waiter], times: RowTimes, now: int) -> Run | Wait:
+        """What of a batch may start while frames of other models are to be on time."""
+        due_ns = min((waiter.request.due_ns for waiter in head if waiter.request.due_ns), default=0)
+        if self._frames is not None and (frame_ns := self._frames.due_ns):
+            due_ns = min(due_ns or frame_ns, frame_ns)
+        return lane.ask([waiter.rows for waiter in head[: decision.requests]], times.estimate_ns, due_ns, now)
 
     def _dispatch(self, waiters: list[Waiter], instance: int, times: RowTimes, now: int) -> bool:
         """Runs a batch on the event loop, if it is short, or hands it to a thread. Whether it ran already."""
@@ -372,6 +392,8 @@ class BatchLoop:
             self._done(job, self._execute(job))
             return True
         self._running[job.instance] = job
+        if self._lane is not None:
+            self._lane.began(instance, rows, times.estimate_ns, now)
         self._threads.run(job)
         return False
 
@@ -390,6 +412,8 @@ class BatchLoop:
         was_elsewhere = self._running.pop(job.instance, None) is not None
         if self.turns is not None:
             self.turns.ran(job.instance)
+        if self._lane is not None and self._lane.running:
+            self._lane.ended(job.instance, self._now_ns())
         if self.instances > 1 and (rest_s := self._rest_s(ran)):
             self._scheduler.call_later(rest_s, self._after_rest, job.instance)
         else:

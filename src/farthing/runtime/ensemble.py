@@ -4,6 +4,7 @@ It has no engine, no instances and no queue of its own. What its description mea
 way through it `runtime.passage`'s; all of this lives on the event loop.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final, Protocol
@@ -11,6 +12,7 @@ from typing import Final, Protocol
 import msgspec
 from msgspec.structs import replace
 
+from farthing.batching.crossing import Lane
 from farthing.config.model import (
     ModelConfig,
     ModelParameter,
@@ -22,6 +24,7 @@ from farthing.config.pipeline import PipelineGraph, PipelineStep, pipeline_of
 from farthing.repository import FoundModel, FoundVersion, model_key, read_labels
 from farthing.runtime.check import RequestCheck
 from farthing.runtime.convoy import Stage, links_of
+from farthing.runtime.frame_line import FrameLine
 from farthing.runtime.graph import Graph, Step, faults, tensors_of
 from farthing.runtime.passage import Passage, Resolve
 from farthing.runtime.served import Done
@@ -171,8 +174,9 @@ class Ensemble:
         requests_max: int,
         statistics: ModelStatistics,
         clock: Clock | None = None,
+        lane: Lane | None = None,
     ) -> None:
-        """`requests_max` may be under way at once."""
+        """`requests_max` may be under way at once; `lane` is where others hear of its frames' deadlines."""
         self.spec = loaded.spec
         self.config = loaded.config
         self.statistics = statistics
@@ -185,6 +189,8 @@ class Ensemble:
         self._under_way: set[UnderWay] = set()
         self._when_empty: list[Callable[[], None]] = []
         self._is_closed = False
+        self._lane = lane
+        self._frames: FrameLine | None = None
         links = links_of(self.graph, self.spec)
         self._chain = Stage(self, links) if links else None
 
@@ -227,6 +233,14 @@ class Ensemble:
                 retry_after_s=BUSY_RETRY_S,
             )
 
+    @property
+    def frames(self) -> FrameLine:
+        """Where streams of frames are taken in; made for the first one."""
+        if self._frames is None:
+            loop = asyncio.get_running_loop()
+            self._frames = FrameLine(self, places_max=self._requests_max, scheduler=loop, lane=self._lane)
+        return self._frames
+
     def began(self, under_way: UnderWay) -> None:
         """A request is under way."""
         self._under_way.add(under_way)
@@ -257,6 +271,10 @@ class Ensemble:
     def when_empty(self, call: Callable[[], None]) -> None:
         """Calls once nothing is under way any more; nothing new is taken from now on."""
         self._is_closed = True
+        if self._frames is not None:
+            self._frames.close()
+        if self._lane is not None:
+            self._lane.leave()
         if self._under_way:
             self._when_empty.append(call)
         else:

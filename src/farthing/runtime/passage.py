@@ -177,6 +177,7 @@ class Passage:
             timeout_us=timeout_us,
             tenant=request.tenant,
             trace=trace,
+            due_ns=request.due_ns,
             origin=request.origin,
         )
         return served.submit(asked, *served.check(asked), now_ns, done)

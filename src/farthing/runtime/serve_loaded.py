@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from farthing.batching.crossing import Crossing
 from farthing.batching.rate_limiter import RateLimiter
 from farthing.batching.turns import Demand
 from farthing.config.model import ModelConfig
@@ -43,6 +44,7 @@ class Serving:
         self._resolve = resolve
         self._loads = 0
         self.limiter = RateLimiter(settings.resources) if settings.rate_limit is RateLimit.EXECUTION_COUNT else None
+        self.crossing = Crossing()
 
     def check(self, config: ModelConfig) -> None:
         """Raises `LoadFailed` if a model asks for more than there can be; before it is loaded."""
@@ -59,6 +61,7 @@ class Serving:
             told: dict[str, Any] = {
                 "resolve": self._resolve(loaded.spec.namespace),
                 "requests_max": self._queue_requests_max,
+                "lane": self.crossing.join(computes=False),
             }
             if loaded.streams is not None:
                 return EnsembleStreams(loaded, statistics=statistics, **told)
@@ -76,6 +79,8 @@ class Serving:
             kind = ServedStreams if loaded.sequences is None else ServedSequenceStreams
             return kind(loaded, **told)
         served: ServedVersion
+        if loaded.sequences is None:
+            told["lane"] = self.crossing.join(computes=loaded.executable.is_pure)
         if loaded.sequences is not None:
             served = ServedSequences(loaded, **told)
         elif cache:

@@ -16,10 +16,10 @@ from typing import Any, Final
 from farthing.protocols.grpc_wire import Message
 from farthing.protocols.kserve import WireLimits, check_outputs
 from farthing.protocols.kserve.generate import GenerateFields
+from farthing.protocols.kserve.generation_inputs import asked_generation
 from farthing.protocols.kserve_grpc import (
     DecoupledStream,
     GenerateStream,
-    asked_generation,
     decode_infer,
     encode_infer,
     parse_message,
@@ -31,6 +31,7 @@ from farthing.runtime.generate import generate_request, prompt_tokens
 from farthing.runtime.language_model import Event, LanguageModel
 from farthing.runtime.runtime import Runtime
 from farthing.runtime.served_streams import Streaming
+from farthing.runtime.text_answers import INLINE_CHARACTERS_MAX
 from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_frames import FrameCall
 from farthing.server.grpc_stream_call import StreamCall
@@ -43,9 +44,6 @@ from farthing.types.trace import Trace
 
 REQUESTS_MAX: Final = 256
 """Requests of one stream under way; no further one is read before one is answered."""
-
-INLINE_CHARACTERS_MAX: Final = 4 * 1024
-"""Texts up to this length are tokenized on the event loop (1 to 2 ms), longer ones on a thread."""
 
 
 class _Request:

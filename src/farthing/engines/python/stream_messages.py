@@ -35,6 +35,8 @@ class StreamRun(_Message, frozen=True):
     members: tuple[Member, ...]
     numbers: tuple[int, ...]
     """Of the members' requests."""
+    inner: tuple[int, ...] = ()
+    """Those of them that the model asked for itself, directly or through others."""
 
 
 class Cancel(_Message, frozen=True):

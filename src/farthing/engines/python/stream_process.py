@@ -96,9 +96,11 @@ class Streams:
     def begin(self, batch: Batch, hears: Sequence[HearResponse], timeout_s: float | None) -> RunningStreams:
         """Has a batch begun; called when the one before has returned. Raises `InvalidInput` or how the process died."""
         numbers = tuple(next(self._numbers) for _ in batch.members)
+        parents = batch.parents or [None] * len(numbers)
+        inner = tuple(number for number, parent in zip(numbers, parents, strict=True) if self._port.is_own(parent))
         try:
             places = write_tensors(self._inputs, batch.inputs.items())
-            order = encode(StreamRun(places, batch.outputs, batch.members, numbers))
+            order = encode(StreamRun(places, batch.outputs, batch.members, numbers, inner))
         except (OverflowError, ValueError) as problem:
             raise InvalidInput(
                 f"model `{self._model}`: a request cannot be handed to it: {problem}",
@@ -114,7 +116,7 @@ class Streams:
                 raise self._ending
             self._is_free.clear()
             # Before the process can ask on their behalf.
-            self._port.begin_streams(dict(zip(numbers, batch.parents or [None] * len(numbers), strict=True)))
+            self._port.begin_streams(dict(zip(numbers, parents, strict=True)))
             self._hears.update(zip(numbers, map(_Listener, hears), strict=True))
         self.post(order)
         return RunningStreams(self, numbers, timeout_s)
