@@ -1,11 +1,12 @@
 """`farthing bench` beside perf_analyzer or MLPerf's LoadGen on the same server, in turn: do they say the same?
 
-    python benchmarks/load_generator/agreement.py --rounds 6 --out FILE
+    python benchmarks/load_generator/agreement.py --rounds 6 --out FILE     again with --more FILE: rounds add up
     python benchmarks/load_generator/agreement.py --with loadgen --connections 1
 
 Serves a real model (sample:effnet-lite0, one core) and lets both tools load it alternately over HTTP with binary
 tensors, closed loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with its
 interval; within 3 % is what is wanted. Of LoadGen's runs it also prints the ratio of both clocks on the same requests.
+A p99 within 3 % wants some thousand requests of each tool: several runs, whose rounds `--more` puts together.
 """
 
 import argparse
@@ -30,7 +31,7 @@ def bench(netloc: str, seconds: float, folder: Path, *words: str) -> Any:
     """The JSON report of one run of `farthing bench`."""
     out = folder / "report.json"
     command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "bench", f"http://{netloc}"]
-    command += ["-m", MODEL, "-d", str(seconds), "--json", str(out), *words]
+    command += ["-m", MODEL, "-d", str(seconds), "--warmup", "0.3", "--json", str(out), *words]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads(out.read_text())
 
@@ -70,10 +71,14 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=4)
     parser.add_argument("--with", dest="tool", choices=["perf_analyzer", "loadgen"], default="perf_analyzer")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--more", type=Path, help="an --out of before, whose rounds these are added to")
     options = parser.parse_args()
     if options.tool == "loadgen" and options.connections != 1:
         parser.error("LoadGen's SingleStream is one connection: --connections 1")
     found: dict[str, list[dict[str, Any]]] = {"farthing": [], options.tool: []}
+    if options.more:
+        found = json.loads(options.more.read_text())["rounds"]
+        options.out = options.out or options.more
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ready = folder / "ready.json"

@@ -29,7 +29,7 @@ ONE = Work(wire="http", chains=[[message(str(number))] for number in range(4)], 
 def asked(tmp_path: Path) -> dict:
     return {
         "scenario": Scenario.SINGLE_STREAM, "is_accuracy": False, "duration_s": 0.5, "timeout_s": 10.0,
-        "connections": 8, "rate": None, "target": None, "config": None, "model": "m", "logs": tmp_path / "r.mlperf",
+        "connections": 8, "rate": None, "targets": (), "config": None, "model": "m", "logs": tmp_path / "r.mlperf",
         "seed": 1,
     }  # fmt: skip
 
@@ -71,7 +71,7 @@ def test_single_stream_measures_a_known_delay_and_both_clocks_agree(asked):
 def test_a_known_distribution_is_recovered_through_loadgen(asked):
     """Every fifth answer takes ten times as long: that is p90, and not p50."""
     with answering(lambda number: (0.02 if number % 5 == 0 else 0.002, ANSWER)) as port:
-        _, judged = run(at(port), ONE, {**asked, "rate": 300.0}, scenario=Scenario.SERVER, target=IN_A_SECOND)
+        _, judged = run(at(port), ONE, {**asked, "rate": 300.0}, scenario=Scenario.SERVER, targets=(IN_A_SECOND,))
     assert judged.pairs["p90 latency"].loadgen >= 0.02 > judged.pairs["p50 latency"].loadgen >= 0.002
     assert judged.pairs["samples/s"].farthing == pytest.approx(judged.pairs["samples/s"].loadgen, rel=0.1)
     assert judged.result == "VALID", "90 of 100 within a second"
@@ -130,7 +130,7 @@ def test_a_model_in_process_is_asked_too(asked, tmp_path, scenario):
     try:
         inputs = [{"x": np.ones((1, 1), np.float32)}]
         work = infer_work(host, {"triple": inputs}, {"triple": 1.0}, is_json=False)
-        measured, judged = run(host, work, asked, 2000.0, scenario=scenario, rate=500.0, target=IN_A_SECOND)
+        measured, judged = run(host, work, asked, 2000.0, scenario=scenario, rate=500.0, targets=(IN_A_SECOND,))
         answered = host._runtime.statistics("triple")[0].inference_count
     finally:
         host.close()

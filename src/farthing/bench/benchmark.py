@@ -142,10 +142,10 @@ def _settings(asked: Asked) -> dict[str, Any]:
 
 def _check_mlperf(asked: Asked) -> None:
     """Before anything is loaded."""
-    if asked.find or asked.against or asked.trace or asked.kind != "http":
+    if asked.find or asked.against or asked.trace or asked.turns > 1:
         raise InvalidSetting(
-            "--mlperf measures a model of tensors, over HTTP or in process, by MLPerf's own rules",
-            hint="leave out --find, --against, --trace and --kind",
+            "--mlperf sends single requests by MLPerf's own rules",
+            hint="leave out --find, --against, --trace and --turns",
         )
     if Scenario(asked.mlperf) is Scenario.CONSTANT_STREAM:
         if asked.rate is None or asked.is_accuracy:
@@ -165,11 +165,12 @@ def _asked_of_loadgen(asked: Asked) -> LoadGenAsked:
         timeout_s=asked.timeout_s,
         connections=max(asked.concurrency),
         rate=asked.rate[0] if asked.rate else None,
-        target=targets[0] if targets else None,
+        targets=targets,
         config=asked.mlperf_conf,
         model=",".join(asked.models),
         logs=asked.mlperf_logs,
         seed=asked.seed,
+        is_text=asked.kind == "openai",
     )
 
 

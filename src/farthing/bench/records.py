@@ -96,4 +96,4 @@ class Records:
 
 def records_of(taken: Mapping[str, Any]) -> Records:
     """From what the native loop noted."""
-    return Records(**taken)
+    return Records(**{name: taken[name] for name in taken if name != "number"})
