@@ -52,11 +52,11 @@ format: $(STAMP)  ## put the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-serve: $(STAMP)  ## the README's table of small models: Farthing and its peers, one core each, in one run
-	$(BIN)/python benchmarks/serve.py
+bench-serve: $(STAMP)  ## the README's table of small models: Farthing and its peers, one core each, in one run (about an hour)
+	$(BIN)/python benchmarks/serve.py --readme $(BENCH)
 
-bench-llm: $(STAMP)  ## the README's table of language models: Farthing and its peers on this CPU, in one run
-	$(BIN)/python benchmarks/llm_cpu/run.py
+bench-llm: $(STAMP)  ## the README's table of language models: Farthing and its peers on this CPU, in one run (about an hour)
+	$(BIN)/python benchmarks/llm_cpu/run.py --readme $(BENCH)
 
 clean:  ## as if freshly cloned
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

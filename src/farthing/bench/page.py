@@ -6,14 +6,14 @@ from importlib import resources
 from typing import Final
 
 from farthing.bench.figures import Figures, Spread
+from farthing.bench.frames import FrameFigures
+from farthing.bench.means import Estimate
 from farthing.bench.measure import Measured
-from farthing.bench.percentiles import Percentile
-from farthing.bench.plot import Axis, Bar, Line, Mark, chart
+from farthing.bench.page_plots import curves, details_plots, distributions, ratio_plots
 from farthing.bench.report import Report
 
 DETAILS_MAX: Final = 12
 """Loads shown with a timeline and a histogram; a search makes more than anyone reads."""
-_LEGEND: Final = '<p class="sub">Bars around points are 95 % intervals; numbers at points are loads.</p>'
 
 
 def to_html(told: Report) -> str:
@@ -24,12 +24,17 @@ def to_html(told: Report) -> str:
     body = [
         f"<h1>{escape(models or told.target)}</h1>",
         f'<p class="sub">{escape(f"{told.target}, {when}, {where}, farthing {told.farthing}")}</p>',
+        _tiles(told),
         *_conclusions(told),
     ]
-    if len(told.runs) > 1 and not told.compared:
-        body += ["<h2>Latency against load</h2>", _curve(told)]
     if told.compared:
-        body += ["<h2>A against B, round by round</h2>", _rounds(told)]
+        body += ["<h2>A against B</h2>", ratio_plots(told)]
+    elif len(told.runs) > 1 and not any(run.figures.frames for run in told.runs):
+        body += ["<h2>Latency against load</h2>", curves(told), _LEGEND]
+    if any(run.figures.frames for run in told.runs):
+        body += ["<h2>What became of the frames</h2>", _frames(told.runs)]
+    if any(run.figures.histogram for run in told.runs):
+        body += ["<h2>Latency by percentile</h2>", distributions(told)]
     body += ["<h2>Figures</h2>", _table(told.runs, told.knee)]
     if told.compared:
         body += [f"<h3>B: {escape(told.compared.b)}</h3>", _table(told.compared.b_runs, None)]
@@ -45,6 +50,54 @@ def to_html(told: Report) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{style}</style></head>'
         f"<body>{''.join(body)}</body></html>\n"
     )
+
+
+_LEGEND: Final = '<p class="sub">Bars around points are 95 % intervals; numbers at points are loads.</p>'
+
+
+def _tiles(told: Report) -> str:
+    """The load that the eye should find first: the knee, the highest that met the target, else the last one."""
+    runs = [run for run in told.runs if run.figures.answered]
+    if not runs:
+        return ""
+    best = [run for run in runs if told.found and run.load == told.found.load]
+    run = told.runs[told.knee] if told.knee is not None else (best or runs)[-1]
+    found = run.figures
+    tiles = [("load", escape(run.label), ""), ("answers a second", *_big(found.rate))]
+    if found.goodput:
+        tiles.append(("of these good", *_big(found.goodput)))
+    if found.frames:
+        tiles.append(("frames on time", f"{found.frames.on_time_share:.1%}", f"of {found.frames.sent:,}"))
+    if found.tokens_s:
+        tiles.append(("tokens a second", *_big(found.tokens_s)))
+    spreads = [("p50", found.latency, 50.0), ("p99", found.latency, 99.0)]
+    if found.ttft:
+        spreads = [("TTFT p95", found.ttft, 95.0), ("TPOT p95", found.tpot, 95.0), ("ITL p99", found.itl, 99.0)]
+    tiles += [(f"{name}, ms", *_big_ms(spread, percent)) for name, spread, percent in spreads]
+    if run.server:
+        said = f"{run.server.cores:.2f} cores, {run.server.memory_bytes / 1e6:,.0f} MB"
+        tiles.append(("CPU a request, us", f"{run.server.cpu_us_per_request:,.4g}", said))
+    errors = sum(sum(one.figures.errors.values()) for one in told.runs)
+    tiles.append(("errors, all loads", f"{errors:,}", ""))
+    shown = "".join(
+        f'<div class="tile{" wrong" if name.startswith("errors") and value != "0" else ""}"><span>{name}</span>'
+        f"<b>{value}</b><small>{small}</small></div>"
+        for name, value, small in tiles
+    )
+    return f'<div class="tiles">{shown}</div>'
+
+
+def _big(found: Estimate) -> tuple[str, str]:
+    value = f"{found.value:,.0f}" if found.value >= 100 else f"{found.value:,.3g}"
+    return value, "" if found.low is None else f"{found.low:,.4g} to {found.high:,.4g}"
+
+
+def _big_ms(spread: Spread | None, percent: float) -> tuple[str, str]:
+    found = spread.at(percent) if spread else None
+    if found is None or found.value is None or found.low is None:
+        return "?", f"needs {found.needed:,} requests" if found else ""
+    high = "?" if found.high is None else f"{found.high * 1e3:.3g}"
+    return f"{found.value * 1e3:.3g}", f"{found.low * 1e3:.3g} to {high}"
 
 
 def _conclusions(told: Report) -> list[str]:
@@ -73,55 +126,6 @@ def _conclusions(told: Report) -> list[str]:
             problems.append("no request was answered")
         said += [f'<p class="big bad">{escape(run.label)} is invalid: {escape(problem)}</p>' for problem in problems]
     return said
-
-
-def _curve(told: Report) -> str:
-    runs = [run for run in told.runs if run.figures.latency]
-    rates = [run.figures.rate.value for run in runs]
-    lines = []
-    for colour, percent in enumerate((50.0, 90.0, 99.0), 1):
-        found: list[Percentile | None] = [run.figures.latency.at(percent) for run in runs if run.figures.latency]
-        label = [f"{run.load:g}" for run in runs] if percent == 50 else []
-        lines.append(_points(f"p{percent:g}", rates, found, colour, label))
-    marks = []
-    if told.knee is not None:
-        at = told.runs[told.knee]
-        marks.append(Mark(x=at.figures.rate.value, name=f"knee: {at.label}"))
-    plots = [chart(Axis(title="answers a second"), Axis(title="latency, ms", is_log=True), lines=lines, marks=marks)]
-    if any(run.figures.ttft for run in runs):
-        streams = []
-        for colour, (name, of) in enumerate((("time to first token", "ttft"), ("time per output token", "tpot")), 1):
-            spreads: list[Spread | None] = [getattr(run.figures, of) for run in runs]
-            found = [spread.at(50.0) if spread else None for spread in spreads]
-            streams.append(_points(f"{name}, p50", [run.load for run in runs], found, colour, []))
-        tokens = [run.figures.tokens_s.value if run.figures.tokens_s else None for run in runs]
-        plots.append(chart(Axis(title="load"), Axis(title="ms", is_log=True), lines=streams))
-        total = Line(name="tokens a second, all users", x=[run.load for run in runs], y=tokens, colour=4)
-        plots.append(chart(Axis(title="load"), Axis(title="tokens/s"), lines=[total]))
-    panes = "".join(f'<div class="pane">{plot}</div>' for plot in plots)
-    return f'<div class="{"two" if len(plots) > 1 else ""}">{panes}</div>{_LEGEND}'
-
-
-def _points(
-    name: str, x: Sequence[float], found: Sequence[Percentile | None], colour: int, labels: Sequence[str]
-) -> Line:
-    y = [one.value * 1e3 if one and one.value is not None else None for one in found]
-    band = [
-        (one.low * 1e3, one.high * 1e3) if one and one.low is not None and one.high is not None else None
-        for one in found
-    ]
-    return Line(name=name, x=x, y=y, colour=colour, band=band, labels=labels)
-
-
-def _rounds(told: Report) -> str:
-    assert told.compared is not None
-    sides = (("A", told.runs, 1), ("B", told.compared.b_runs, 2))
-    lines = [
-        Line(name=name, x=list(range(1, len(runs) + 1)), y=[run.figures.rate.value for run in runs], colour=colour)
-        for name, runs, colour in sides
-    ]
-    plot = chart(Axis(title="round", from_zero=False), Axis(title="answers a second"), lines=lines)
-    return f'<div class="pane">{plot}</div>'
 
 
 def _table(runs: Sequence[Measured], knee: int | None) -> str:
@@ -163,6 +167,37 @@ def _table(runs: Sequence[Measured], knee: int | None) -> str:
     return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
+_FATES: Final = (
+    ("on time", "c4"), ("late", "c2"), ("superseded", "c1"), ("too late to run", "c5"), ("overload", "c3"),
+    ("failed", "c6"),
+)  # fmt: skip
+
+
+def _frames(runs: Sequence[Measured]) -> str:
+    """A bar a load, cut where the fates of its frames part."""
+    rows = []
+    for run in runs:
+        found = run.figures.frames
+        if found is None:
+            continue
+        parts = "".join(
+            f'<i class="{colour}" style="flex:{count}" title="{name}: {count:,}"></i>'
+            for (name, colour), count in zip(_FATES, _fates(found), strict=True)
+            if count
+        )
+        rows.append(
+            f'<div class="fate"><span>{escape(run.label)}</span><div>{parts}</div>'
+            f"<b>{found.on_time_share:.1%}</b><small>told by {found.by}</small></div>"
+        )
+    legend = "".join(f'<span class="{colour}"><i></i>{name}</span>' for name, colour in _FATES)
+    return f'<div class="pane">{"".join(rows)}<p class="legend">{legend}</p></div>'
+
+
+def _fates(found: FrameFigures) -> list[int]:
+    dropped = found.dropped
+    return [found.on_time, found.late, dropped["superseded"], dropped["late"], dropped["overload"], found.failed]
+
+
 def _estimate(found: Figures, name: str) -> str:
     one = getattr(found, name)
     if one is None:
@@ -183,39 +218,16 @@ def _ms(spread: Spread | None, percent: float) -> str:
 
 def _details(run: Measured) -> str:
     found = run.figures
-    at = [part.at_s for part in found.timeline]
-
-    def line(name: str, colour: int, values: Sequence[float | None]) -> Line:
-        return Line(name=name, x=at, y=values, colour=colour, has_dots=False)
-
-    p50 = line("p50", 1, [None if part.p50_s is None else part.p50_s * 1e3 for part in found.timeline])
-    p99 = line("p99", 3, [None if part.p99_s is None else part.p99_s * 1e3 for part in found.timeline])
-    rate = line("answers a second", 4, [part.rate for part in found.timeline])
-    seconds, warm = Axis(title="seconds"), (0.0, found.warm_up_s)
-    plots = [
-        chart(seconds, Axis(title="latency, ms", is_log=True), lines=[p50, p99], shaded=warm, width=400, height=230),
-        chart(seconds, Axis(title="answers/s"), lines=[rate], shaded=warm, width=400, height=230),
-    ]
-    if found.histogram and found.latency:
-        bars = [Bar(left=low * 1e3, right=high * 1e3, height=count) for low, high, count in found.histogram]
-        shown = [found.latency.at(percent) for percent in (50.0, 99.0)]
-        marks = [Mark(x=one.value * 1e3, name=f"p{one.percent:g}") for one in shown if one.value is not None]
-        plots.append(
-            chart(
-                Axis(title="latency, ms", is_log=True),
-                Axis(title="requests"),
-                bars=bars,
-                marks=marks,
-                width=400,
-                height=230,
-            )
-        )
-    panes = "".join(f'<div class="pane">{plot}</div>' for plot in plots)
+    panes = "".join(f'<div class="pane">{plot}</div>' for plot in details_plots(run))
     remarks = [f"{kind}: {count:,}" for kind, count in found.errors.items()]
     remarks += [found.rest_problem] if found.rest_problem else []
     remarks += [*run.notes, f"warm-up left out: {found.warm_up_s:.2f} s"]
     listed = "".join(f"<li>{escape(remark)}</li>" for remark in remarks)
-    return f'<h3>{escape(run.label)}</h3><div class="three">{panes}</div><ul class="sub">{listed}</ul>'
+    is_open = " open" if found.is_valid else ""
+    return (
+        f"<details{is_open}><summary>{escape(run.label)}</summary>"
+        f'<div class="three">{panes}</div><ul class="sub">{listed}</ul></details>'
+    )
 
 
 def _settings(told: Report) -> str:

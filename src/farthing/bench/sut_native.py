@@ -21,7 +21,7 @@ FOREVER_S = 1e8
 
 
 class NativeSut:
-    """`first` is told of a sample's first token, `last` of its answer and how many tokens it has; each once a sample."""
+    """`first` is told of samples' first tokens, `last` of their answers and how many tokens each has."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class NativeSut:
 
 
 def _by_query(records: Records, query: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Records:
-    """A row a query: from when it came to its last answer; failed as the first of its samples that failed, if any did."""
+    """A row a query: from when it came to its last answer; failed as the first of its samples that failed, if any."""
     order = np.lexsort((records.end_ns, query))
     starts = np.flatnonzero(np.diff(query[order], prepend=-1))
     last = order[np.append(starts[1:], len(order))[: len(starts)] - 1]

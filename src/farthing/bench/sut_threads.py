@@ -1,5 +1,5 @@
-"""The system under test over blocking sockets, a thread each: for accuracy, where every answer's outputs are wanted, for
-TLS, and where there is no native loop. Some thousands of samples a second; `sut_native` is the fast one.
+"""The system under test over blocking sockets, a thread each: for accuracy, where every answer's outputs are wanted,
+for TLS, and where there is no native loop. Some thousands of samples a second; `sut_native` is the fast one.
 """
 
 import contextlib

@@ -79,6 +79,17 @@ def _warm_up(text: str) -> float | None:
 @click.option(
     "--burstiness", type=float, default=1.0, show_default=True, help="Of gamma: below 1 is burstier than Poisson."
 )
+@click.option("--frames", type=click.FloatRange(0.01, 100_000), help="Streams of so many frames a second; -c of them.")
+@click.option(
+    "--deadline", type=click.FloatRange(0.001), metavar="MS", help="Of --frames: until the next one by default."
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["latest", "all"]),
+    default="latest",
+    show_default=True,
+    help="Of --frames: the newest alone is worth running, or all are.",
+)
 @click.option("--trace", type=click.Path(path_type=Path), help="Replay Azure's or Mooncake's recorded load (openai).")
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Play the trace so many times as fast.")
 @click.option("--find", default="", help="Search the highest load that meets targets: 'p99<20ms'.")
@@ -95,7 +106,11 @@ def _warm_up(text: str) -> float | None:
 @click.option("--duration", "-d", type=float, default=10.0, show_default=True, help="Seconds of each load.")
 @click.option("--warmup", default="auto", show_default=True, help="Seconds left out at the beginning; auto finds out.")
 @click.option(
-    "--input", "input_", default="random", show_default=True, help="random, or .npz .json .jsonl, a picture, a sound."
+    "--input",
+    "input_",
+    default="random",
+    show_default=True,
+    help="random, or .npz .json .jsonl .txt, a picture, a sound, a folder of them.",
 )
 @click.option("--shape", multiple=True, metavar="NAME:SIZES", help="Sizes of a random input's open dimensions.")
 @click.option("--json-tensors", is_flag=True, help="Tensors as JSON instead of bytes (http).")
@@ -122,7 +137,7 @@ def _warm_up(text: str) -> float | None:
 def command(
     url: str, json_out: Path | None, html_out: Path | None, model: str, concurrency: str, rate: str | None,
     warmup: str, input_: str, shape: tuple[str, ...], json_tensors: bool, duration: float, pause: float, timeout: float,
-    mlperf: str | None,
+    mlperf: str | None, frames: float | None, deadline: float | None,
     **rest: Any,
 ) -> None:  # fmt: skip
     """Measure the inference endpoint at URL, or a model in process, so that a sceptic believes it.
@@ -141,7 +156,8 @@ def command(
     farthing bench model.onnx                                         the model without a server
     farthing bench sample:magika -c 8 --against http://B              what the server adds to it
     farthing bench http://A -m mlp --mlperf server --rate 200 --goal 'p99<15ms'    MLPerf's LoadGen asks and judges
-    farthing bench cam.onnx --mlperf constant-stream --rate 30 -d 25  frames, each answered before the next
+    farthing bench http://A -m cam --frames 25 -c 1,4 --deadline 100  cameras: on time, late, dropped and why
+    farthing bench http://A -m cam --mlperf constant-stream --rate 30 -d 25    frames, each answered before the next
     farthing bench http://A -m chat --kind openai --prompt-tokens 64-256 --goal 'ttft p95<300ms,tpot p95<40ms'
     farthing bench http://A -m chat --kind openai --trace azure.csv --speed 2 --html report.html
 
@@ -151,6 +167,13 @@ def command(
         raise InvalidSetting("--duration and --timeout must be above 0")
     from farthing.bench.benchmark import Asked, benchmark
 
+    if frames and (rate or mlperf or rest["trace"] or rest["find"] or rest["against"] or rest["kind"] == "openai"):
+        raise InvalidSetting(
+            "--frames is a load of its own",
+            hint="leave out --rate, --mlperf, --trace, --find, --against, --kind openai",
+        )
+    if frames and concurrency == CONCURRENCY_DEFAULT:
+        concurrency = "1"
     _pull(url, rest["against"])
     asked = Asked(
         url=url,
@@ -164,6 +187,8 @@ def command(
         duration_s=duration,
         pause_s=pause,
         timeout_s=timeout,
+        frames=frames,
+        deadline_s=deadline / 1e3 if deadline else None,
         mlperf=mlperf or "",
         mlperf_logs=(json_out or Path("farthing-bench")).with_suffix(".mlperf") if mlperf else Path(),
         **rest,
