@@ -214,7 +214,8 @@ def markdown(run: Run) -> str:
     lines = [
         f"Measured {about['date']} at commit {about['commit']}{changes} "
         f"on {about['cpu']}, {about['cores']} cores, {about['memory_gib']} GiB, {about['system']}, "
-        f"Python {about['python']}, onnxruntime {run.settings['onnxruntime']}: server on one core, `farthing bench` on another; "
+        f"Python {about['python']}, onnxruntime {run.settings['onnxruntime']}: server on one core, `farthing bench` on "
+        "another; "
         f"{run.settings['rounds']} rounds of {run.settings['seconds']} s each, interleaved; median (lowest-highest).",
     ]
     if run.settings["is_quick"]:

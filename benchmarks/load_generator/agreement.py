@@ -4,8 +4,8 @@
     python benchmarks/load_generator/agreement.py --with loadgen --connections 1
 
 Serves a real model (sample:effnet-lite0, one core) and lets both tools load it alternately over HTTP with binary
-tensors, closed loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with its
-interval; within 3 % is what is wanted. Of LoadGen's runs it also prints the ratio of both clocks on the same requests.
+tensors of zeros, closed loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with
+its interval; within 3 % is what is wanted. Of LoadGen's runs it also prints the ratio of both clocks on the same requests.
 A p99 within 3 % wants some thousand requests of each tool: several runs, whose rounds `--more` puts together.
 """
 
@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from farthing.bench.comparison import Side, order, ratio
 from perf_analyzer import NotObtainable, perf_analyzer
@@ -31,7 +33,9 @@ def bench(netloc: str, seconds: float, folder: Path, *words: str) -> Any:
     """The JSON report of one run of `farthing bench`."""
     out = folder / "report.json"
     command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "bench", f"http://{netloc}"]
-    command += ["-m", MODEL, "-d", str(seconds), "--warmup", "0.3", "--json", str(out), *words]
+    np.savez(folder / "zeros.npz", image=np.zeros((1, 3, 224, 224), np.float32))
+    command += ["-m", MODEL, "--input", str(folder / "zeros.npz"), "-d", str(seconds), "--warmup", "0.3"]
+    command += ["--json", str(out), *words]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads(out.read_text())
 
@@ -45,7 +49,8 @@ def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> 
 
 def by_perf_analyzer(netloc: str, connections: int, seconds: float) -> dict[str, Any]:
     """Its figures from its CSV."""
-    windows = ["--measurement-interval", str(int(seconds * 1000 / 3)), "--stability-percentage", "50"]
+    windows = ["--input-data", "zero"]
+    windows += ["--measurement-interval", str(int(seconds * 1000 / 3)), "--stability-percentage", "50"]
     args = ["-m", MODEL, "-u", netloc, "-i", "http", "--concurrency-range", str(connections), *windows]
     status, rows, output = perf_analyzer(args)
     if status or not rows:

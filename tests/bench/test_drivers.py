@@ -62,11 +62,12 @@ def test_every_latency_lies_between_what_the_server_saw(carry_out):
     assert np.all(found.sent_ns <= came)
     assert np.all(left <= found.end_ns)
     assert np.all(found.end_ns[:-1] <= came[1:])
-    least, most = np.sort((left - came) / 1e9), np.sort(np.diff(came, append=came[-1] + 10**12) / 1e9)
+    least = np.sort(left - came) / 1e9
+    most = np.sort(np.concatenate([came[2:] - left[:-2], [10**15] * 2])) / 1e9
     told = figures(found, duration_s=30, warm_up_s=0)
     for percent in (50, 90):
         rank = percent - 1
-        assert least[rank] <= told.latency.at(percent).value <= most[rank] + told.generator.lag_p99_s
+        assert least[rank] <= told.latency.at(percent).value <= most[rank]
 
 
 def test_a_stalling_server_shows_what_coordinated_omission_hides(carry_out):

@@ -58,12 +58,12 @@ _LEGEND: Final = '<p class="sub">Bars around points are 95 % intervals; numbers 
 def _tiles(told: Report) -> str:
     """The load that the eye should find first: the knee, the highest that met the target, else the last one."""
     runs = [run for run in told.runs if run.figures.answered]
-    if not runs:
+    if not runs or told.compared:
         return ""
     best = [run for run in runs if told.found and run.load == told.found.load]
     run = told.runs[told.knee] if told.knee is not None else (best or runs)[-1]
     found = run.figures
-    tiles = [("load", escape(run.label), ""), ("answers a second", *_big(found.rate))]
+    tiles = [("load", f"<em>{escape(run.label)}</em>", ""), ("answers a second", *_big(found.rate))]
     if found.goodput:
         tiles.append(("of these good", *_big(found.goodput)))
     if found.frames:
@@ -88,8 +88,7 @@ def _tiles(told: Report) -> str:
 
 
 def _big(found: Estimate) -> tuple[str, str]:
-    value = f"{found.value:,.0f}" if found.value >= 100 else f"{found.value:,.3g}"
-    return value, "" if found.low is None else f"{found.low:,.4g} to {found.high:,.4g}"
+    return _short(found.value), _interval(found)
 
 
 def _big_ms(spread: Spread | None, percent: float) -> tuple[str, str]:
@@ -202,8 +201,16 @@ def _estimate(found: Figures, name: str) -> str:
     one = getattr(found, name)
     if one is None:
         return "-"
-    interval = "" if one.low is None else f"<small>{one.low:,.1f} to {one.high:,.1f}</small>"
-    return f"{one.value:,.1f}{interval}"
+    return f"{_short(one.value)}<small>{_interval(one)}</small>"
+
+
+def _interval(found: Estimate) -> str:
+    return "" if found.low is None or found.high is None else f"{_short(found.low)} to {_short(found.high)}"
+
+
+def _short(value: float) -> str:
+    """Four digits that matter, and never an exponent."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def _ms(spread: Spread | None, percent: float) -> str:

@@ -7,11 +7,12 @@ from farthing.bench.comparison import Verdict
 from farthing.bench.figures import Histogram, Spread
 from farthing.bench.measure import Measured
 from farthing.bench.percentiles import Percentile
-from farthing.bench.plot import Axis, Bar, Interval, Line, Mark, chart, intervals
+from farthing.bench.plot import WIDTH, Axis, Bar, Interval, Line, Mark, chart, intervals
 from farthing.bench.report import Report
 
 COLOURS: Final = 6
 """As many as page.css has; more loads than that are left to the table."""
+WIDE: Final = 1180
 SMALL: Final = {"width": 400, "height": 230}
 
 
@@ -24,6 +25,7 @@ def curves(told: Report) -> str:
         found: list[Percentile | None] = [run.figures.latency.at(percent) for run in runs if run.figures.latency]
         label = [f"{run.load:g}" for run in runs] if percent == 50 else []
         lines.append(_points(f"p{percent:g}", rates, found, colour, label))
+    is_stream = any(run.figures.ttft for run in runs)
     marks = []
     if told.knee is not None:
         at = told.runs[told.knee]
@@ -34,9 +36,10 @@ def curves(told: Report) -> str:
             Axis(title="latency, ms", is_log=True, unit=" ms"),
             lines=lines,
             marks=marks,
+            width=WIDTH if is_stream else WIDE,
         )
     ]
-    if any(run.figures.ttft for run in runs):
+    if is_stream:
         streams = []
         for colour, (name, of) in enumerate((("time to first token", "ttft"), ("time per output token", "tpot")), 1):
             spreads: list[Spread | None] = [getattr(run.figures, of) for run in runs]
@@ -73,7 +76,7 @@ def distributions(told: Report) -> str:
         Axis(title="share of requests that are faster", is_nines=True),
         Axis(title="latency, ms", is_log=True, unit=" ms"),
         lines=lines,
-        width=1180,
+        width=WIDE,
     )
     return f'<div class="pane">{plot}</div>'
 
