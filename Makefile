@@ -40,7 +40,8 @@ sanitize: $(STAMP)  ## the native tests under address and undefined-behaviour sa
 	FARTHING_NATIVE=$$(ls build/sanitize/_native*.so) FARTHING_BENCH=$$(ls build/sanitize/_bench*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest -p tests.native.sanitized tests/native tests/llm/runners/test_cpu.py \
-		tests/llm/test_packing.py tests/bench/test_drivers.py tests/bench/test_grpc.py --timeout 600
+		tests/llm/test_packing.py tests/bench/test_drivers.py tests/bench/test_grpc.py tests/bench/test_mlperf.py \
+		--timeout 600
 
 check: $(STAMP)  ## format, lint, types, arrows between rooms
 	$(BIN)/ruff format --check .

@@ -3,9 +3,9 @@
     python benchmarks/load_generator/agreement.py --rounds 6 --out FILE     again with --more FILE: rounds add up
     python benchmarks/load_generator/agreement.py --with loadgen --connections 1
 
-Serves a real model (sample:effnet-lite0, one core) and lets both tools load it alternately over HTTP with binary
-tensors of zeros, closed loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with
-its interval; within 3 % is what is wanted. Of LoadGen's runs it also prints the ratio of both clocks on the same requests.
+Serves a real model (one core) and lets both tools load it alternately over HTTP with binary tensors of zeros, closed
+loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with its interval; within 3 % is
+what is wanted. Of LoadGen's runs it also tells the ratio of both clocks on them.
 A p99 within 3 % wants some thousand requests of each tool: several runs, whose rounds `--more` puts together.
 """
 
@@ -25,33 +25,41 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from farthing.bench.comparison import Side, order, ratio
 from perf_analyzer import NotObtainable, perf_analyzer
 
-MODEL: Final = "effnet-lite0"
+SHAPES: Final = {
+    "effnet-lite0": {"image": ((1, 3, 224, 224), "float32")},
+    "minilm-l6": {"input_ids": ((1, 32), "int64"), "attention_mask": ((1, 32), "int64")},
+}
+"""Of the models that can be asked: 600 KB a request, or half of one."""
+HAS_OPEN_SHAPES: Final = {"minilm-l6"}
 FIGURES: Final = {"requests_s": "Inferences/Second", "p50_ms": "p50 latency", "p99_ms": "p99 latency"}
 
 
-def bench(netloc: str, seconds: float, folder: Path, *words: str) -> Any:
+def bench(netloc: str, model: str, seconds: float, folder: Path, *words: str) -> Any:
     """The JSON report of one run of `farthing bench`."""
     out = folder / "report.json"
     command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "bench", f"http://{netloc}"]
-    np.savez(folder / "zeros.npz", image=np.zeros((1, 3, 224, 224), np.float32))
-    command += ["-m", MODEL, "--input", str(folder / "zeros.npz"), "-d", str(seconds), "--warmup", "0.3"]
+    zeros: dict[str, Any] = {name: np.zeros(shape, dtype) for name, (shape, dtype) in SHAPES[model].items()}
+    np.savez(folder / "zeros.npz", **zeros)
+    command += ["-m", model, "--input", str(folder / "zeros.npz"), "-d", str(seconds), "--warmup", "0.3"]
     command += ["--json", str(out), *words]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads(out.read_text())
 
 
-def by_farthing(netloc: str, connections: int, seconds: float, folder: Path) -> dict[str, Any]:
+def by_farthing(netloc: str, model: str, connections: int, seconds: float, folder: Path) -> dict[str, Any]:
     """Our figures, as a user gets them."""
-    found = bench(netloc, seconds, folder, "-c", str(connections))["runs"][0]["figures"]
+    found = bench(netloc, model, seconds, folder, "-c", str(connections))["runs"][0]["figures"]
     at = {one["percent"]: one["value"] for one in found["latency"]["percentiles"]}
     return {"requests_s": found["rate"]["value"], "p50_ms": at[50.0] * 1e3, "p99_ms": at[99.0] and at[99.0] * 1e3}
 
 
-def by_perf_analyzer(netloc: str, connections: int, seconds: float) -> dict[str, Any]:
+def by_perf_analyzer(netloc: str, model: str, connections: int, seconds: float) -> dict[str, Any]:
     """Its figures from its CSV."""
     windows = ["--input-data", "zero"]
     windows += ["--measurement-interval", str(int(seconds * 1000 / 3)), "--stability-percentage", "50"]
-    args = ["-m", MODEL, "-u", netloc, "-i", "http", "--concurrency-range", str(connections), *windows]
+    for name, (shape, _) in SHAPES[model].items() if model in HAS_OPEN_SHAPES else ():
+        windows += ["--shape", f"{name}:{','.join(map(str, shape[1:]))}"]
+    args = ["-m", model, "-u", netloc, "-i", "http", "--concurrency-range", str(connections), *windows]
     status, rows, output = perf_analyzer(args)
     if status or not rows:
         sys.exit(f"error: perf_analyzer: {output}")
@@ -59,9 +67,9 @@ def by_perf_analyzer(netloc: str, connections: int, seconds: float) -> dict[str,
     return {name: float(row[column]) / (1 if name == "requests_s" else 1000) for name, column in FIGURES.items()}
 
 
-def by_loadgen(netloc: str, seconds: float, folder: Path) -> dict[str, Any]:
+def by_loadgen(netloc: str, model: str, seconds: float, folder: Path) -> dict[str, Any]:
     """LoadGen's own figures of SingleStream, and ours of the same requests."""
-    pairs = bench(netloc, seconds, folder, "--mlperf", "single-stream")["mlperf"]["pairs"]
+    pairs = bench(netloc, model, seconds, folder, "--mlperf", "single-stream")["mlperf"]["pairs"]
     names = {"requests_s": ("queries/s", 1.0), "p50_ms": ("p50 latency", 1e3), "p99_ms": ("p99 latency", 1e3)}
     row: dict[str, Any] = {name: pairs[key]["loadgen"] * unit for name, (key, unit) in names.items()}
     return row | {
@@ -71,6 +79,7 @@ def by_loadgen(netloc: str, seconds: float, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", choices=SHAPES, default="effnet-lite0")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--connections", type=int, default=4)
@@ -87,7 +96,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ready = folder / "ready.json"
-        serve = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", f"sample:{MODEL}"]
+        serve = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", f"sample:{options.model}"]
         serve += ["--http", "127.0.0.1:0", "--no-grpc", "--ready-file", str(ready)]
         log = (folder / "log").open("wb")
         server = subprocess.Popen(["taskset", "-c", "0", *serve], stdout=log, stderr=log)
@@ -100,13 +109,13 @@ def main() -> None:
             netloc = json.loads(ready.read_text())["http"]
             for side in order(options.rounds):
                 if side is Side.A:
-                    row = by_farthing(netloc, options.connections, options.seconds, folder)
+                    row = by_farthing(netloc, options.model, options.connections, options.seconds, folder)
                     found["farthing"].append(row)
                 elif options.tool == "loadgen":
-                    row = by_loadgen(netloc, options.seconds, folder)
+                    row = by_loadgen(netloc, options.model, options.seconds, folder)
                     found["loadgen"].append(row)
                 else:
-                    row = by_perf_analyzer(netloc, options.connections, options.seconds)
+                    row = by_perf_analyzer(netloc, options.model, options.connections, options.seconds)
                     found["perf_analyzer"].append(row)
                 print(side.name, row, flush=True)
         except NotObtainable as reason:

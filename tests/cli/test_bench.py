@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.models import save, tiny_mlp
 from tests.serving import serving, small_repository
 
-from farthing.cli.bench import command
+from farthing.cli.bench import command, sparks
 
 pytest.importorskip("farthing._bench", reason="the native loop was not built")
 
@@ -36,8 +36,21 @@ def test_a_sweep_gives_a_table_a_json_file_and_a_page(live, tmp_path):
     assert all(run["figures"]["answered"] > 50 and not run["figures"]["errors"] for run in told["runs"])
     assert "api_key" not in told["settings"]
     html = page.read_text()
-    assert html.count("<svg") >= 7
+    assert html.count("<svg") >= 8
+    assert '<div class="tile"><span>errors, all loads</span><b>0</b>' in html
     assert "http" not in html.replace(live.url, "").replace("'http'", "").replace(">http<", ""), "nothing is fetched"
+
+
+def test_a_page_of_frames_has_a_bar_of_fates(live, tmp_path):
+    page = tmp_path / "r.html"
+    bench(live.url, "-m", "mlp", "--frames", "50", "--deadline", "20000", "-d", "0.3", "--html", page)
+    assert '<i class="c4" style="flex:15" title="on time: 15">' in page.read_text()
+
+
+def test_sparks_rise_with_the_rates():
+    assert sparks([0.0, 50.0, 100.0]) == " \u2584\u2588"
+    assert sparks([0.0, 0.0]) == "  "
+    assert sparks([]) == ""
 
 
 def test_an_open_load_of_a_mix_counts_goodput(live, tmp_path):

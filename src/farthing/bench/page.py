@@ -128,7 +128,6 @@ def _conclusions(told: Report) -> list[str]:
 
 
 def _table(runs: Sequence[Measured], knee: int | None) -> str:
-    is_stream = any(run.figures.ttft for run in runs)
     has_goodput = any(run.figures.goodput for run in runs)
     head = [
         "load",
@@ -141,7 +140,6 @@ def _table(runs: Sequence[Measured], knee: int | None) -> str:
         "p99 ms",
         "p99.9 ms",
     ]
-    head += ["tokens/s", "TTFT p95 ms", "TPOT p95 ms", "ITL p99 ms", "tok/s a user"] if is_stream else []
     head += ["CPU us/req", "server MB", "generator"]
     rows = []
     for index, run in enumerate(runs):
@@ -154,16 +152,35 @@ def _table(runs: Sequence[Measured], knee: int | None) -> str:
             *([_estimate(found, "goodput")] if has_goodput else []),
             *(_ms(found.latency, percent) for percent in (50.0, 90.0, 99.0, 99.9)),
         ]
-        if is_stream:
-            cells += [_estimate(found, "tokens_s"), _ms(found.ttft, 95.0), _ms(found.tpot, 95.0), _ms(found.itl, 99.0)]
-            cells.append(f"{found.user_tokens_s.mean:,.1f}" if found.user_tokens_s else "-")
         cells.append(f"{run.server.cpu_us_per_request:,.1f}" if run.server else "-")
         cells.append(f"{run.server.memory_bytes / 1e6:,.0f}" if run.server else "-")
         cells.append(f"{found.generator.cpu_share:.0%} busy{'' if found.is_valid else '<small>INVALID</small>'}")
-        row = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr class="{"knee" if index == knee else ""}">{row}</tr>')
+        rows.append((cells, index == knee))
+    return _rows(head, rows) + (_tokens(runs, knee) if any(run.figures.ttft for run in runs) else "")
+
+
+def _tokens(runs: Sequence[Measured], knee: int | None) -> str:
+    head = ["tokens", "tokens/s", "tokens/s a user", "prompt tokens/s", "TTFT p50 ms", "TTFT p95 ms", "TPOT p50 ms"]
+    head += ["TPOT p95 ms", "ITL p50 ms", "ITL p99 ms"]
+    rows = []
+    for index, run in enumerate(runs):
+        found = run.figures
+        cells = [escape(run.label), _estimate(found, "tokens_s")]
+        cells.append(_short(found.user_tokens_s.mean) if found.user_tokens_s else "-")
+        cells += [_estimate(found, "prompt_tokens_s"), *(_ms(found.ttft, percent) for percent in (50.0, 95.0))]
+        cells += [*(_ms(found.tpot, percent) for percent in (50.0, 95.0)), _ms(found.itl, 50.0), _ms(found.itl, 99.0)]
+        rows.append((cells, index == knee))
+    return _rows(head, rows)
+
+
+def _rows(head: Sequence[str], rows: Sequence[tuple[Sequence[str], bool]]) -> str:
+    """A table; a row that is marked stands out."""
     header = "".join(f"<th>{name}</th>" for name in head)
-    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    body = "".join(
+        f'<tr class="{"knee" if is_marked else ""}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
+        for cells, is_marked in rows
+    )
+    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 _FATES: Final = (

@@ -7,13 +7,14 @@ from farthing.bench.comparison import Verdict
 from farthing.bench.figures import Histogram, Spread
 from farthing.bench.measure import Measured
 from farthing.bench.percentiles import Percentile
-from farthing.bench.plot import WIDTH, Axis, Bar, Interval, Line, Mark, chart, intervals
+from farthing.bench.plot import HEIGHT, Axis, Bar, Interval, Line, Mark, chart, intervals
 from farthing.bench.report import Report
 
 COLOURS: Final = 6
 """As many as page.css has; more loads than that are left to the table."""
 WIDE: Final = 1180
-SMALL: Final = {"width": 400, "height": 230}
+SMALL_WIDTH: Final = 400
+SMALL_HEIGHT: Final = 230
 
 
 def curves(told: Report) -> str:
@@ -36,7 +37,8 @@ def curves(told: Report) -> str:
             Axis(title="latency, ms", is_log=True, unit=" ms"),
             lines=lines,
             marks=marks,
-            width=WIDTH if is_stream else WIDE,
+            width=SMALL_WIDTH if is_stream else WIDE,
+            height=SMALL_HEIGHT if is_stream else HEIGHT,
         )
     ]
     if is_stream:
@@ -46,11 +48,27 @@ def curves(told: Report) -> str:
             found = [spread.at(50.0) if spread else None for spread in spreads]
             streams.append(_points(f"{name}, p50", [run.load for run in runs], found, colour, []))
         tokens = [run.figures.tokens_s.value if run.figures.tokens_s else None for run in runs]
-        plots.append(chart(Axis(title="load"), Axis(title="ms", is_log=True, unit=" ms"), lines=streams))
+        plots.append(
+            chart(
+                Axis(title="load"),
+                Axis(title="ms", is_log=True, unit=" ms"),
+                lines=streams,
+                width=SMALL_WIDTH,
+                height=SMALL_HEIGHT,
+            )
+        )
         total = Line(name="tokens a second, all users", x=[run.load for run in runs], y=tokens, colour=4)
-        plots.append(chart(Axis(title="load"), Axis(title="tokens/s"), lines=[total]))
+        plots.append(
+            chart(
+                Axis(title="load"),
+                Axis(title="tokens/s", unit="/s"),
+                lines=[total],
+                width=SMALL_WIDTH,
+                height=SMALL_HEIGHT,
+            )
+        )
     panes = "".join(f'<div class="pane">{plot}</div>' for plot in plots)
-    return f'<div class="{"two" if len(plots) > 1 else ""}">{panes}</div>'
+    return f'<div class="{"three" if len(plots) > 1 else ""}">{panes}</div>'
 
 
 def _points(
@@ -132,12 +150,23 @@ def details_plots(run: Measured) -> list[str]:
     seconds, warm = Axis(title="seconds", unit=" s"), (0.0, found.warm_up_s)
     milliseconds = Axis(title="latency, ms", is_log=True, unit=" ms")
     plots = [
-        chart(seconds, milliseconds, lines=[p50, p99], shaded=warm, **SMALL),
-        chart(seconds, Axis(title="a second", unit="/s"), lines=rates, shaded=warm, **SMALL),
+        chart(seconds, milliseconds, lines=[p50, p99], shaded=warm, width=SMALL_WIDTH, height=SMALL_HEIGHT),
+        chart(
+            seconds, Axis(title="a second", unit="/s"), lines=rates, shaded=warm, width=SMALL_WIDTH, height=SMALL_HEIGHT
+        ),
     ]
     if any(part.tokens_s for part in found.timeline):
         tokens = line("tokens a second", 2, [part.tokens_s for part in found.timeline])
-        plots.append(chart(seconds, Axis(title="tokens/s", unit="/s"), lines=[tokens], shaded=warm, **SMALL))
+        plots.append(
+            chart(
+                seconds,
+                Axis(title="tokens/s", unit="/s"),
+                lines=[tokens],
+                shaded=warm,
+                width=SMALL_WIDTH,
+                height=SMALL_HEIGHT,
+            )
+        )
     plots += [
         _bars(title, histogram, spread)
         for title, histogram, spread in (
@@ -155,4 +184,4 @@ def _bars(title: str, histogram: Histogram, spread: Spread) -> str:
     shown = [spread.at(percent) for percent in (50.0, 99.0)]
     marks = [Mark(x=one.value * 1e3, name=f"p{one.percent:g}") for one in shown if one.value is not None]
     x = Axis(title=title, is_log=True, unit=" ms")
-    return chart(x, Axis(title="how many"), bars=bars, marks=marks, **SMALL)
+    return chart(x, Axis(title="how many"), bars=bars, marks=marks, width=SMALL_WIDTH, height=SMALL_HEIGHT)

@@ -107,7 +107,7 @@ class Notes:
         end, status = column("end_ns", np.int64), column("status", np.int32)
         waiting = column("is_waiting", np.bool_)
         issued, sent = column("issued_ns", np.int64), column("sent_ns", np.int64)
-        nothing = {name: np.full(count, -1, np.int32) for name in ("prompt_tokens", "completion_tokens")}
+        unknown = np.full(count, -1, np.int32)
         return Records(
             intended_ns=issued,
             sent_ns=sent,
@@ -116,8 +116,9 @@ class Notes:
             request=column("index", np.int32),
             status=status,
             tokens=np.zeros(count, np.int32),
-            **nothing,
-            cached_tokens=np.full(count, -1, np.int32),
+            prompt_tokens=unknown,
+            completion_tokens=unknown,
+            cached_tokens=unknown,
             lag_s=np.where(waiting, 0, (sent - issued) / 1e9).astype(np.float32),
             held_s=np.zeros(count, np.float32),
             event_record=np.zeros(0, np.uint32),

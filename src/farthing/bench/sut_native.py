@@ -109,6 +109,6 @@ def _by_query(records: Records, query: "np.ndarray[tuple[int], np.dtype[np.int64
     def column(name: str) -> Any:
         return getattr(records, name)[last]
 
-    names = ("intended_ns", "sent_ns", "first_ns", "end_ns", "request", "tokens", "prompt_tokens")
-    names += ("completion_tokens", "cached_tokens", "lag_s", "held_s")
+    names = ["intended_ns", "sent_ns", "first_ns", "end_ns", "request", "tokens", "prompt_tokens"]
+    names += ["completion_tokens", "cached_tokens", "lag_s", "held_s"]
     return replace(records, **{name: column(name) for name in names}, status=status)

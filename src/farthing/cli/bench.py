@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from farthing.bench.measure import OnProgress
 
 CONCURRENCY_DEFAULT: Final = "1,8,64"
+SPARKS: Final = " ▁▂▃▄▅▆▇█"
+RATES_SHOWN: Final = 24
+"""Of the last seconds, beside the bar."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -165,7 +170,8 @@ def command(
     """
     if not (duration > 0 and timeout > 0):
         raise InvalidSetting("--duration and --timeout must be above 0")
-    from farthing.bench.benchmark import Asked, benchmark
+    from farthing.bench.asked import Asked
+    from farthing.bench.benchmark import benchmark
 
     if frames and (rate or mlperf or rest["trace"] or rest["find"] or rest["against"] or rest["kind"] == "openai"):
         raise InvalidSetting(
@@ -243,10 +249,22 @@ def _progress(label: str, duration_s: float) -> "Iterator[OnProgress]":
     with Progress(*columns, TextColumn("{task.fields[doing]}"), console=console, transient=True) as bars:
         task = bars.add_task(label, total=duration_s, doing="")
 
+        seen: deque[tuple[float, int]] = deque([(0.0, 0)], RATES_SHOWN + 1)
+
         def on_progress(seconds: float, now: "LoadProgress") -> None:
+            seen.append((seconds, now.done))
+            rates = [(b[1] - a[1]) / max(b[0] - a[0], 1e-9) for a, b in pairwise(seen)]
             tokens = f", {now.tokens / seconds:,.0f} tok/s" if now.tokens else ""
-            failed = f", {now.failed:,} failed" if now.failed else ""
-            doing = f"{now.done / seconds:,.0f}/s{tokens}, {now.in_flight:,} under way{failed}"
+            failed = f", [red]{now.failed:,} failed[/]" if now.failed else ""
+            doing = f"{sparks(rates)} {rates[-1]:,.0f}/s{tokens}, {now.in_flight:,} under way{failed}"
             bars.update(task, completed=min(seconds, duration_s), doing=doing)
 
         yield on_progress
+
+
+def sparks(rates: Sequence[float]) -> str:
+    """Rates as bars of one character each, the highest one full."""
+    most = max(rates, default=0.0)
+    return "".join(
+        SPARKS[min(int(rate / most * len(SPARKS)), len(SPARKS) - 1)] if most else SPARKS[0] for rate in rates
+    )
