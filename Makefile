@@ -53,6 +53,7 @@ format: $(STAMP)  ## put the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# Options of the two below: make bench-serve BENCH='--only farthing,mlserver --rounds 1'
 bench-serve: $(STAMP)  ## the README's table of small models: Farthing and its peers, one core each, in one run (about an hour)
 	$(BIN)/python benchmarks/serve.py --readme $(BENCH)
 

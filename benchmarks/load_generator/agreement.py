@@ -4,8 +4,8 @@
     python benchmarks/load_generator/agreement.py --with loadgen --connections 1
 
 Serves a real model (one core) and lets both tools load it alternately over HTTP with binary tensors of zeros, closed
-loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with its interval; within 3 % is
-what is wanted. Of LoadGen's runs it also tells the ratio of both clocks on them.
+loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with its interval; within 3 %
+is what is wanted. Of LoadGen's runs it also tells the ratio of both clocks on them.
 A p99 within 3 % wants some thousand requests of each tool: several runs, whose rounds `--more` puts together.
 """
 
@@ -23,6 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from farthing.bench.comparison import Side, order, ratio
+from farthing.bench.server_process import ServerProcess
+from farthing.client import Client
 from perf_analyzer import NotObtainable, perf_analyzer
 
 SHAPES: Final = {
@@ -77,6 +79,13 @@ def by_loadgen(netloc: str, model: str, seconds: float, folder: Path) -> dict[st
     }
 
 
+def spent(netloc: str, model: str, pid: int) -> tuple[float, float]:
+    """CPU seconds of the server so far, and requests it answered: how it was asked may change what an answer costs."""
+    with Client(f"http://{netloc}") as client:
+        answered = sum(int(one["inference_stats"]["success"]["count"]) for one in client.statistics(model))
+    return ServerProcess(pid=pid).cpu_s(), answered
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", choices=SHAPES, default="effnet-lite0")
@@ -108,15 +117,18 @@ def main() -> None:
                     sys.exit((folder / "log").read_text())
             netloc = json.loads(ready.read_text())["http"]
             for side in order(options.rounds):
+                before = spent(netloc, options.model, server.pid)
                 if side is Side.A:
                     row = by_farthing(netloc, options.model, options.connections, options.seconds, folder)
-                    found["farthing"].append(row)
                 elif options.tool == "loadgen":
                     row = by_loadgen(netloc, options.model, options.seconds, folder)
-                    found["loadgen"].append(row)
                 else:
                     row = by_perf_analyzer(netloc, options.model, options.connections, options.seconds)
-                    found["perf_analyzer"].append(row)
+                cpu_s, count = (
+                    now - then for now, then in zip(spent(netloc, options.model, server.pid), before, strict=True)
+                )
+                row["server_cpu_us"] = cpu_s / count * 1e6
+                found["farthing" if side is Side.A else options.tool].append(row)
                 print(side.name, row, flush=True)
         except NotObtainable as reason:
             sys.exit(f"error: {reason}")
@@ -124,8 +136,8 @@ def main() -> None:
             server.terminate()
             server.wait()
     ratios: dict[str, Any] = {}
-    for figure in FIGURES:
-        if any(row[figure] is None for rows in found.values() for row in rows):
+    for figure in (*FIGURES, "server_cpu_us"):
+        if any(row.get(figure) is None for rows in found.values() for row in rows):
             print(f"{figure}: too few requests for it; make --seconds longer")
             continue
         of = ratio(*([row[figure] for row in found[tool]] for tool in found))
