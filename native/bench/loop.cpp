@@ -69,8 +69,8 @@ Loop::~Loop() {
   if (epoll_ >= 0) close(epoll_);
 }
 
-bool Loop::has_more_chains() const {
-  return load_.arrivals.empty() || chains_started_ < load_.arrivals.size();
+bool Loop::is_more_due() const {
+  return chains_started_ < load_.arrivals.size() && load_.arrivals[chains_started_] < load_.duration_ns;
 }
 
 Loop::Start Loop::next_chain(std::int64_t intended) {
@@ -105,7 +105,9 @@ bool Loop::turn() {
   const bool is_open = !load_.arrivals.empty();
   std::int64_t now = now_ns();
   if (is_stopping_) return false;
-  bool is_issuing = now < end_ && issued_ < load_.requests_max && has_more_chains();
+  // Of an open load all that were due within its time are sent, however far behind this loop is: what it leaves out would
+  // be those that had to wait.
+  bool is_issuing = issued_ < load_.requests_max && (is_open ? is_more_due() : now < end_);
   if (load_.is_fed) {
     take_fed();
     const std::lock_guard<std::mutex> guard(feeding_);

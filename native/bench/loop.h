@@ -118,7 +118,7 @@ class Loop {
   void start_due(std::int64_t now);
   void take_fed();
   void start(const Start& start, std::int64_t now);
-  bool has_more_chains() const;
+  bool is_more_due() const;
   Start next_chain(std::int64_t intended);
   void begin(int which, std::int64_t intended, float lag_s, std::int64_t now);
   void lose(const Start& start, std::int32_t status, std::int64_t now);

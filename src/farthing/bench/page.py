@@ -9,6 +9,7 @@ from farthing.bench.figures import Figures, Spread
 from farthing.bench.frames import FrameFigures
 from farthing.bench.means import Estimate
 from farthing.bench.measure import Measured
+from farthing.bench.mlperf import Judged
 from farthing.bench.page_plots import curves, details_plots, distributions, ratio_plots
 from farthing.bench.report import Report
 
@@ -35,6 +36,8 @@ def to_html(told: Report) -> str:
         body += ["<h2>What became of the frames</h2>", _frames(told.runs)]
     if any(run.figures.histogram for run in told.runs):
         body += ["<h2>Latency by percentile</h2>", distributions(told)]
+    if told.mlperf and told.mlperf.pairs:
+        body += ["<h2>By two clocks</h2>", _two_clocks(told.mlperf)]
     body += ["<h2>Figures</h2>", _table(told.runs, told.knee)]
     if told.compared:
         body += [f"<h3>B: {escape(told.compared.b)}</h3>", _table(told.compared.b_runs, None)]
@@ -52,6 +55,8 @@ def to_html(told: Report) -> str:
     )
 
 
+PROBLEMS_MAX: Final = 3
+"""Said one by one; more are folded into a list."""
 _LEGEND: Final = '<p class="sub">Bars around points are 95 % intervals; numbers at points are loads.</p>'
 
 
@@ -99,6 +104,28 @@ def _big_ms(spread: Spread | None, percent: float) -> tuple[str, str]:
     return f"{found.value * 1e3:.3g}", f"{found.low * 1e3:.3g} to {high}"
 
 
+def _unmet(judged: Judged) -> list[str]:
+    """LoadGen's conditions that were not met, in its words."""
+    return [f"not met: {name.removesuffix(' satisfied')}" for name in judged.unmet]
+
+
+def _two_clocks(judged: Judged) -> str:
+    """The same requests by LoadGen's clock and by ours."""
+    rows = []
+    for name, pair in judged.pairs.items():
+        unit = 1e3 if name.startswith("p") else 1.0
+        values = ["-" if one is None else _short(one * unit) for one in (pair.loadgen, pair.farthing)]
+        ratio = f"{pair.farthing / pair.loadgen:.3f}" if pair.loadgen and pair.farthing else "-"
+        rows.append(([f"{name}{', ms' if unit > 1 else ''}", *values, ratio], False))
+    return _rows(["the same requests", judged.by, "farthing", "ratio"], rows)
+
+
+def _problems(run: Measured) -> list[str]:
+    """Why a load is invalid."""
+    unanswered = [] if run.figures.answered else ["no request was answered"]
+    return [*run.figures.generator.problems, *unanswered]
+
+
 def _conclusions(told: Report) -> list[str]:
     said = []
     if told.found:
@@ -118,12 +145,18 @@ def _conclusions(told: Report) -> list[str]:
     if told.mlperf and told.mlperf.result:
         bad = "" if told.mlperf.is_valid else " bad"
         judged = f"MLPerf {told.mlperf.scenario}: {told.mlperf.result}, by {told.mlperf.by}"
-        said.append(f'<p class="big{bad}">{escape("; ".join([judged, *told.mlperf.unmet, *told.mlperf.problems]))}</p>')
-    for run in told.runs:
-        problems = list(run.figures.generator.problems)
-        if not run.figures.answered:
-            problems.append("no request was answered")
-        said += [f'<p class="big bad">{escape(run.label)} is invalid: {escape(problem)}</p>' for problem in problems]
+        said.append(
+            f'<p class="big{bad}">{escape("; ".join([judged, *_unmet(told.mlperf), *told.mlperf.problems]))}</p>'
+        )
+    wrong = [(run.label, problem) for run in told.runs for problem in _problems(run)]
+    lines = [escape(f"{label} is invalid: {problem}") for label, problem in wrong]
+    if len(lines) > PROBLEMS_MAX:
+        listed = "".join(f"<li>{line}</li>" for line in lines)
+        said.append(
+            f'<details class="big bad"><summary>{len(lines)} loads are invalid</summary><ul>{listed}</ul></details>'
+        )
+    else:
+        said += [f'<p class="big bad">{line}</p>' for line in lines]
     return said
 
 
@@ -260,8 +293,11 @@ def _settings(told: Report) -> str:
         **{f"machine {name}": value for name, value in told.machine.items()},
         "schema": told.schema,
     }
+    said = {name: ", ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in shown.items()}
     rows = "".join(
-        f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>" for name, value in shown.items()
+        f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>"
+        for name, value in said.items()
+        if value not in ("", None, {}, False)
     )
     return (
         "<p>Latency counts from when a request was meant to be sent. Intervals are 95 %: of rates from 20 windows,"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Final
 
+LABEL_GAP: Final = 22.0
 WIDTH: Final = 680
 HEIGHT: Final = 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 66, 16, 14, 46
@@ -191,8 +192,13 @@ def _line(line: Line, x: Axis, y: Axis, across: _Scale, up: _Scale) -> list[str]
                 f'<circle class="{kind} c{line.colour}" cx="{across.at(where):.1f}" cy="{up.at(value):.1f}" r="{size}">'
                 f"<title>{escape(said)}</title></circle>"
             )
+    last = (-LABEL_GAP, 0.0)
     for where, value, label in zip(line.x, line.y, line.labels, strict=False):
         if value is not None:
+            at = (across.at(where), up.at(value))
+            if math.dist(at, last) < LABEL_GAP:
+                continue  # it would stand on the one before
+            last = at
             parts.append(
                 f'<text class="name" x="{across.at(where):.1f}" y="{up.at(value) + 16:.1f}" text-anchor="middle">'
                 f"{escape(label)}</text>"
