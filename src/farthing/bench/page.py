@@ -297,7 +297,7 @@ def _settings(told: Report) -> str:
     rows = "".join(
         f"<tr><td>{escape(str(name))}</td><td>{escape(str(value))}</td></tr>"
         for name, value in said.items()
-        if value not in ("", None, {}, False)
+        if value is not False and value not in ("", None, {})
     )
     return (
         "<p>Latency counts from when a request was meant to be sent. Intervals are 95 %: of rates from 20 windows,"
