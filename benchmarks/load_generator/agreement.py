@@ -33,6 +33,9 @@ SHAPES: Final = {
 }
 """Of the models that can be asked: 600 KB a request, or half of one."""
 HAS_OPEN_SHAPES: Final = {"minilm-l6"}
+WARM_UP_S: Final = 0.3
+WARM_UP_REQUESTS: Final = 60
+"""About as many as the models here answer in that time: neither tool is to count its own beginning."""
 FIGURES: Final = {"requests_s": "Inferences/Second", "p50_ms": "p50 latency", "p99_ms": "p99 latency"}
 
 
@@ -42,7 +45,7 @@ def bench(netloc: str, model: str, seconds: float, folder: Path, *words: str) ->
     command = [sys.executable, "-c", "from farthing.cli.main import main; main()", "bench", f"http://{netloc}"]
     zeros: dict[str, Any] = {name: np.zeros(shape, dtype) for name, (shape, dtype) in SHAPES[model].items()}
     np.savez(folder / "zeros.npz", **zeros)
-    command += ["-m", model, "--input", str(folder / "zeros.npz"), "-d", str(seconds), "--warmup", "0.3"]
+    command += ["-m", model, "--input", str(folder / "zeros.npz"), "-d", str(seconds), "--warmup", str(WARM_UP_S)]
     command += ["--json", str(out), *words]
     subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return json.loads(out.read_text())
@@ -57,7 +60,7 @@ def by_farthing(netloc: str, model: str, connections: int, seconds: float, folde
 
 def by_perf_analyzer(netloc: str, model: str, connections: int, seconds: float) -> dict[str, Any]:
     """Its figures from its CSV."""
-    windows = ["--input-data", "zero"]
+    windows = ["--input-data", "zero", "--warmup-request-count", str(WARM_UP_REQUESTS)]
     windows += ["--measurement-interval", str(int(seconds * 1000 / 3)), "--stability-percentage", "50"]
     for name, (shape, _) in SHAPES[model].items() if model in HAS_OPEN_SHAPES else ():
         windows += ["--shape", f"{name}:{','.join(map(str, shape[1:]))}"]
