@@ -195,10 +195,10 @@ def _line(line: Line, x: Axis, y: Axis, across: _Scale, up: _Scale) -> list[str]
     last = (-LABEL_GAP, 0.0)
     for where, value, label in zip(line.x, line.y, line.labels, strict=False):
         if value is not None:
-            at = (across.at(where), up.at(value))
-            if math.dist(at, last) < LABEL_GAP:
+            here = (across.at(where), up.at(value))
+            if math.dist(here, last) < LABEL_GAP:
                 continue  # it would stand on the one before
-            last = at
+            last = here
             parts.append(
                 f'<text class="name" x="{across.at(where):.1f}" y="{up.at(value) + 16:.1f}" text-anchor="middle">'
                 f"{escape(label)}</text>"
