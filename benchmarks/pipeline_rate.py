@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline_rate.py
 
-The server has one core, wrk the other. `tiny`: a perceptron (32-64-8) and a layer (8-8), each asked for by itself,
+The server has one core, the load the other. `tiny`: a perceptron (32-64-8) and a layer (8-8), each asked for by itself,
 then both as one pipeline, in turns. `page`: `sample:ppocr-v4` with page.png (5 lines), beside how long ONNX Runtime
 alone, on that core and in one thread, takes for what one page gives each network.
 """

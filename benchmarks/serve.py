@@ -4,7 +4,7 @@
     python benchmarks/serve.py --quick              one short round, to see that all of it works
     python benchmarks/serve.py --only farthing,triton --models mlp
 
-Each server in turn runs alone on one core, wrk on another; then the next, then the next round, because machines
+Each server in turn runs alone on one core, the load on another; then the next, then the next round, because machines
 drift and only neighbours in time compare. How to read the figures is in the README beside this file.
 """
 
@@ -20,6 +20,7 @@ import load
 import machine
 import models
 import peers
+import readme
 import report
 import targets
 import yardstick
@@ -51,7 +52,7 @@ def measure_cell(server: Server, wire: str, connections: int, options: argparse.
     seen = load.run(server.port, request, seconds=options.seconds, **at)
     wall_s = time.monotonic() - started
     cpu = server.cpu_s() - cpu
-    strangers = machine.busy_s() - busy - cpu - seen.generator_cpu_s - (machine.own_cpu_s() - own)
+    strangers = machine.busy_s() - busy - cpu - (machine.own_cpu_s() - own)
     memory_mb = server.pss_mb()
     server.check(wire)  # still right after all that
     return Cell(
@@ -111,6 +112,7 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each server has its turn (3)")
     parser.add_argument("--seconds", type=float, help="length of each measurement (5)")
     parser.add_argument("--out", type=Path, help="the JSON file (benchmarks/results/serve-DATE.json)")
+    parser.add_argument("--readme", action="store_true", help="put the table into the README, between its marks")
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--load-core", type=int, default=1)
     options = parser.parse_args(argv)
@@ -118,7 +120,7 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
     options.seconds = options.seconds or (1 if options.quick else 5)
     options.warm_up = 1 if options.quick else 2
     options.yardstick_seconds = 0.4 if options.quick else 1.5
-    options.only = options.only.split(",") if options.only else [p.name for p in peers.ALL if p.is_default]
+    options.only = options.only.split(",") if options.only else [p.name for p in peers.ALL]
     options.models = options.models.split(",")
     for name, known in [(n, peers.BY_NAME) for n in options.only] + [(n, models.NAMES) for n in options.models]:
         if name not in known:
@@ -175,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n#### targets\n")
     print(*targets.lines(run.cells), sep="\n")
     print(f"written to {options.out}", file=sys.stderr)
+    if options.readme:
+        readme.put("bench-serve", report.for_readme(run, options.out.name))
     return 1 if run.failures else 0
 
 
