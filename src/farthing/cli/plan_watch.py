@@ -29,8 +29,9 @@ def watching() -> Iterator["OnEvent"]:
     """Shows events on stderr for as long as it lasts."""
     from rich.console import Console
 
-    console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    console = Console(file=sys.stderr, highlight=False)
     if not console.is_terminal:
+        console.soft_wrap = True
         yield _lines(console)
         return
     from rich.live import Live
@@ -89,7 +90,9 @@ class Board:
             return Text("")
         head = Table.grid(padding=(0, 1))
         left = max(0.0, event.budget_s - event.spent_s)
-        bar = ProgressBar(total=event.budget_s, completed=min(event.spent_s, event.budget_s), width=BAR)
+        bar = ProgressBar(
+            total=event.budget_s, completed=min(event.spent_s, event.budget_s), width=BAR, complete_style="cyan"
+        )
         alive = f"   {event.alive} settings still in the race" if event.alive else ""
         head.add_row(bar, Text(f"{left:.0f} s left at most, Ctrl-C takes the best so far{alive}", style="dim"))
         lines = Table.grid(padding=(0, 2))

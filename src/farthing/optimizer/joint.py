@@ -7,6 +7,8 @@ they came together: what company costs, and what planning gains, are measured un
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -19,11 +21,22 @@ from farthing.engines.cores import cores_available
 from farthing.optimizer.judging import Target
 from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.machine import memory_available, memory_resident, this_machine
-from farthing.optimizer.plan import Companion, Plan, Shared, Together, digest, folder_of, read_plan, stale, write_plan
+from farthing.optimizer.plan import (
+    Companion,
+    Data,
+    Plan,
+    Shared,
+    Together,
+    digest,
+    folder_of,
+    read_plan,
+    stale,
+    write_plan,
+)
 from farthing.optimizer.race import ROUND_SECONDS, Turn, go_on, is_decided, standing, winner
 from farthing.optimizer.recipes import Recipe, original_of
 from farthing.optimizer.samples import digest_of, divide
-from farthing.optimizer.search import BUDGET_S, AnyData, Fitted, asked_for, fit, metric_for, optimize
+from farthing.optimizer.search import BUDGET_S, AnyData, Fitted, asked_for, find, fit, metric_for
 from farthing.optimizer.sharing import Shape, Way, as_turn, name_of, shares, ways_to_share
 from farthing.optimizer.timing import batches_of, take_turn, take_turns
 from farthing.optimizer.watch import Leader, OnEvent, Watch
@@ -84,46 +97,56 @@ def optimize_jointly(
     watch = Watch(budget_s, on_event, is_stopped)
     limit = int(memory_available() * MEMORY_SHARE) if memory_bytes_max is None else memory_bytes_max
     sharers: list[_Sharer] = []
-    try:
-        for number, wanted in enumerate(models):
-            watch.say(f"model {number + 1} of {len(models)}: {wanted.model.name}", "each is planned alone first")
-            budget = budget_s * ALONE_SHARE / len(models)
-            sharers.append(_alone(wanted, watch, budget, price_usd_per_hour, is_fresh=is_fresh))
-        plans = _Sharing(sharers, limit, watch).run()
-        for sharer, plan in zip(sharers, plans, strict=True):
-            if is_written:
-                own = folder_of(sharer.wanted.model) / plan.artefact if plan.artefact else None
-                write_plan(sharer.wanted.model, plan, own)
-        return plans
-    finally:
-        for sharer in sharers:
-            sharer.fitted.loaded.close()
+    with tempfile.TemporaryDirectory(prefix="farthing-optimize-") as scratch:
+        try:
+            for number, wanted in enumerate(models):
+                watch.say(f"model {number + 1} of {len(models)}: {wanted.model.name}", "each is planned alone first")
+                own = Watch(budget_s * ALONE_SHARE / len(models), watch.pass_on, is_stopped)
+                folder = Path(scratch) / str(number)
+                folder.mkdir()
+                sharers.append(_alone(wanted, own, folder, price_usd_per_hour, is_fresh=is_fresh))
+            plans = _Sharing(sharers, limit, watch).run()
+            for sharer, plan in zip(sharers, plans, strict=True):
+                if is_written:
+                    write_plan(sharer.wanted.model, plan, sharer.file if plan.artefact else None)
+            return plans
+        finally:
+            for sharer in sharers:
+                sharer.fitted.loaded.close()
 
 
-def _alone(wanted: Wanted, watch: Watch, budget_s: float, price: float | None, *, is_fresh: bool) -> _Sharer:
-    """The model with its own plan: the one that is there, if it holds and was made for the same, or a new one."""
+def _alone(wanted: Wanted, watch: Watch, folder: Path, price: float | None, *, is_fresh: bool) -> _Sharer:
+    """The model with its own plan: the one that is there, if it holds and was made for the same, or a new one. The file
+    that it needs is put into `folder`."""
     loaded = Loaded(wanted.model, cores_available())
+    files: dict[str, Path] = {}
+
+    def keep(plan: Plan, artefact: Path | None) -> None:
+        if artefact is not None:
+            files[plan.artefact] = Path(shutil.copyfile(artefact, folder / plan.artefact))
+
     try:
         fitted = fit(loaded, wanted.data, wanted.tokenizer, watch)
         plan = None if is_fresh else _plan_there(wanted, fitted)
-        if plan is None:
-            plan = optimize(
+        if plan is not None:
+            watch.tell(f"{wanted.model.name} keeps its plan of {plan.made}: it holds, for the same data and target")
+        else:
+            plan = find(
                 wanted.model,
                 wanted.target,
                 wanted.data,
-                budget_s=budget_s,
+                watch,
+                keep,
                 price_usd_per_hour=price,
                 tokenizer=wanted.tokenizer,
-                on_event=watch.pass_on,
-                is_stopped=watch.is_stopped,
                 is_fresh=is_fresh,
             )
-        else:
-            watch.tell(f"{wanted.model.name} keeps its plan of {plan.made}: it holds, for the same data and target")
+        if plan.artefact and plan.artefact not in files:
+            keep(plan, folder_of(wanted.model) / plan.artefact)
     except BaseException:
         loaded.close()
         raise
-    file = folder_of(wanted.model) / plan.artefact if plan.artefact else wanted.model
+    file = files[plan.artefact] if plan.artefact else wanted.model
     return _Sharer(wanted=wanted, plan=replace(plan, price_usd_per_hour=price), fitted=fitted, file=file)
 
 
@@ -136,13 +159,8 @@ def _plan_there(wanted: Wanted, fitted: Fitted) -> Plan | None:
         return None
     target = wanted.target
     asked = asked_for(target, metric_for(target), wanted.data, wanted.tokenizer)
-    is_for_this = (
-        plan.data is not None
-        and plan.data.sha256 == digest_of(fitted.samples)
-        and (plan.answer_ms_max, plan.drop_max) == (target.answer_ms_max, target.drop_max)
-        and plan.asked == asked
-    )
-    return plan if is_for_this else None
+    data = Data(sha256=digest_of(fitted.samples), samples=len(fitted.samples), judged_by="")
+    return plan if plan.is_for(asked, data, target.answer_ms_max, target.drop_max) else None
 
 
 class _Sharing:

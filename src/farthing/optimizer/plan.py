@@ -161,6 +161,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Than the default, on the same machine."""
         return self.rows_per_s / self.default_rows_per_s
 
+    def is_for(self, asked: Asked, data: Data | None, answer_ms_max: float | None, drop_max: float) -> bool:
+        """Whether it was made for this."""
+        return (
+            self.data is not None
+            and data is not None
+            and self.data.sha256 == data.sha256
+            and (self.answer_ms_max, self.drop_max) == (answer_ms_max, drop_max)
+            and self.asked == asked
+        )
+
     def usd_per_million(self, rows_per_s: float | None = None) -> float | None:
         """Dollars for a million rows at this rate, the machine fully used, or this model's share of it; None without a
         price."""

@@ -19,7 +19,7 @@ from farthing.optimizer.journal import Journal, key_of, open_journal
 from farthing.optimizer.judging import Judged, Judging, Target
 from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.machine import this_machine
-from farthing.optimizer.plan import FORMAT, Asked, Data, Plan, Tried, source_of, write_plan
+from farthing.optimizer.plan import FORMAT, Asked, Data, Plan, Tried, read_plan, source_of, stale, write_plan
 from farthing.optimizer.race import winner
 from farthing.optimizer.racing import Racing
 from farthing.optimizer.recipes import Setting, original_of
@@ -65,12 +65,40 @@ def optimize(
     no engine can load, `InvalidInput` for data that do not fit it, a target that nothing meets, or a plan that cannot
     be written.
     """
-    model = Path(model)
     watch = Watch(budget_s, on_event, is_stopped)
+
+    def keep(plan: Plan, artefact: Path | None) -> None:
+        if is_written:
+            write_plan(Path(model), plan, artefact)
+
+    return find(
+        Path(model),
+        target,
+        data,
+        watch,
+        keep,
+        price_usd_per_hour=price_usd_per_hour,
+        tokenizer=None if tokenizer is None else Path(tokenizer),
+        is_fresh=is_fresh,
+    )
+
+
+def find(
+    model: Path,
+    target: Target,
+    data: AnyData,
+    watch: Watch,
+    keep: Callable[[Plan, Path | None], None],
+    *,
+    price_usd_per_hour: float | None,
+    tokenizer: Path | None,
+    is_fresh: bool,
+) -> Plan:
+    """The same; `keep` puts the plan and the file it needs where they are to be, before that is deleted."""
     metric = metric_for(target)
     loaded = Loaded(model, cores_available())
     try:
-        fitted = fit(loaded, data, None if tokenizer is None else Path(tokenizer), watch)
+        fitted = fit(loaded, data, tokenizer, watch)
         asked = asked_for(target, metric, data, tokenizer)
         journal = open_journal(_key(fitted, target, metric), is_fresh=is_fresh)
         is_over = False
@@ -78,15 +106,18 @@ def optimize(
             if journal.entries:
                 watch.spent_before(journal.spent_s)
                 watch.tell(f"going on with the search that was stopped after {journal.spent_s:.0f} s")
-            plan, artefact = _search(fitted, target, metric, asked, journal, watch)
+            try:
+                plan, artefact = _search(fitted, target, metric, asked, journal, watch)
+            except FarthingError:
+                is_over = True  # what was asked cannot be had, and would not be had the next time
+                raise
             plan = msgspec.structs.replace(plan, price_usd_per_hour=price_usd_per_hour)
-            if is_written:
-                write_plan(model, plan, artefact)
-            is_over = not is_stopped()
+            better = _better_before(plan, loaded.model, watch)
+            if better is not None:
+                return better
+            keep(plan, artefact)
+            is_over = not watch.is_stopped()
             return plan
-        except FarthingError:
-            is_over = True
-            raise
         finally:
             if is_over:
                 journal.discard()
@@ -94,6 +125,23 @@ def optimize(
                 journal.close()
     finally:
         loaded.close()
+
+
+def _better_before(plan: Plan, model: Path, watch: Watch) -> Plan | None:
+    """The plan that is there, where a search that was stopped has not yet found as good a one for the same."""
+    if not watch.is_stopped():
+        return None
+    try:
+        before = read_plan(model)
+        if before is None or before.together is not None or stale(before, model, plan.machine):
+            return None
+    except FarthingError:
+        return None
+    is_for_this = before.is_for(plan.asked, plan.data, plan.answer_ms_max, plan.drop_max)
+    if not is_for_this or before.rows_per_s <= plan.rows_per_s:
+        return None
+    watch.tell(f"the plan of {before.made} is better than the best so far, and stays")
+    return before
 
 
 def fit(loaded: Loaded, data: AnyData, tokenizer: Path | None, watch: Watch) -> Fitted:

@@ -39,6 +39,10 @@ def planned(name: str, path: Path, config: ModelConfig) -> Planned:
     try:
         plan = read_plan(path)
         why = stale(plan, path, _machine()) if plan is not None else ""
+        cut = plan is not None and plan.asked.outputs
+        missing = [output.name for output in config.output if cut and output.name not in cut]
+        if missing:
+            why = f"output `{missing[0]}`, which is configured, was not asked for when it was made"
     except (FarthingError, OSError) as error:
         plan, why = None, str(error).partition("\n")[0]
     if plan is None or why:
