@@ -89,7 +89,7 @@ def test_a_layer_that_int8_cuts_off_is_named(tmp_path: Path) -> None:
     assert saturated(tmp_path / "int8.onnx", tmp_path / "clean.onnx", alike) == ""
     told = saturated(tmp_path / "int8.onnx", tmp_path / "clean.onnx", larger)
     assert "saturates" in told
-    assert "far beyond 0 to 0.1" in told
+    assert "far beyond 0 to 0.09" in told
 
 
 def test_a_model_that_makes_nans_is_refused_with_its_layer(tmp_path: Path) -> None:

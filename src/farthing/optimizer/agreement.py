@@ -163,7 +163,8 @@ def _check_labels(metric: str, original: Outputs, labels: Tensor) -> None:
     ):
         raise InvalidInput(
             f"labels for `accuracy` are numbers of classes, 0 to {classes - 1}, one a sample; found: {labels.dtype} "
-            f"{list(labels.shape)} from {labels.min()} to {labels.max()}"
+            f"{list(labels.shape)} from {labels.min()} to {labels.max()}",
+            hint="give classes by number, or leave the labels out: the model as it is is the truth then",
         )
 
 

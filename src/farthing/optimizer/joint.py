@@ -213,7 +213,7 @@ class _Sharing:
         if taken > self._memory_bytes_max:
             each = ", ".join(f"{s.wanted.model.name} {s.memory_bytes >> 20} MiB" for s in self._sharers)
             raise InvalidInput(
-                f"together they take {taken >> 20} MiB; available: {self._memory_bytes_max >> 20} MiB ({each})",
+                f"together they take {taken >> 20} MiB; available: {max(0, self._memory_bytes_max) >> 20} MiB ({each})",
                 hint="plan fewer models for this machine, or allow smaller files with a larger --max-drop",
             )
 

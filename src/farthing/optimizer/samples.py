@@ -127,7 +127,7 @@ def _fitted(array: Tensor, spec: TensorSpec, has_batch_axis: bool, where: str) -
         array = bytes_array(array)
         if array.ndim == 1 and all(d in (-1, 1) for d in row):  # a text a sample, for a model that takes [batch, 1]
             array = array.reshape(len(array), *[1] * len(row))
-    if array.ndim == len(row) and row[:1] == (1,):  # [samples, 3, 224, 224] for a model that takes [1, 3, 224, 224]
+    if array.ndim == len(row) and row[:1] in ((1,), (-1,)):  # [samples, 3, 224, 224] for [1, 3, 224, 224]
         array = array[:, None]
     if array.ndim != len(row) + 1 or any(want not in (-1, got) for want, got in zip(row, array.shape[1:], strict=True)):
         raise InvalidInput(

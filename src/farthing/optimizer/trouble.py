@@ -146,15 +146,19 @@ def _flow_openvino(
             layer = Layer(
                 node=node.get_friendly_name(), operator=node.get_type_name(), tensor=min(port.get_names(), default="")
             )
-            asked.append((layer, model.add_outputs(port)[0]))
+            model.add_outputs(port)
+            asked.append((layer, (node.get_friendly_name(), port.get_index())))
     compiled = openvino.Core().compile_model(
         model, "CPU", {"INFERENCE_PRECISION_HINT": parameters.get("precision", "f32")}
     )
     request = compiled.create_infer_request()
     request.infer(dict(row))
-    outputs = len(compiled.outputs) - len(asked)
-    for at, (layer, _) in enumerate(asked):
-        yield layer, request.get_output_tensor(outputs + at).data.copy()
+    given = {}  # a port that is an output already gets no second one
+    for at, result in enumerate(model.get_results()):
+        source = result.input_value(0)
+        given[source.get_node().get_friendly_name(), source.get_index()] = at
+    for layer, place in asked:
+        yield layer, request.get_output_tensor(given[place]).data.copy()
 
 
 def _ranges(quantised: Path) -> dict[str, tuple[float, float]]:
