@@ -35,9 +35,9 @@ svg .strong{font-size:13px;font-weight:600}
 .limit{stroke:var(--ink);stroke-dasharray:4 4}
 .legend span{display:inline-block}
 .legend i{height:9px;width:9px;border-radius:50%}
-.step{display:grid;grid-template-columns:minmax(150px,26em) 1fr 6.5em 5em;gap:12px;align-items:center;padding:3px 0}
+.step{display:grid;grid-template-columns:minmax(150px,26em) 1fr 6.5em 6.5em;gap:12px;align-items:center;padding:3px 0}
 .step b{font-weight:500}
-.step em{font-style:normal;text-align:right;font-variant-numeric:tabular-nums;font-size:13px}
+.step em{font-style:normal;white-space:nowrap;text-align:right;font-variant-numeric:tabular-nums;font-size:13px}
 .track{position:relative;height:16px;background:var(--pane);border-radius:4px;overflow:hidden}
 .track i{position:absolute;top:0;bottom:0;left:0;background:var(--k2);border-radius:4px}
 .steps .step:last-child .track i{background:var(--k1)}
@@ -74,7 +74,7 @@ def to_html(plan: "Plan", file: Path, stale: str = "") -> str:
         f"what is allowed, {plan.drop_max:.2%}. Red ones are out.</p>",
         _errors(plan),
         "<h2>The front</h2>",
-        _table(front(plan), set(), plan),
+        _front(plan),
         _shared(plan),
         f"<details><summary>All {len(plan.tried)} candidates</summary>",
         _table(plan.tried, set(pareto(plan)), plan),
@@ -129,6 +129,18 @@ def _shared(plan: "Plan") -> str:
         rows.append(f"<tr{'' if one.out else ' class=chosen'}><td>{escape(one.name)}</td>{cells}</tr>")
     heads = "".join(f"<th>{h}</th>" for h in ("way", "of what each does alone", "worst answers, ms", "why not"))
     return f"<h2>Sharing the machine</h2><table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _front(plan: "Plan") -> str:
+    has_price = plan.price_usd_per_hour is not None
+    heads = ["setting", "rows/s", "95 %", "worst answer, ms", "drop, at most", *["$ a million"] * has_price]
+    rows = []
+    for one in front(plan):
+        cells = [*figures(one)[:4], *[dollars(plan.usd_per_million(one.rows_per_s) or 0.0)] * has_price]
+        shown = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        rows.append(f"<tr{'' if one.out else ' class=chosen'}><td>{escape(one.name)}</td>{shown}</tr>")
+    head = "".join(f"<th>{head}</th>" for head in heads)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
 def _table(tried: "Sequence[Tried]", front_names: set[str], plan: "Plan") -> str:

@@ -37,11 +37,11 @@ class _Log:
 
     def ticks(self) -> list[float]:
         decades = range(math.floor(self._low), math.ceil(self._high) + 1)
-        for factors in ((1, 2, 5), (1,), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9)):
+        for factors in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 3, 4, 5, 6, 7, 8, 9)):
             found = [
                 10.0**d * f for d in decades for f in factors if self._low <= math.log10(10.0**d * f) <= self._high
             ]
-            if 3 <= len(found) <= 9:
+            if 4 <= len(found) <= 10:
                 return found
         return found
 
@@ -70,7 +70,7 @@ def front_picture(plan: "Plan") -> str:
         parts.append(
             f'<rect class="late" x="{at:.1f}" y="{_TOP}" width="{WIDTH - _RIGHT - at:.1f}" '
             f'height="{HEIGHT - _TOP - _BOTTOM}"/><line class="limit" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP}" '
-            f'y2="{HEIGHT - _BOTTOM}"/><text class="name" x="{at - 6:.1f}" y="{_TOP + 12}" text-anchor="end">target '
+            f'y2="{HEIGHT - _BOTTOM}"/><text class="name" x="{at + 6:.1f}" y="{HEIGHT - _BOTTOM - 8}">target '
             f"{plan.answer_ms_max:g} ms</text>"
         )
     on_front = front(plan)
