@@ -206,20 +206,30 @@ def _accuracy(original: Outputs, other: Outputs, labels: Tensor | None) -> Tenso
 
 
 def _cosine(original: Outputs, other: Outputs, labels: Tensor | None) -> Tensor:
+    first = _first(original)
+    if labels is not None and labels.shape == first.shape and np.issubdtype(labels.dtype, np.floating):
+        nearer: Tensor = _cosines(first, labels) - _cosines(_first(other), labels)
+        return nearer
     worst = np.zeros(len(_first(original)))
     for name, was in original.items():
         if not np.issubdtype(was.dtype, np.floating):
             moved = (was != other[name]).reshape(len(was), -1).any(1)
             worst = np.maximum(worst, moved)
             continue
-        before = was.reshape(len(was), -1).astype(np.float64)
-        after = other[name].reshape(len(was), -1).astype(np.float64)
-        length = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
-        same = (before == after).all(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cosine = np.where(same, 1.0, (before * after).sum(1) / length)
-        worst = np.maximum(worst, 1 - np.nan_to_num(cosine, nan=0.0))
+        worst = np.maximum(worst, 1 - _cosines(was, other[name]))
     return worst
+
+
+def _cosines(some: Tensor, others: Tensor) -> Tensor:
+    """Of each row with its counterpart; 1 where they are equal, 0 where one of them has no direction."""
+    before = some.reshape(len(some), -1).astype(np.float64)
+    after = others.reshape(len(some), -1).astype(np.float64)
+    length = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    same = (before == after).all(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.where(same, 1.0, (before * after).sum(1) / length)
+    found: Tensor = np.nan_to_num(cosine, nan=0.0)
+    return found
 
 
 def _neighbour(original: Outputs, other: Outputs, labels: Tensor | None) -> Tensor:

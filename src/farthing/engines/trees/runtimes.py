@@ -116,7 +116,7 @@ def _lightgbm(forest: Forest, raw: bytes, platform: str, threads: int) -> Summin
         raise BadModel("runtime lightgbm runs LightGBM's text models")
     if forest.link.divisor > 1:
         raise BadModel("averaged forests are left to ONNX Runtime")
-    booster: Any = lightgbm.Booster(params={"verbosity": -1}, model_str=raw.decode())
+    booster: Any = lightgbm.Booster(model_str=raw.decode())
     return lambda rows: np.asarray(booster.predict(rows, raw_score=True, num_threads=threads))
 
 
