@@ -95,7 +95,7 @@ def test_cosines_with_labels_count_how_far_answers_come_away_from_them() -> None
     was, now = np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[3.0, 0.0], [1.0, 1.0]])
     lost = drop("cosine", {"v": was}, {"v": now}, labels)
     assert lost.mean == pytest.approx((2**-0.5 - 1 + 1 - 2**-0.5) / 2)  # one is nearer now, one further
-    assert drop("cosine", {"v": was}, {"v": was}, labels).upper == 0
+    assert drop("cosine", {"v": was}, {"v": was}, labels).mean == 0
 
 
 def test_neighbours_that_moved_are_counted() -> None:
