@@ -20,7 +20,7 @@ def test_a_network_is_tried_on_both_engines_and_a_forest_by_all_who_sum_it() -> 
     )
     assert "onnxruntime int4 (weights)" in network
     assert names(engine="trees", form="xgboost") == ["trees f32 (compiled)", "trees f32 (xgboost)"]
-    assert names(engine="trees", form="lightgbm") == ["trees f32 (compiled)", "trees f32 (lightgbm)"]
+    assert names(engine="trees", form="lightgbm") == ["trees f32 (compiled)"]
     assert names(engine="openvino", form="openvino") == ["openvino bf16"]
 
 

@@ -11,7 +11,7 @@ from farthing.optimizer import Target, optimize
 from farthing.optimizer.graphs import prepare
 from farthing.optimizer.quantise import quantise
 from farthing.optimizer.samples import Samples
-from farthing.optimizer.trouble import first_bad, saturated
+from farthing.optimizer.trouble import first_bad, masking, saturated
 from farthing.types.errors import InvalidInput
 
 ROW = {"x": np.array([[1.0, 2.0]], np.float32)}
@@ -65,6 +65,19 @@ def test_infinities_that_the_original_has_too_are_no_trouble(tmp_path: Path) -> 
     original = put(tmp_path / "a", masked, masks)
     bad = [*masked[:1], node("Sub", ["masked", "masked"], "y", "level")]
     assert "level" in first_bad(put(tmp_path / "b", bad, masks), "onnxruntime", ROW, original)
+
+
+def test_nodes_around_a_mask_are_found(tmp_path: Path) -> None:
+    masks = {"mask": np.array([-3e38, 0], np.float32)}
+    nodes = [
+        node("Relu", ["x"], "active", "before"),
+        node("Add", ["active", "mask"], "masked", "put_mask"),
+        node("Softmax", ["masked"], "soft", "softmax"),
+        node("Neg", ["soft"], "y", "after"),
+    ]
+    path = put(tmp_path / "a", nodes, masks)
+    assert masking(path, [ROW]) == ["put_mask", "softmax"]
+    assert masking(path, []) == ["put_mask", "softmax"]
 
 
 def test_what_cannot_be_taken_apart_is_answered_with_nothing(tmp_path: Path) -> None:

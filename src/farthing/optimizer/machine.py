@@ -10,7 +10,7 @@ import msgspec
 
 from farthing.engines.cores import cores_available
 
-LIBRARIES: Final = ("farthing", "onnxruntime", "openvino", "xgboost", "lightgbm", "llvmlite")
+LIBRARIES: Final = ("farthing", "onnxruntime", "openvino", "xgboost", "llvmlite")
 """Whose versions change speeds or answers."""
 
 ENGINES: Final = ("onnxruntime", "openvino")

@@ -17,12 +17,16 @@ from farthing.optimizer.recipes import Artefact, Recipe
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.sensitivity import damage, parts_of, worst_first
 from farthing.optimizer.timing import answers
+from farthing.optimizer.trouble import masking
 from farthing.optimizer.watch import Watch
 from farthing.optimizer.weights import in_few_bits
 from farthing.types.tensors import Tensor
 
 SENSITIVITY_SAMPLES: Final = 16
 """Calibrate each trial of a part, and show what it does."""
+
+MASKS_SAMPLES: Final = 4
+"""Looked at for masks."""
 
 BITS: Final[Mapping[Artefact, int]] = {"int8_weights": 8, "int4_weights": 4}
 
@@ -38,6 +42,7 @@ class Making:
         self._journal = journal
         self._watch = watch
         self._has_batch_axis = has_batch_axis
+        self._masking: list[str] | None = None
         self._order: Sequence[tuple[str, ...]] = next((parts.order for parts in journal.found(Parts)), ())
         """Parts of the network, those that int8 hurts most first; empty until somebody asks."""
 
@@ -106,6 +111,18 @@ class Making:
             damages.append(damage(truth, self._answers_of(file, some)))
         return [parts[at] for at in worst_first(damages)]
 
+    @property
+    def _masks(self) -> list[str]:
+        """Nodes that no int8 file touches."""
+        if self._masking is None:
+            inputs, keeps_axis = self._calibration.inputs, self._has_batch_axis
+            rows = [
+                {name: array[at : at + 1] if keeps_axis else array[at] for name, array in inputs.items()}
+                for at in range(min(MASKS_SAMPLES, len(self._calibration)))
+            ]
+            self._masking = masking(self.clean_file, rows)
+        return self._masking
+
     def _quantise(self, artefact: Artefact, samples: Samples, out: Path, kept: Sequence[str]) -> None:
         quantise(
             self.clean_file,
@@ -113,7 +130,7 @@ class Making:
             samples,
             out,
             has_batch_axis=self._has_batch_axis,
-            keep=kept,
+            keep=[*kept, *self._masks],
             check=self._watch.check,
         )
 

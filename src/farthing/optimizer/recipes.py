@@ -37,7 +37,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     artefact: Artefact = ""
     parts_in_float: int = 0
     """Of `optimizer.sensitivity.PARTS`: those that int8 hurts most."""
-    variant: Literal["", "plain layout", "xgboost", "lightgbm", "compiled"] = ""
+    variant: Literal["", "plain layout", "xgboost", "compiled"] = ""
     """A way of the engine's own to run the same file; empty: its usual one."""
 
     @property
@@ -235,13 +235,6 @@ CATALOGUE: Final = (
         why="XGBoost itself, which is fastest for many rows at once",
         loads=_is_forest_of("xgboost"),
         packages=("xgboost",),
-        extra="trees",
-    ),
-    Way(
-        recipe=_recipe("trees", "f32", variant="lightgbm"),
-        why="LightGBM itself, whose threads share many rows at once",
-        loads=_is_forest_of("lightgbm"),
-        packages=("lightgbm",),
         extra="trees",
     ),
 )
