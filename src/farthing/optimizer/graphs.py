@@ -121,11 +121,26 @@ def clean(
     prepared = out.with_name("folding.onnx")
     prepare(cut, prepared)
     cut.unlink()
-    after = len(_read(prepared).graph.node)
+    after = _named(prepared)
     prepared.replace(out)
     if after < before:
         done.insert(0, f"{before - after} of {before} nodes folded or cut")
     return tuple(done)
+
+
+def _named(file: Path) -> int:
+    """Gives nodes without a name one, for the quantiser leaves out by name; answers how many nodes there are."""
+    proto = _read(file)
+    taken = {node.name for node in proto.graph.node}
+    unnamed = [node for node in proto.graph.node if not node.name]
+    for number, node in enumerate(unnamed):
+        node.name = next(n for n in (f"{node.op_type}_{number}", f"farthing_{number}") if n not in taken)
+    if unnamed:
+        try:
+            file.write_bytes(proto.SerializeToString())
+        except (OSError, ValueError) as error:
+            raise LoadFailed(f"{file}: cannot be written: {error}", hint="make room for copies of the model") from error
+    return len(proto.graph.node)
 
 
 def prepare(model: Path, out: Path) -> None:
