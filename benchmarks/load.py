@@ -53,7 +53,7 @@ def check_installed() -> None:
             raise ToolMissing(f"`{tool}` is not installed; on Debian and Ubuntu: apt-get install {package}")
 
 
-def run(port: int, request: Request, *, connections: int, seconds: float, core: int) -> Load:
+def run(port: int, request: Request, *, connections: int, seconds: float, core: int | str) -> Load:
     """Repeats `request` over `connections` for about `seconds` (wrk counts whole seconds, at least one)."""
     CACHE.mkdir(parents=True, exist_ok=True)
     body, headers = CACHE / "load-body", CACHE / "load-headers"

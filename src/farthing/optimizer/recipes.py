@@ -16,11 +16,11 @@ from farthing.optimizer.sensitivity import PARTS
 ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Batches tried, for as long as they gain: networks are best at 4 to 16 rows on a CPU, trees at hundreds."""
 
-Artefact = Literal["", "int8_minmax", "int8_entropy", "int8_percentile", "int8_dynamic"]
+Artefact = Literal["", "int8_minmax", "int8_entropy", "int8_percentile", "int8_smooth", "int8_dynamic"]
 """What is made of the file; empty: it is used as it is."""
 
 
-STATIC: Final[tuple[Artefact, ...]] = ("int8_minmax", "int8_percentile", "int8_entropy")
+STATIC: Final[tuple[Artefact, ...]] = ("int8_smooth", "int8_minmax", "int8_percentile", "int8_entropy")
 """Those whose activations are calibrated; both engines have integer kernels for them."""
 
 
