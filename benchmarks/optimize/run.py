@@ -23,9 +23,10 @@ from typing import Any, Final
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the other benchmarks' server, load and wire
 
 import msgspec
-import served
+import numpy as np
 from numpy.typing import NDArray
 from operations import PEAK_PER_CORE, operations
+from served import Compared, Served, compare
 from tasks import TASKS, Task
 
 import machine
@@ -47,7 +48,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     search_s: float
     operations: float
     """Of a row."""
-    served: served.Compared | None = None
+    served: Compared | None = None
 
 
 def measure(task: Task, seconds: float, *, is_served: bool) -> Result:
@@ -73,7 +74,7 @@ def measure(task: Task, seconds: float, *, is_served: bool) -> Result:
         compared = None
         if is_served:
             original, planned = _answer(model, row, None), _answer(model, row, plan)
-            compared = served.compare(model, row, original, planned, connections=task.connections)
+            compared = compare(model, row, original, planned, connections=task.connections)
         return Result(task=task.name, plan=plan, search_s=took, operations=operations(model, row), served=compared)
 
 
@@ -83,7 +84,7 @@ def _request(model: Path, data: dict[str, NDArray[Any]]) -> dict[str, NDArray[An
     ranks = {spec.name: len(spec.shape) for spec in executable.inputs}
     executable.close()
     return {
-        name: data[name][:1] if data[name].ndim == rank else data[name][0].reshape(data[name].shape[1:])
+        name: data[name][:1] if data[name].ndim == rank else np.asarray(data[name][0])
         for name, rank in ranks.items()
     }
 
@@ -136,7 +137,7 @@ def as_served(result: Result) -> str:
     both = result.served
     assert both is not None
 
-    def told(one: served.Served) -> str:
+    def told(one: Served) -> str:
         usd = PRICE_USD_PER_HOUR / 3600 / one.rate * 1e6
         return f"{one.rate:,.0f} | {one.p99_ms:.1f} | {one.cpu_us:,.0f} | {usd:.4f}"
 

@@ -27,7 +27,7 @@ def runner(file):
     import lightgbm
 
     booster = lightgbm.Booster(model_file=file)
-    return lambda feed: {"output__0": booster.predict(next(iter(feed.values()))).astype(np.float32)}
+    return lambda feed: {"output__0": booster.predict(next(iter(feed.values()))).astype(np.float32)[:, None]}
 
 
 app = FastAPI()

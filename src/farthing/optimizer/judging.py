@@ -17,7 +17,7 @@ from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.machine import cpu_flags
 from farthing.optimizer.plan import Tried
 from farthing.optimizer.quantise import is_available, layers_of, prepare, quantise
-from farthing.optimizer.recipes import ROWS, STATIC, Artefact, Recipe, original_of, recipes_for
+from farthing.optimizer.recipes import ALIKE, ROWS, STATIC, Artefact, Recipe, original_of, recipes_for, rest_for
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.sensitivity import STEPS, damage, parts_of, worst_first
 from farthing.optimizer.timing import answers
@@ -117,9 +117,26 @@ class Judging:
         errors = output_errors(self._truth, self._truth)
         self.judged[recipe.name] = Judged(recipe=recipe, file=self._loaded.model, drop=None, errors=errors)
         for candidate in recipes_for(self._loaded.model, self._engine, cpu_flags(), can_quantise=is_available())[1:]:
-            self._try(candidate)
+            twin = self._twin(candidate)
+            if twin:
+                self.tried.append(Tried(name=candidate.name, out=f"no faster than {twin}, which is right"))
+            else:
+                self._try(candidate)
         if self._failed and not any(one.recipe.artefact in STATIC for one in self.judged.values()):
             self._try_mixed()
+
+    def _twin(self, recipe: Recipe) -> str:
+        """A recipe that is right and differs from this one in numbers, not in operations; empty if there is none."""
+        if recipe.artefact not in ALIKE:
+            return ""
+        return next(
+            (
+                one.recipe.name
+                for one in self.judged.values()
+                if one.recipe.engine == recipe.engine and one.recipe.artefact in ALIKE
+            ),
+            "",
+        )
 
     def _try_mixed(self) -> None:
         """Where int8 throughout is wrong: leaves more and more of the layers in float that it hurts most."""
@@ -127,10 +144,11 @@ class Judging:
         if least <= self._target.drop_max:
             return  # it may be right already; with so few samples nothing that moves can be shown to be
         engines = [recipe.engine for _, recipe in self._failed if recipe.artefact == best.artefact]
+        kinds = [(engine, rest_for(engine, cpu_flags())) for engine in engines]
         for count in STEPS:
             recipes = [
-                Recipe(engine=engine, precision="int8", artefact=best.artefact, parts_in_float=count)
-                for engine in engines
+                Recipe(engine=engine, precision="int8", artefact=best.artefact, parts_in_float=count, rest=rest)
+                for engine, rest in kinds
             ]
             for recipe in recipes:
                 self._try(recipe)

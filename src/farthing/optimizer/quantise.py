@@ -172,7 +172,7 @@ class _Rows:
         self._at += 1
         rows = slice(at, at + 1)
         return {
-            name: array[rows] if self._has_batch_axis else np.ascontiguousarray(array[at])
+            name: array[rows] if self._has_batch_axis else np.asarray(array[at], order="C")
             for name, array in self._samples.inputs.items()
         }
 

@@ -24,6 +24,12 @@ STATIC: Final[tuple[Artefact, ...]] = ("int8_smooth", "int8_minmax", "int8_perce
 """Those whose activations are calibrated; both engines have integer kernels for them."""
 
 
+ALIKE: Final[tuple[Artefact, ...]] = ("int8_minmax", "int8_percentile", "int8_entropy")
+"""Those that differ in numbers alone and run equally fast: once one is right, the others are not looked at."""
+
+BF16: Final = frozenset({"avx512_bf16", "amx_bf16"})
+
+
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """One way to compute a model's answers."""
 
@@ -33,13 +39,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     artefact: Artefact = ""
     parts_in_float: int = 0
     """Of `optimizer.sensitivity.PARTS`: those that int8 hurts most."""
+    rest: Literal["f32", "bf16"] = "f32"
+    """What those parts, and all that int8 leaves alone, are computed in."""
 
     @property
     def name(self) -> str:
         """Such as `openvino int8 (entropy)`."""
         _, _, kind = self.artefact.partition("_")
         if self.parts_in_float:
-            kind += f", {self.parts_in_float} of {PARTS} parts float"
+            kind += f", {self.parts_in_float} of {PARTS} parts {'float' if self.rest == 'f32' else self.rest}"
         return f"{self.engine} {self.precision}" + (f" ({kind})" if kind else "")
 
     @property
@@ -50,7 +58,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def parameters(self) -> dict[str, str]:
         """The engine's own knobs."""
-        return {"precision": self.precision} if self.engine == "openvino" and self.precision == "bf16" else {}
+        return {"precision": "bf16"} if self.engine == "openvino" and "bf16" in (self.precision, self.rest) else {}
 
 
 class Setting(msgspec.Struct, frozen=True, kw_only=True):
@@ -86,12 +94,17 @@ def recipes_for(path: Path, engine: str, cpu_flags: frozenset[str], *, can_quant
     if importlib.util.find_spec("openvino") is not None:
         engines.append("openvino")
         recipes += [Recipe(engine="openvino", precision="f32")] if engine != "openvino" else []
-        if cpu_flags & {"avx512_bf16", "amx_bf16"}:
+        if cpu_flags & BF16:
             recipes.append(Recipe(engine="openvino", precision="bf16"))
     if is_onnx and can_quantise:
         recipes += [Recipe(engine=e, precision="int8", artefact=artefact) for artefact in STATIC for e in engines]
         recipes.append(Recipe(engine="onnxruntime", precision="int8", artefact="int8_dynamic"))
     return recipes
+
+
+def rest_for(engine: str, cpu_flags: frozenset[str]) -> Literal["f32", "bf16"]:
+    """What layers are left in that int8 hurts: of the faster kinds of float the engine has, bf16."""
+    return "bf16" if engine == "openvino" and cpu_flags & BF16 else "f32"
 
 
 def settings_of(recipe: Recipe, cores: int, *, rows_max: int) -> list[Setting]:
