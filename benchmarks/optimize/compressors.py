@@ -53,7 +53,7 @@ class Made:
 def compress(tool: str, task: Task) -> list[Made]:
     """What the tool makes of the model, judged and timed."""
     install(tool)
-    loaded = Loaded(task.file)
+    loaded = Loaded(task.file, cores_available())
     try:
         original = loaded.load(original_of("onnxruntime"), cores_available())
         has_batch_axis = original.batch_axis is not False

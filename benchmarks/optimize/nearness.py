@@ -25,7 +25,7 @@ OTHERS: Final = (Recipe(engine="openvino", precision="f32"), Recipe(engine="open
 
 def line(task: Task, count: int) -> str:
     """A line of the table."""
-    loaded = Loaded(task.file)
+    loaded = Loaded(task.file, cores_available())
     try:
         original = loaded.load(original_of("onnxruntime"), cores_available())
         has_batch_axis = original.batch_axis is not False

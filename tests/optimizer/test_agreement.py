@@ -90,6 +90,14 @@ def test_cosine_knows_directions_and_not_lengths() -> None:
     assert drop("cosine", {"v": was}, {"v": turned}, None).mean == pytest.approx(1 / 3)
 
 
+def test_cosines_with_labels_count_how_far_answers_come_away_from_them() -> None:
+    labels = np.array([[1.0, 0.0], [0.0, 1.0]])
+    was, now = np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[3.0, 0.0], [1.0, 1.0]])
+    lost = drop("cosine", {"v": was}, {"v": now}, labels)
+    assert lost.mean == pytest.approx((2**-0.5 - 1 + 1 - 2**-0.5) / 2)  # one is nearer now, one further
+    assert drop("cosine", {"v": was}, {"v": was}, labels).mean == 0
+
+
 def test_neighbours_that_moved_are_counted() -> None:
     was = np.array([[1, 0], [0.99, 0.1], [0, 1], [0.1, 0.99]])
     assert drop("neighbour", {"v": was}, {"v": was * 5}, None).mean == 0
@@ -120,7 +128,7 @@ def test_metrics_that_need_labels_say_so(metric: str) -> None:
 
 def test_labels_that_are_all_alike_are_no_ground_for_auc() -> None:
     scores = {"p": np.random.default_rng(0).random((9, 1))}
-    with pytest.raises(InvalidInput, match="both classes"):
+    with pytest.raises(InvalidInput, match="alike"):
         drop("auc", scores, scores, np.ones(9))
 
 

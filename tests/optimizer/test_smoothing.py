@@ -3,7 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from farthing.optimizer.quantise import layers_of, prepare, quantise
+from farthing.optimizer.graphs import prepare
+from farthing.optimizer.quantise import layers_of, quantise
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.smoothing import smooth
 from farthing.types.errors import LoadFailed
@@ -48,7 +49,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     file: Path = tmp_path_factory.mktemp("outliers") / "model.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), str(file))
-    return prepare(file, file.parent)
+    prepare(file, file.with_name("prepared.onnx"))
+    return file.with_name("prepared.onnx")
 
 
 def test_a_smoothed_model_says_in_float_what_it_said_before(model: Path, rows: Tensor, tmp_path: Path) -> None:

@@ -7,20 +7,18 @@ matrix products alone, after `optimizer.smoothing`, what comes out of them in fl
 the result is any good: `optimizer.agreement` does, on samples that took no part.
 """
 
-import contextlib
-import importlib.util
-import io
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from farthing.engines.failure import reason_of
+from farthing.optimizer.quiet import quiet
 from farthing.optimizer.recipes import Artefact
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.smoothing import smooth
+from farthing.optimizer.watch import Stopped
 from farthing.types.errors import LoadFailed
 from farthing.types.tensors import Tensor
 
@@ -37,45 +35,20 @@ WEIGHTED: Final = ("Conv", "Gemm", "MatMul")
 """Operators that int8 makes faster, and whose weights it changes."""
 
 
-def is_available() -> bool:
-    """Whether the `onnx` package, which the quantiser needs, is installed."""
-    return importlib.util.find_spec("onnx") is not None
-
-
-def prepare(model: Path, folder: Path) -> Path:
-    """The model with constants folded and shapes inferred, as the quantiser wants it; written into `folder`."""
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    prepared = folder / "prepared.onnx"
-    with _quiet():
-        try:
-            quant_pre_process(str(model), str(prepared), skip_symbolic_shape=True)
-        except Exception as error:
-            raise LoadFailed(f"{model}: cannot be prepared for int8: {reason_of(error)}") from error
-    _name_nodes(prepared)
-    return prepared
-
-
-def _name_nodes(file: Path) -> None:
-    """The quantiser knows nodes by name. Many files name none, and one left out would leave out all the nameless."""
-    import onnx
-
-    model = onnx.load(str(file))
-    taken = {node.name for node in model.graph.node}
-    for number, node in enumerate(model.graph.node):
-        if not node.name:
-            name = f"{node.op_type}_{number}"
-            while name in taken:
-                name += "_"
-            node.name = name
-            taken.add(name)
-    onnx.save(model, str(file))
-
-
 def quantise(
-    prepared: Path, artefact: Artefact, samples: Samples, out: Path, *, has_batch_axis: bool, keep: Sequence[str] = ()
+    prepared: Path,
+    artefact: Artefact,
+    samples: Samples,
+    out: Path,
+    *,
+    has_batch_axis: bool,
+    keep: Sequence[str] = (),
+    check: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes the int8 file. Nodes named in `keep` stay in float. Raises `LoadFailed`."""
+    """Writes the int8 file. Nodes named in `keep` stay in float. Raises `LoadFailed`.
+
+    `check` is called now and then, and may raise `Stopped`.
+    """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
     methods = {
@@ -84,7 +57,7 @@ def quantise(
         "int8_percentile": CalibrationMethod.Percentile,
         "int8_smooth": CalibrationMethod.MinMax,
     }
-    with _quiet():
+    with quiet():
         try:
             if artefact == "int8_dynamic":
                 quantize_dynamic(
@@ -104,14 +77,14 @@ def quantise(
             operators: list[str] | None = None
             if artefact == "int8_smooth":
                 smoothed = out.with_name("smoothed.onnx")
-                smooth(prepared, list(_Rows(samples, has_batch_axis=has_batch_axis)), smoothed)
+                smooth(prepared, list(_Rows(samples, check, has_batch_axis=has_batch_axis)), smoothed)
                 prepared, keep, operators = smoothed, [*keep, *_products_of_activations(smoothed)], ["MatMul", "Gemm"]
                 # What comes out is added to float; rounding it too turned MiniLM's vectors by 5.9 % instead of 0.7 %.
                 options["OpTypesToExcludeOutputQuantization"] = operators
             quantize_static(
                 str(prepared),
                 str(out),
-                _Rows(samples, has_batch_axis=has_batch_axis),
+                _Rows(samples, check, has_batch_axis=has_batch_axis),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=QuantType.QUInt8,
@@ -121,6 +94,8 @@ def quantise(
                 calibrate_method=methods[artefact],
                 extra_options=options,
             )
+        except Stopped:
+            raise
         except Exception as error:
             raise LoadFailed(f"{artefact} could not be made: {reason_of(error)}") from error
 
@@ -160,19 +135,21 @@ def _held(samples: int) -> int:
 class _Rows:
     """A calibration reader (`CalibrationDataReader`): one sample at a time."""
 
-    def __init__(self, samples: Samples, *, has_batch_axis: bool) -> None:
+    def __init__(self, samples: Samples, check: Callable[[], None], *, has_batch_axis: bool) -> None:
         self._samples = samples
+        self._check = check
         self._has_batch_axis = has_batch_axis
         self._at = 0
 
     def get_next(self) -> dict[str, Tensor] | None:
+        self._check()
         at = self._at
         if at >= len(self._samples):
             return None
         self._at += 1
         rows = slice(at, at + 1)
         return {
-            name: array[rows] if self._has_batch_axis else np.asarray(array[at], order="C")
+            name: _as_read(array[rows] if self._has_batch_axis else np.asarray(array[at], order="C"))
             for name, array in self._samples.inputs.items()
         }
 
@@ -189,13 +166,11 @@ class _Rows:
         return len(self._samples)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[Any]:
-    """The quantiser talks on stdout and on the root logger."""
-    level = logging.root.level
-    logging.root.setLevel(logging.CRITICAL)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.root.setLevel(level)
+def _as_read(array: Tensor) -> Tensor:
+    """Text is text to ONNX Runtime's Python interface, and bytes everywhere else here."""
+    if not array.dtype.hasobject:
+        return array
+    made = np.empty(array.shape, object)
+    for at, value in enumerate(array.flat):
+        made.flat[at] = value.decode()
+    return made
