@@ -21,7 +21,7 @@ from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.machine import cpu_flags
 from farthing.optimizer.making import Making
 from farthing.optimizer.plan import Tried
-from farthing.optimizer.recipes import ALIKE, PACKAGES, ROWS, STATIC, Facts, Recipe, original_of, rest_for, ways_for
+from farthing.optimizer.recipes import PACKAGES, ROWS, STATIC, Facts, Recipe, original_of, rest_for, twin_of, ways_for
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.sensitivity import STEPS
 from farthing.optimizer.timing import answers
@@ -133,7 +133,7 @@ class Judging:
             facts = self._facts(original)
             for way in ways_for(facts):
                 lack = way.lacks(facts)
-                twin = self._twin(way.recipe)
+                twin = twin_of(way.recipe, [one.recipe for one in self.judged.values()])
                 if lack or twin:
                     out = lack or f"no faster than {twin}, which is right"
                     self.tried.append(Tried(name=way.recipe.name, out=out))
@@ -201,19 +201,6 @@ class Judging:
             f"output `{name}` of the model as it is has NaN or infinite values on these data, first in sample {sample} "
             f"of those to judge by" + (f": {layer}" if layer else ""),
             hint="nothing can be held against that; check the data's scale",
-        )
-
-    def _twin(self, recipe: Recipe) -> str:
-        """A recipe that is right and differs from this one in numbers, not in operations; empty if there is none."""
-        if recipe.artefact not in ALIKE:
-            return ""
-        return next(
-            (
-                one.recipe.name
-                for one in self.judged.values()
-                if one.recipe.engine == recipe.engine and one.recipe.artefact in ALIKE
-            ),
-            "",
         )
 
     def _try_mixed(self) -> None:

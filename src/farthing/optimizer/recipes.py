@@ -7,7 +7,7 @@ batch), which changes nothing. So recipes are judged once, and only settings of 
 `optimizer.graphs`, `quantise` and `weights`; what is timed when to `optimizer.race`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -267,6 +267,13 @@ def ways_for(facts: Facts) -> list[Way]:
     """The lines of the catalogue that are for this model, whether or not something is missing for them."""
     original = original_of(facts.engine)
     return [way for way in CATALOGUE if way.recipe != original and way.loads(facts)]
+
+
+def twin_of(recipe: Recipe, right: Iterable[Recipe]) -> str:
+    """One of those that are right that differs from this one in numbers, not in operations; empty if none does."""
+    if recipe.artefact not in ALIKE:
+        return ""
+    return next((other.name for other in right if other.engine == recipe.engine and other.artefact in ALIKE), "")
 
 
 def rest_for(engine: str, cpu_flags: frozenset[str]) -> Literal["f32", "bf16"]:
