@@ -7,6 +7,7 @@ that a bad minute of the machine meets both. What the load itself takes of the m
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -24,6 +25,10 @@ ROUNDS: Final = 5
 SECONDS: Final = 3
 STUDENT: Final = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36}
 """Two-sided 95 % quantiles, by the number of rounds."""
+
+
+Turn = tuple[load.Load, float]
+"""What the clients saw, and the CPU seconds of the server meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +90,7 @@ def compare(
     peers = [_peer("fastapi", _at_a_time, "fastapi"), _peer("farthing-plan", _planned)]
     for peer in peers:
         peer.install()
-    seen: list[list[tuple[load.Load, float]]] = [[], []]
+    seen: tuple[list[Turn], list[Turn]] = ([], [])
     with Server(peers[0], models[0], core=cores) as first, Server(peers[1], models[1], core=cores) as second:
         for round_ in range(rounds + 1):  # the first warms up
             for at, server in enumerate((first, second)):
@@ -94,16 +99,24 @@ def compare(
                 found = load.run(server.port, request, connections=connections, seconds=SECONDS, core=cores)
                 if round_:
                     seen[at].append((found, server.cpu_s() - before))
-    logs = [math.log(b[0].rate / a[0].rate) for a, b in zip(*seen, strict=True)]
+    return compared(*seen)
+
+
+def compared(at_a_time: Sequence[Turn], planned: Sequence[Turn]) -> Compared:
+    """What the turns of both say, the n-th of each neighbours in time."""
+    logs = [math.log(b.rate / a.rate) for (a, _), (b, _) in zip(at_a_time, planned, strict=True)]
     half = STUDENT.get(len(logs), 2.3) * stdev(logs) / math.sqrt(len(logs))
     mean = fmean(logs)
-    both = [_served(peer.name, turns) for peer, turns in zip(peers, seen, strict=True)]
     return Compared(
-        at_a_time=both[0], planned=both[1], times=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half)
+        at_a_time=_served("fastapi", at_a_time),
+        planned=_served("farthing-plan", planned),
+        times=math.exp(mean),
+        low=math.exp(mean - half),
+        high=math.exp(mean + half),
     )
 
 
-def _served(name: str, turns: list[tuple[load.Load, float]]) -> Served:
+def _served(name: str, turns: Sequence[Turn]) -> Served:
     requests = sum(found.requests for found, _ in turns)
     return Served(
         name=name,
