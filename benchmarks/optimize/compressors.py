@@ -35,7 +35,8 @@ TOOLS: Final = ("nncf", "olive")
 INSIDE: Final = Path(__file__).with_name("inside")
 ROWS: Final = (1, 8, 32)
 SECONDS: Final = 2.0
-MAKING_SECONDS_MAX: Final = 900
+MAKING_SECONDS: Final = 900
+"""How long a tool may take, unless said otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class Made:
     failed: str = ""
 
 
-def compress(tool: str, task: Task) -> list[Made]:
+def compress(tool: str, task: Task, seconds: float) -> list[Made]:
     """What the tool makes of the model, judged and timed."""
     install(tool)
     loaded = Loaded(task.file, cores_available())
@@ -68,9 +69,9 @@ def compress(tool: str, task: Task) -> list[Made]:
             command = [python(tool), str(script), str(task.file), str(data), task.metric, str(task.drop_max), scratch]
             with (Path(scratch) / "log").open("w+") as log:
                 try:
-                    subprocess.run(command, stdout=log, stderr=log, timeout=MAKING_SECONDS_MAX, check=False)
+                    subprocess.run(command, stdout=log, stderr=log, timeout=seconds, check=False)
                 except subprocess.TimeoutExpired:
-                    print(f"{tool} {task.name}: took longer than {MAKING_SECONDS_MAX} s", file=sys.stderr)
+                    print(f"{tool} {task.name}: took longer than {seconds:.0f} s", file=sys.stderr)
                 log.seek(0)
                 said = log.read()
             took = Path(scratch) / "took.json"
@@ -118,14 +119,16 @@ def main() -> None:
     """Makes, judges and prints."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="TOOL|SAMPLE")
-    names = parser.parse_args().names
+    parser.add_argument("--making", type=float, default=MAKING_SECONDS, help="seconds a tool may take for a model")
+    options = parser.parse_args()
+    names = options.names
     tools = [tool for tool in TOOLS if tool in names] or TOOLS
     tasks = [TASKS[name] for name in names if name in TASKS] or [t for t in TASKS.values() if t.file.suffix == ".onnx"]
     print("| model | made by | rows/s | setting | lost, on held-out data | allowed | made in, s |")
     print("|---|---|---|---|---|---|---|")
     for task in tasks:
         for tool in tools:
-            for made in compress(tool, task):
+            for made in compress(tool, task, options.making):
                 lost = f"{made.lost.mean:.2%}, perhaps {made.lost.upper:.2%}" if made.lost else made.failed
                 rate = f"{made.rows_per_s:,.0f}"
                 told = f"{task.name} | {made.name} | {rate} | {made.setting} | {lost} | {task.drop_max:.1%}"

@@ -4,8 +4,8 @@
     python benchmarks/optimize/run.py minilm-l6 --time 60   one, in less time
     python benchmarks/optimize/run.py --table FILE...       the tables of earlier runs (`--out`)
 
-Two tables. The first: the plan, its rate beside the best setting of each engine alone and beside the model as it
-came, in process, with 95 % intervals; its share of the machine's peak; what is lost on samples that took no part; how
+Two tables. The first: the plan, its rate beside the best setting of each engine alone (within the target, and
+right) and beside the model as it came, in process, with 95 % intervals; its share of the machine's peak; what is lost on samples that took no part; how
 long the search was. The second: the model behind a server that takes one request at a time, ONNX Runtime as it comes,
 beside `farthing serve` with the plan; requests a second with both and the load on the same cores. Needs `wrk`.
 """
@@ -105,15 +105,14 @@ def _answer(model: Path, row: dict[str, NDArray[Any]], plan: Plan | None) -> dic
 
 def in_process(result: Result) -> str:
     """A line of the first table."""
-    plan, cores = result.plan, plan_cores(result.plan)
+    plan, cores, task = result.plan, result.plan.machine.cores, TASKS[result.task]
     won = next(t for t in plan.tried if t.turns and not t.out)
     best: dict[str, float] = {}
     for tried in plan.tried:
-        if tried.turns:
+        if tried.turns and tried.answer_ms <= task.answer_ms_max:
             engine = tried.name.partition(" ")[0]
             best[engine] = max(best.get(engine, 0.0), tried.rows_per_s)
     lost = f"{plan.drop.mean:.2%}, at most {plan.drop.upper:.2%}" if plan.drop else "none"
-    task = TASKS[result.task]
     peak = PEAK_PER_CORE.get(plan.precision, 0.0) * cores
     share = f"{result.operations * plan.rows_per_s / peak:.0%} of {plan.precision}" if result.operations else "-"
     way = f"{won.name}"
@@ -124,11 +123,6 @@ def in_process(result: Result) -> str:
         f"| {result.task} | {way} | {rate} | {default} | {alone} | {share} | "
         f"{lost} of {task.metric}; allowed {task.drop_max:.1%} | {result.search_s:.0f} |"
     )
-
-
-def plan_cores(plan: Plan) -> int:
-    """Of the machine it was made on."""
-    return plan.machine.cores
 
 
 def as_served(result: Result) -> str:
