@@ -4,11 +4,11 @@
     python benchmarks/optimize/run.py minilm-l6 --time 60   one, in less time
     python benchmarks/optimize/run.py --table FILE...       the tables of earlier runs (`--out`)
 
-Two tables. The first: the plan, its rate beside the best setting of each engine alone (right, and within the target) and
-beside the model as it came, in process, with 95 % intervals; its share of the machine's peak; what is lost on samples
-that took no part; how long the search was. The second: the model behind a server that takes one request at a time, ONNX
-Runtime as it comes, beside `farthing serve` with the plan; requests a second with both and the load on the same cores.
-Needs `wrk`.
+Two tables. The first: the plan, its rate beside the best setting of each engine alone (right, and within the target)
+and beside the model as it came, in process, with 95 % intervals; its share of the machine's peak; what is lost on
+samples that took no part; how long the search was. The second: the model behind a server that takes one request at a
+time, ONNX Runtime as it comes, beside `farthing serve` with the plan; requests a second with both and the load on the
+same cores. Needs `wrk`.
 """
 
 import argparse
