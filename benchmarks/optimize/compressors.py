@@ -24,6 +24,7 @@ from tasks import TASKS, Task
 
 from farthing.engines.cores import cores_available
 from farthing.optimizer.agreement import Drop, drop
+from farthing.optimizer.custom_metric import metric_of
 from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.recipes import original_of
 from farthing.optimizer.samples import Samples, divide, fit_samples
@@ -66,7 +67,15 @@ def compress(tool: str, task: Task, seconds: float) -> list[Made]:
             rows = calibration.inputs
             np.savez(data, **rows)
             script = INSIDE / f"{tool}_best.py"
-            command = [python(tool), str(script), str(task.file), str(data), task.metric, str(task.drop_max), scratch]
+            command = [
+                python(tool),
+                str(script),
+                str(task.file),
+                str(data),
+                task.metric_name,
+                str(task.drop_max),
+                scratch,
+            ]
             with (Path(scratch) / "log").open("w+") as log:
                 try:
                     subprocess.run(command, stdout=log, stderr=log, timeout=seconds, check=False)
@@ -109,7 +118,9 @@ def _judged(
                 if turn.rows_per_s > best:
                     best, setting = turn.rows_per_s, f"{instances} x {threads} threads, {rows} rows"
             executable.close()
-        lost = drop(task.metric, truth, given, samples.labels)
+        lost = drop(
+            task.metric if isinstance(task.metric, str) else metric_of(task.metric), truth, given, samples.labels
+        )
     except FarthingError as error:
         return Made(name=name, took_s=took_s, lost=None, rows_per_s=best, setting=setting, failed=str(error)[:160])
     return Made(name=name, took_s=took_s, lost=lost, rows_per_s=best, setting=setting)

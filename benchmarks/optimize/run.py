@@ -65,6 +65,7 @@ def measure(task: Task, seconds: float, *, is_served: bool) -> Result:
             data,
             budget_s=seconds,
             price_usd_per_hour=PRICE_USD_PER_HOUR,
+            is_fresh=True,
             on_event=lambda event: print(
                 f"\r{task.name}: {event.spent_s:4.0f} s  {event.doing:70.70}", end="", file=sys.stderr
             ),
@@ -122,7 +123,7 @@ def in_process(result: Result) -> str:
     default = f"{plan.default_rows_per_s:,.0f} ({plan.times_cheaper:.1f})"
     return (
         f"| {result.task} | {way} | {rate} | {default} | {alone} | {share} | "
-        f"{lost} of {task.metric}; allowed {task.drop_max:.1%} | {result.search_s:.0f} |"
+        f"{lost} of {task.metric_name}; allowed {task.drop_max:.1%} | {result.search_s:.0f} |"
     )
 
 

@@ -5,6 +5,7 @@ every other size (it was tried), or where the user says that requests will look 
 free. What all this gains is measured like anything else: the cleaned file is a recipe.
 """
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -128,6 +129,10 @@ def clean(
     return tuple(done)
 
 
+CHANNELS_OPSET: Final = 13
+"""DequantizeLinear has an axis since; in older files no int8 weights by channel can be written."""
+
+
 def prepare(model: Path, out: Path) -> None:
     """The model with constants folded and shapes inferred, as the quantiser wants it. Raises `LoadFailed`."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -137,14 +142,21 @@ def prepare(model: Path, out: Path) -> None:
             quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
         except Exception as error:
             raise LoadFailed(f"{model}: its graph cannot be cleaned: {reason_of(error)}") from error
-    _name_nodes(out)
+    _suit_quantiser(out)
 
 
-def _name_nodes(file: Path) -> None:
-    """The quantiser knows nodes by name. Many files name none, and one left out would leave out all the nameless."""
+def _suit_quantiser(file: Path) -> None:
+    """Names nodes, and brings the file up to an opset with scales by channel, where the converter can.
+
+    The quantiser knows nodes by name. Many files name none, and one left out would leave out all the nameless.
+    """
     import onnx
+    from onnx import version_converter
 
     model = onnx.load(str(file))
+    if any(used.domain in ("", "ai.onnx") and used.version < CHANNELS_OPSET for used in model.opset_import):
+        with contextlib.suppress(Exception):  # its own, of several types: the file then stays as it is
+            model = version_converter.convert_version(model, CHANNELS_OPSET)
     taken = {node.name for node in model.graph.node}
     for number, node in enumerate(model.graph.node):
         if not node.name:

@@ -144,12 +144,11 @@ def _watch(model: Any, activations: Sequence[str], rows: Sequence[Mapping[str, T
     seen = {name: Seen() for name in activations}
     wanted = max(1, ROWS_TRIED // len(rows))
     given = {port.name for port in watched.graph.input}
+    computed = [name for name in activations if name not in given]
     for row in rows:
-        computed = [name for name in activations if name not in given]
-        for name, array in zip(computed, session.run(computed, dict(row)), strict=True):
+        answers = session.run(computed, dict(row)) if computed else []
+        for name, array in (*zip(computed, answers, strict=True), *((name, row[name]) for name in given & seen.keys())):
             seen[name].take(array, wanted)
-        for name in given & seen.keys():
-            seen[name].take(row[name], wanted)
     return seen
 
 
