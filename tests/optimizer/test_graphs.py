@@ -94,10 +94,10 @@ def test_a_file_of_an_old_opset_without_names_is_made_fit_for_int8_by_channel(tm
     from farthing.optimizer.samples import Samples
 
     chance = np.random.default_rng(0)
-    weights = {"w": chance.normal(size=(8, 4)).astype(np.float32)}
+    weights = {"w": chance.normal(size=(8, 4)).astype(np.float32), "bias": np.ones((1, 4), np.float32)}
     proto = onnx.load_from_string(
         model(
-            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            [helper.make_node("Gemm", ["x", "w", "bias"], ["y"])],
             [tensor_info("x", "FP32", ["batch", 8])],
             [tensor_info("y", "FP32", ["batch", 4])],
             weights,

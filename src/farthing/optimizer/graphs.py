@@ -146,9 +146,10 @@ def prepare(model: Path, out: Path) -> None:
 
 
 def _suit_quantiser(file: Path) -> None:
-    """Names nodes, and brings the file up to an opset with scales by channel, where the converter can.
+    """Names nodes, flattens biases, and brings the file up to an opset with scales by channel, if the converter can.
 
-    The quantiser knows nodes by name. Many files name none, and one left out would leave out all the nameless.
+    The quantiser knows nodes by name. Many files name none, and one left out would leave out all the nameless. It takes
+    biases to be [columns], while the folding that was before it leaves some of Gemm's as [1, columns].
     """
     import onnx
     from onnx import version_converter
@@ -165,6 +166,10 @@ def _suit_quantiser(file: Path) -> None:
                 name += "_"
             node.name = name
             taken.add(name)
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Gemm" and len(node.input) > 2}
+    for tensor in model.graph.initializer:
+        if tensor.name in biases and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
     onnx.save(model, str(file))
 
 
