@@ -3,6 +3,7 @@
 What the server spent meanwhile is read by `machine`; this reports what a client sees, and how busy the loop itself was.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Final
 
@@ -53,14 +54,14 @@ def check_installed() -> None:
         raise ToolMissing("the native loop was not built; on Linux, with a C++20 compiler: pip install .") from missing
 
 
-def run(port: int, request: Request, *, connections: int, seconds: float, core: int) -> Load:
-    """Repeats `request` over `connections` for `seconds`."""
+def run(port: int, request: Request, *, connections: int, seconds: float, core: int | None) -> Load:
+    """Repeats `request` over `connections` for `seconds`; `core` None: wherever the system likes."""
     from farthing.bench.native_driver import NativeDriver
 
     message = http_message("POST", request.path, f"127.0.0.1:{port}", request.headers, request.body)
     work = Work(wire="http", chains=[[message]], order=[0])
     asked = Asked(connections=connections, duration_s=seconds, timeout_s=TIMEOUT_S)
-    with machine.pinned(core):
+    with machine.pinned(core) if core is not None else nullcontext():
         records = NativeDriver("127.0.0.1", port, work, asked).run()
     seen = figures(records, duration_s=seconds, warm_up_s=0.0)
     if not seen.answered:

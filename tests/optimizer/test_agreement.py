@@ -147,3 +147,30 @@ def test_auc_lost_is_bounded_by_bootstrap() -> None:
     assert same.mean == same.upper == 0
     assert 0.05 < lost.mean < lost.upper < 0.5
     assert not math.isnan(lost.upper)
+
+
+def test_ranking_loses_nothing_where_the_order_of_likenesses_stays() -> None:
+    vectors = np.random.default_rng(3).normal(size=(40, 16))
+    longer = {"v": vectors * np.linspace(1, 3, 40)[:, None]}
+    turned = {"v": vectors + np.random.default_rng(4).normal(0, 0.3, vectors.shape)}
+    assert drop("ranking", {"v": vectors}, longer, None).mean == 0
+    assert 0.01 < drop("ranking", {"v": vectors}, turned, None).mean < 0.2
+
+
+def test_ranking_is_spearmans() -> None:
+    from scipy.stats import spearmanr
+
+    chance = np.random.default_rng(5)
+    before, after = chance.normal(size=(12, 8)), chance.normal(size=(12, 8))
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (before, after)]
+    expected = [
+        1 - spearmanr(*(np.delete(rows @ rows[at], at) for rows in unit)).statistic for at in range(len(before))
+    ]
+    assert drop("ranking", {"v": before}, {"v": after}, None).mean == pytest.approx(np.mean(expected))
+
+
+def test_a_text_is_lost_with_one_of_its_letters() -> None:
+    letters = np.eye(5, dtype=np.float32)[[[0, 1, 2], [3, 4, 0]]]
+    other = letters.copy()
+    other[1, 2] = np.eye(5)[1]
+    assert drop("top1", {"text": letters}, {"text": other}, None).mean == 0.5

@@ -102,3 +102,32 @@ def test_a_search_fixes_what_the_model_cannot_have_otherwise(tmp_path: Path) -> 
     path = put(tmp_path, fails_when_run())
     plan = optimize(path, Target(), {"x": np.random.default_rng(0).random((40, 3), np.float32)}, budget_s=2)
     assert "`x` fixed to 3 in dimension 1" in plan.notes
+
+
+def test_a_file_of_an_old_opset_without_names_is_made_fit_for_int8_by_channel(tmp_path: Path) -> None:
+    from farthing.optimizer.quantise import quantise
+    from farthing.optimizer.samples import Samples
+
+    chance = np.random.default_rng(0)
+    weights = {"w": chance.normal(size=(8, 4)).astype(np.float32), "bias": np.ones((1, 4), np.float32)}
+    proto = onnx.load_from_string(
+        model(
+            [helper.make_node("Gemm", ["x", "w", "bias"], ["y"])],
+            [tensor_info("x", "FP32", ["batch", 8])],
+            [tensor_info("y", "FP32", ["batch", 4])],
+            weights,
+        )
+    )
+    proto.opset_import[0].version = 12
+    path = put(tmp_path, bytes(proto.SerializeToString()))
+    graphs.prepare(path, tmp_path / "prepared.onnx")
+
+    prepared = onnx.load(tmp_path / "prepared.onnx")
+    assert prepared.opset_import[0].version >= 13
+    assert all(node.name for node in prepared.graph.node)
+
+    x = chance.normal(size=(16, 8)).astype(np.float32)
+    samples = Samples(inputs={"x": x})
+    quantise(tmp_path / "prepared.onnx", "int8_smooth", samples, tmp_path / "int8.onnx", has_batch_axis=True)
+    [given], [true] = run(tmp_path / "int8.onnx", x=x), run(path, x=x)
+    assert 0 < np.abs(given - true).max() < 0.1

@@ -5,6 +5,7 @@ every other size (it was tried), or where the user says that requests will look 
 free. What all this gains is measured like anything else: the cleaned file is a recipe.
 """
 
+import contextlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -121,26 +122,15 @@ def clean(
     prepared = out.with_name("folding.onnx")
     prepare(cut, prepared)
     cut.unlink()
-    after = _named(prepared)
+    after = len(_read(prepared).graph.node)
     prepared.replace(out)
     if after < before:
         done.insert(0, f"{before - after} of {before} nodes folded or cut")
     return tuple(done)
 
 
-def _named(file: Path) -> int:
-    """Gives nodes without a name one, for the quantiser leaves out by name; answers how many nodes there are."""
-    proto = _read(file)
-    taken = {node.name for node in proto.graph.node}
-    unnamed = [node for node in proto.graph.node if not node.name]
-    for number, node in enumerate(unnamed):
-        node.name = next(n for n in (f"{node.op_type}_{number}", f"farthing_{number}") if n not in taken)
-    if unnamed:
-        try:
-            file.write_bytes(proto.SerializeToString())
-        except (OSError, ValueError) as error:
-            raise LoadFailed(f"{file}: cannot be written: {error}", hint="make room for copies of the model") from error
-    return len(proto.graph.node)
+CHANNELS_OPSET: Final = 13
+"""DequantizeLinear has an axis since; in older files no int8 weights by channel can be written."""
 
 
 def prepare(model: Path, out: Path) -> None:
@@ -150,8 +140,37 @@ def prepare(model: Path, out: Path) -> None:
     with quiet():
         try:
             quant_pre_process(str(model), str(out), skip_symbolic_shape=True)
+            _suit_quantiser(out)
         except Exception as error:
             raise LoadFailed(f"{model}: its graph cannot be cleaned: {reason_of(error)}") from error
+
+
+def _suit_quantiser(file: Path) -> None:
+    """Names nodes, flattens biases, and brings the file up to an opset with scales by channel, if the converter can.
+
+    The quantiser knows nodes by name. Many files name none, and one left out would leave out all the nameless. It takes
+    biases to be [columns], while the folding that was before it leaves some of Gemm's as [1, columns].
+    """
+    import onnx
+    from onnx import version_converter
+
+    model = onnx.load(str(file))
+    if any(used.domain in ("", "ai.onnx") and used.version < CHANNELS_OPSET for used in model.opset_import):
+        with contextlib.suppress(Exception):  # its own, of several types: the file then stays as it is
+            model = version_converter.convert_version(model, CHANNELS_OPSET)
+    taken = {node.name for node in model.graph.node}
+    for number, node in enumerate(model.graph.node):
+        if not node.name:
+            name = f"{node.op_type}_{number}"
+            while name in taken:
+                name += "_"
+            node.name = name
+            taken.add(name)
+    biases = {node.input[2] for node in model.graph.node if node.op_type == "Gemm" and len(node.input) > 2}
+    for tensor in model.graph.initializer:
+        if tensor.name in biases and len(tensor.dims) == 2 and tensor.dims[0] == 1:
+            del tensor.dims[0]
+    onnx.save(model, str(file))
 
 
 def _read(model: Path) -> Any:

@@ -21,7 +21,7 @@ from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.machine import cpu_flags
 from farthing.optimizer.making import Making
 from farthing.optimizer.plan import Tried
-from farthing.optimizer.recipes import PACKAGES, ROWS, STATIC, Facts, Recipe, original_of, ways_for
+from farthing.optimizer.recipes import PACKAGES, ROWS, STATIC, Facts, Recipe, original_of, rest_for, twin_of, ways_for
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.sensitivity import STEPS
 from farthing.optimizer.timing import answers
@@ -133,8 +133,10 @@ class Judging:
             facts = self._facts(original)
             for way in ways_for(facts):
                 lack = way.lacks(facts)
-                if lack:
-                    self.tried.append(Tried(name=way.recipe.name, out=lack))
+                twin = twin_of(way.recipe, [one.recipe for one in self.judged.values()])
+                if lack or twin:
+                    out = lack or f"no faster than {twin}, which is right"
+                    self.tried.append(Tried(name=way.recipe.name, out=out))
                 else:
                     self._try(way.recipe, way.why)
             if self._failed and not any(one.recipe.artefact in STATIC for one in self.judged.values()):
@@ -210,10 +212,11 @@ class Judging:
         if least <= self._target.drop_max:
             return  # it may be right already; with so few samples nothing that moves can be shown to be
         engines = [recipe.engine for _, recipe in made if recipe.artefact == best.artefact]
+        kinds = [(engine, rest_for(engine, cpu_flags())) for engine in engines]
         for count in STEPS:
             recipes = [
-                Recipe(engine=engine, precision="int8", artefact=best.artefact, parts_in_float=count)
-                for engine in engines
+                Recipe(engine=engine, precision="int8", artefact=best.artefact, parts_in_float=count, rest=rest)
+                for engine, rest in kinds
             ]
             for recipe in recipes:
                 self._try(recipe, "integer kernels, but for the layers that they hurt most")

@@ -7,7 +7,7 @@ batch), which changes nothing. So recipes are judged once, and only settings of 
 `optimizer.graphs`, `quantise` and `weights`; what is timed when to `optimizer.race`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -18,14 +18,29 @@ ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Batches tried, for as long as they gain: networks are best at 4 to 16 rows on a CPU, trees at hundreds."""
 
 Artefact = Literal[
-    "", "clean", "int8_minmax", "int8_entropy", "int8_percentile", "int8_dynamic", "int8_weights", "int4_weights"
+    "",
+    "clean",
+    "int8_minmax",
+    "int8_entropy",
+    "int8_percentile",
+    "int8_smooth",
+    "int8_dynamic",
+    "int8_weights",
+    "int4_weights",
 ]
 """What is made of the file; empty: it is used as it is. The int8 and int4 ones are made of the clean one."""
 
-STATIC: Final[tuple[Artefact, ...]] = ("int8_minmax", "int8_percentile", "int8_entropy")
+
+STATIC: Final[tuple[Artefact, ...]] = ("int8_smooth", "int8_minmax", "int8_percentile", "int8_entropy")
 """Those whose activations are calibrated; both engines have integer kernels for them."""
 
 Precision = Literal["f32", "bf16", "int8", "int4"]
+
+
+ALIKE: Final[tuple[Artefact, ...]] = ("int8_minmax", "int8_percentile", "int8_entropy")
+"""Those that differ in numbers alone and run equally fast: once one is right, the others are not looked at."""
+
+BF16: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,6 +52,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     artefact: Artefact = ""
     parts_in_float: int = 0
     """Of `optimizer.sensitivity.PARTS`: those that int8 hurts most."""
+    rest: Literal["f32", "bf16"] = "f32"
+    """What those parts, and all that int8 leaves alone, are computed in."""
     variant: Literal["", "plain layout", "xgboost", "compiled"] = ""
     """A way of the engine's own to run the same file; empty: its usual one."""
 
@@ -46,7 +63,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         kind = self.artefact.rpartition("_")[2]
         kinds = [kind] if kind else []
         if self.parts_in_float:
-            kinds.append(f"{self.parts_in_float} of {PARTS} parts float")
+            kinds.append(f"{self.parts_in_float} of {PARTS} parts {'float' if self.rest == 'f32' else self.rest}")
         if self.variant:
             kinds.append(self.variant)
         return f"{self.engine} {self.precision}" + (f" ({', '.join(kinds)})" if kinds else "")
@@ -59,8 +76,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def parameters(self) -> dict[str, str]:
         """The engine's own knobs."""
-        if self.engine == "openvino" and self.precision == "bf16":
-            return {"precision": self.precision}
+        if self.engine == "openvino" and "bf16" in (self.precision, self.rest):
+            return {"precision": "bf16"}
         if self.variant == "plain layout":
             return {"layout": "plain"}
         return {"runtime": self.variant} if self.variant else {}
@@ -156,8 +173,6 @@ def _recipe(engine: str, precision: Precision, artefact: Artefact = "", **more: 
     return msgspec.convert({"engine": engine, "precision": precision, "artefact": artefact, **more}, Recipe)
 
 
-BF16: Final = frozenset({"avx512_bf16", "amx_bf16"})
-
 CATALOGUE: Final = (
     Way(
         recipe=_recipe("openvino", "f32"),
@@ -193,7 +208,7 @@ CATALOGUE: Final = (
         Way(
             recipe=_recipe(engine, "int8", artefact),
             why="integer kernels, ranges of activations by " + artefact.partition("_")[2],
-            loads=_has_weights,
+            loads=_has_matrices if artefact == "int8_smooth" else _has_weights,
             packages=("onnx",) if engine == "onnxruntime" else ("onnx", "openvino"),
         )
         for artefact in STATIC
@@ -252,6 +267,18 @@ def ways_for(facts: Facts) -> list[Way]:
     """The lines of the catalogue that are for this model, whether or not something is missing for them."""
     original = original_of(facts.engine)
     return [way for way in CATALOGUE if way.recipe != original and way.loads(facts)]
+
+
+def twin_of(recipe: Recipe, right: Iterable[Recipe]) -> str:
+    """One of those that are right that differs from this one in numbers, not in operations; empty if none does."""
+    if recipe.artefact not in ALIKE:
+        return ""
+    return next((other.name for other in right if other.engine == recipe.engine and other.artefact in ALIKE), "")
+
+
+def rest_for(engine: str, cpu_flags: frozenset[str]) -> Literal["f32", "bf16"]:
+    """What layers are left in that int8 hurts: of the faster kinds of float the engine has, bf16."""
+    return "bf16" if engine == "openvino" and cpu_flags & BF16 else "f32"
 
 
 def settings_of(recipe: Recipe, cores: int, *, rows_max: int) -> list[Setting]:

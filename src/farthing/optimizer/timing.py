@@ -36,7 +36,7 @@ def batch_of(samples: Samples, rows: Sequence[int], outputs: Sequence[str], *, h
     if has_batch_axis:
         inputs = {name: array[list(rows)] for name, array in samples.inputs.items()}
     else:
-        inputs = {name: np.ascontiguousarray(array[rows[0]]) for name, array in samples.inputs.items()}
+        inputs = {name: np.asarray(array[rows[0]], order="C") for name, array in samples.inputs.items()}
     return Batch(inputs, tuple(outputs), members)
 
 
