@@ -8,9 +8,9 @@ for too long are ended.
 from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
-from farthing.batching.batcher import NOBODY, Callers, Run, Wait
+from farthing.batching.batcher import NOBODY, Run, Wait
 from farthing.batching.instances import Job
-from farthing.batching.loop import LOOP_BUSY_NS_MAX, LOOP_RUN_NS_PER_REQUEST, BatchLoop
+from farthing.batching.loop import LOOP_BUSY_NS_MAX, BatchLoop
 from farthing.batching.queue import ENDED, RETRY_AFTER_S_DEFAULT, Queue, Waiter
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran
@@ -114,7 +114,7 @@ class SequenceLoop(BatchLoop):
                     break
                 ready, since_ns = sequences.runnable(instance, self._head_max)
                 times = self._times_for(ready[0].signature)
-                callers = Callers(self._away, int(self._lag_ns), self._free_ns)
+                callers = self._returning.callers()
                 decision = decide_batch(
                     since_ns, self._rules, times, callers if instance == self._last_instance else NOBODY, now
                 )
@@ -123,7 +123,7 @@ class SequenceLoop(BatchLoop):
                         is_held_up = True
                         break
                     if self._run(ready[: decision.requests], instance, times, now):
-                        now = self._free_ns
+                        now = self._returning.free_ns
                     continue
                 if isinstance(decision, Wait):
                     due_ns = min(due_ns, decision.until_ns) if due_ns else decision.until_ns
@@ -145,8 +145,7 @@ class SequenceLoop(BatchLoop):
         sequences.take(waiters)
         self._idle.remove(instance)
         job = SequenceJob(by_row, waiters, instance, times, now)
-        expected_ns = times.estimate_ns(job.rows) if self._run_inline_ns_max else 0
-        if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
+        if self._is_short(times, job.rows, job.requests):
             self._done(job, self._execute(job))
             return True
         self._running[instance] = job

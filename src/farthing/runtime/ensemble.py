@@ -14,12 +14,14 @@ from msgspec.structs import replace
 from farthing.config.model import ModelConfig, ModelParameter, complete_config, tensor_specs
 from farthing.config.pipeline import PipelineGraph, pipeline_of
 from farthing.repository import FoundModel, FoundVersion, model_key, read_labels
+from farthing.runtime.chain import links_of
 from farthing.runtime.check import RequestCheck
-from farthing.runtime.convoy import Stage, Trip, links_of
+from farthing.runtime.convoy import Stage
 from farthing.runtime.graph import Graph, Step, faults, tensors_of
 from farthing.runtime.passage import Passage, Resolve
 from farthing.runtime.served import Done
 from farthing.runtime.served_streams import ServedStreams
+from farthing.runtime.trip import Trip
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -161,7 +163,7 @@ class Ensemble:
         self.now_ns = (clock or MonotonicClock()).now_ns
         self._check = RequestCheck(loaded.spec)
         self._requests_max = loaded.pipeline.requests_max or requests_max
-        self._under_way: set[Passage | Trip] = set()
+        self.under_way: set[Passage | Trip] = set()
         self._when_empty: list[Callable[[], None]] = []
         self._is_closed = False
         links = links_of(self.graph, self.spec)
@@ -187,7 +189,7 @@ class Ensemble:
         if self._is_closed:
             self.statistics.failed(FailureReason.REJECTED)
             raise Unavailable(f"model `{name}` version {self.version} is being unloaded", retry_after_s=1)
-        if len(self._under_way) >= self._requests_max:
+        if len(self.under_way) >= self._requests_max:
             self.statistics.failed(FailureReason.REJECTED)
             raise Overloaded(
                 f"ensemble `{name}` has {self._requests_max} requests under way, as many as it may",
@@ -198,18 +200,18 @@ class Ensemble:
             if trip is not None:
                 return trip.withdraw
         passage = Passage(self, request, rows, arrival_ns, done)
-        self._under_way.add(passage)
+        self.under_way.add(passage)
         passage.start()
         return passage.withdraw
 
-    def began(self, under_way: Passage | Trip) -> None:
-        """A request is under way."""
-        self._under_way.add(under_way)
-
     def ended(self, under_way: Passage | Trip) -> None:
         """A request is no longer under way."""
-        self._under_way.discard(under_way)
-        if self._when_empty and not self._under_way:
+        self.ended_all((under_way,))
+
+    def ended_all(self, under_way: Iterable[Passage | Trip]) -> None:
+        """The same of several."""
+        self.under_way.difference_update(under_way)
+        if self._when_empty and not self.under_way:
             calls, self._when_empty = self._when_empty, []
             for call in calls:
                 call()
@@ -232,14 +234,14 @@ class Ensemble:
     def when_empty(self, call: Callable[[], None]) -> None:
         """Calls once nothing is under way any more; nothing new is taken from now on."""
         self._is_closed = True
-        if self._under_way:
+        if self.under_way:
             self._when_empty.append(call)
         else:
             call()
 
     def fail_all(self, error: FarthingError) -> None:
         """Ends what is under way with an error."""
-        for under_way in list(self._under_way):
+        for under_way in list(self.under_way):
             under_way.fail(error)
 
     def close(self, timeout_s: float) -> None:
