@@ -9,7 +9,8 @@ import pytest
 from tests.fakes import Answered, FakeExecutable, VirtualLoop, make_loop, make_waiter
 
 from farthing.batching.batcher import Limits
-from farthing.batching.loop import SIGNATURES_MAX, WAIT_NS_MAX, BatchLoop
+from farthing.batching.forecast import SIGNATURES_MAX, WAIT_NS_MAX
+from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import FIXED_SHAPES, SIGNATURE_ALONE, Policy, Queue, Waiter
 from farthing.engines.contract import Answer, Batch, MemberAnswer
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
@@ -124,7 +125,7 @@ def test_the_shapes_whose_times_are_remembered_are_bounded() -> None:
     for length in range(3 * SIGNATURES_MAX):
         one.send(signature=("x", length))
         one.virtual.run()
-    assert len(one.loop._times_of) == SIGNATURES_MAX
+    assert len(one.loop.forecast.by_signature) == SIGNATURES_MAX
     assert len(one.answers) == 3 * SIGNATURES_MAX
 
 

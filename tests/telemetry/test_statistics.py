@@ -116,6 +116,21 @@ def test_the_buckets_of_both_histograms_add_up_to_the_requests(observed: list[tu
         assert sum(statistics.request_buckets[: index + 1]) == within
 
 
+@given(
+    st.lists(st.integers(0, 10**11) | st.sampled_from([10**11 - bound for bound in DURATION_BOUNDS_NS]), min_size=1),
+    st.integers(0, 10**10),
+)
+def test_requests_that_end_together_are_counted_as_one_by_one(arrivals_ns: list[int], run_ns: int) -> None:
+    started_ns = 10**11
+    together, apart = ModelStatistics(), ModelStatistics()
+    waited_ns = together.requests_done(arrivals_ns, started_ns, started_ns + run_ns)
+    for arrival_ns in arrivals_ns:
+        apart.request_done(started_ns + run_ns - arrival_ns, started_ns - arrival_ns)
+    assert waited_ns == apart.waited_ns
+    for field in ModelStatistics.__slots__:
+        assert getattr(together, field) == getattr(apart, field), field
+
+
 def test_a_request_on_a_buckets_bound_belongs_to_it() -> None:
     statistics = ModelStatistics()
     statistics.request_done(DURATION_BOUNDS_NS[3], DURATION_BOUNDS_NS[-1] + 1)

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
-from farthing.batching.batcher import NOBODY, Callers, Run, Wait
+from farthing.batching.batcher import NOBODY, Run, Wait
 from farthing.batching.instances import Job
-from farthing.batching.loop import LOOP_BUSY_NS_MAX, LOOP_RUN_NS_PER_REQUEST, BatchLoop
+from farthing.batching.loop import LOOP_BUSY_NS_MAX, BatchLoop
 from farthing.batching.queue import ENDED, RETRY_AFTER_S_DEFAULT, Queue, Waiter
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran
@@ -116,7 +116,7 @@ class SequenceLoop(BatchLoop):
                     break
                 ready, since_ns = sequences.runnable(instance, self._head_max)
                 times = self._times_for(ready[0].signature)
-                callers = Callers(self._away, int(self._lag_ns), self._free_ns)
+                callers = self._returning.callers()
                 decision = decide_batch(
                     since_ns, self._rules, times, callers if instance == self._last_instance else NOBODY, now
                 )
@@ -125,7 +125,7 @@ class SequenceLoop(BatchLoop):
                         is_held_up = True
                         break
                     if self._run(ready[: decision.requests], instance, times, now):
-                        now = self._free_ns
+                        now = self._returning.free_ns
                     continue
                 if isinstance(decision, Wait):
                     due_ns = min(due_ns, decision.until_ns) if due_ns else decision.until_ns
@@ -147,8 +147,7 @@ class SequenceLoop(BatchLoop):
         sequences.take(waiters)
         self._idle.remove(instance)
         job = self._begin(by_row, waiters, instance, times, now)
-        expected_ns = times.estimate_ns(job.rows) if self._run_inline_ns_max else 0
-        if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
+        if self._is_short(times, job.rows, job.requests):
             self._done(job, self._execute(job))
             return True
         self._running[instance] = job
@@ -193,7 +192,7 @@ class SequenceLoop(BatchLoop):
         runs, rows = statistics.execution_count, statistics.inference_count
         super()._done(job, ran)
         if again:
-            self._away -= again  # their callers still wait
+            self._returning.away -= again  # their callers still wait
             if statistics.execution_count == runs:
                 self._ran_for_nobody_yet(job, ran)
         if statistics.execution_count > runs:

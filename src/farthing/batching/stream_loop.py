@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from farthing.batching.answers import reason_of
 from farthing.batching.instances import Job
 from farthing.batching.loop import BatchLoop
 from farthing.batching.mailbox import Mailbox
@@ -21,7 +22,7 @@ from farthing.engines.contract import MemberAnswer
 from farthing.engines.streaming import Part, StreamedBatch, StreamingExecutable
 from farthing.telemetry.statistics import FailureReason, ResponseKind
 from farthing.telemetry.watchdog import Running
-from farthing.types.errors import FarthingError, InvalidInput, Unavailable
+from farthing.types.errors import FarthingError
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse, Timing
 from farthing.types.tensors import Tensor
 
@@ -186,14 +187,14 @@ class StreamLoop(BatchLoop):
         assert isinstance(job, StreamJob)
         self._running.pop(job.instance, None)
         job.has_returned = True
-        self._free_ns = now = self._now_ns()
+        self._returning.free_ns = now = self._now_ns()
         error = ran.results[0]
         rest_s = self._rest_s(ran) if self.instances > 1 else 0.0
         if isinstance(error, FarthingError):
             for waiter in job.waiters:
                 if isinstance(waiter, StreamWaiter) and waiter.state != ENDED:
                     self._stop_hearing(waiter)
-                    self.statistics.failed(_reason(error), 1, now - waiter.arrival_ns)
+                    self.statistics.failed(reason_of(error), 1, now - waiter.arrival_ns)
                     self._answer(waiter, error)
                     self._end(waiter, now)
         self._maybe_free_turn(job)
@@ -246,7 +247,7 @@ class StreamLoop(BatchLoop):
         if not part.is_last or waiter.state == ENDED:
             return
         if waiter.failure is not None:
-            statistics.failed(_reason(waiter.failure), 1, now - waiter.arrival_ns)
+            statistics.failed(reason_of(waiter.failure), 1, now - waiter.arrival_ns)
         else:
             waited_ns = job.begun_ns - waiter.arrival_ns - waiter.ran_ns
             statistics.request_done(now - waiter.arrival_ns, waited_ns)
@@ -312,9 +313,3 @@ class StreamLoop(BatchLoop):
                 now_ms=time.time_ns() // 1_000_000,
             )
         self._maybe_free_turn(job)
-
-
-def _reason(error: FarthingError) -> FailureReason:
-    if isinstance(error, InvalidInput):
-        return FailureReason.INVALID
-    return FailureReason.UNAVAILABLE if isinstance(error, Unavailable) else FailureReason.BACKEND

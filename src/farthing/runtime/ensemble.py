@@ -7,7 +7,7 @@ way through it `runtime.passage`'s; all of this lives on the event loop.
 import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterable
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
@@ -22,11 +22,12 @@ from farthing.config.model import (
 )
 from farthing.config.pipeline import PipelineGraph, PipelineStep, pipeline_of
 from farthing.repository import FoundModel, FoundVersion, model_key, read_labels
+from farthing.runtime.chain import links_of
 from farthing.runtime.check import RequestCheck
-from farthing.runtime.convoy import Stage, links_of
+from farthing.runtime.convoy import Stage
 from farthing.runtime.frame_line import FrameLine
 from farthing.runtime.graph import Graph, Step, faults, tensors_of
-from farthing.runtime.passage import Passage, Resolve
+from farthing.runtime.passage import Passage, Resolve, UnderWay
 from farthing.runtime.served import Done
 from farthing.runtime.served_streams import Streaming
 from farthing.runtime.stream_graph import StreamGraph, stream_graph
@@ -156,13 +157,6 @@ def _all_models(graph: Graph, resolve: Resolve) -> set[str]:
     return keys
 
 
-class UnderWay(Protocol):
-    """A request on its way."""
-
-    def fail(self, error: FarthingError) -> None:
-        """Ends it with an error."""
-
-
 class Ensemble:
     """A version of an ensemble that answers."""
 
@@ -186,7 +180,7 @@ class Ensemble:
         self.now_ns = (clock or MonotonicClock()).now_ns
         self._check = RequestCheck(loaded.spec)
         self._requests_max = loaded.pipeline.requests_max or requests_max
-        self._under_way: set[UnderWay] = set()
+        self.under_way: set[UnderWay] = set()
         self._when_empty: list[Callable[[], None]] = []
         self._is_closed = False
         self._lane = lane
@@ -216,7 +210,7 @@ class Ensemble:
             if trip is not None:
                 return trip.withdraw
         passage = Passage(self, request, rows, arrival_ns, done)
-        self._under_way.add(passage)
+        self.under_way.add(passage)
         passage.start()
         return passage.withdraw
 
@@ -226,7 +220,7 @@ class Ensemble:
         if self._is_closed:
             self.statistics.failed(FailureReason.REJECTED)
             raise Unavailable(f"model `{name}` version {self.version} is being unloaded", retry_after_s=1)
-        if len(self._under_way) >= self._requests_max:
+        if len(self.under_way) >= self._requests_max:
             self.statistics.failed(FailureReason.REJECTED)
             raise Overloaded(
                 f"ensemble `{name}` has {self._requests_max} requests under way, as many as it may",
@@ -243,12 +237,16 @@ class Ensemble:
 
     def began(self, under_way: UnderWay) -> None:
         """A request is under way."""
-        self._under_way.add(under_way)
+        self.under_way.add(under_way)
 
     def ended(self, under_way: UnderWay) -> None:
         """A request is no longer under way."""
-        self._under_way.discard(under_way)
-        if self._when_empty and not self._under_way:
+        self.ended_all((under_way,))
+
+    def ended_all(self, under_way: Iterable[UnderWay]) -> None:
+        """The same of several."""
+        self.under_way.difference_update(under_way)
+        if self._when_empty and not self.under_way:
             calls, self._when_empty = self._when_empty, []
             for call in calls:
                 call()
@@ -275,14 +273,14 @@ class Ensemble:
             self._frames.close()
         if self._lane is not None:
             self._lane.leave()
-        if self._under_way:
+        if self.under_way:
             self._when_empty.append(call)
         else:
             call()
 
     def fail_all(self, error: FarthingError) -> None:
         """Ends what is under way with an error."""
-        for under_way in list(self._under_way):
+        for under_way in list(self.under_way):
             under_way.fail(error)
 
     def close(self, timeout_s: float) -> None:

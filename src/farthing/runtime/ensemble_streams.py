@@ -47,7 +47,7 @@ class EnsembleStreams(Ensemble, Streaming):
         """Starts a checked request; `hear` gets what is said to it. Raises that there is no room for it."""
         self.let_in()
         journey = Journey(self, request, rows, arrival_ns, hear)
-        self.began(journey)
+        self.under_way.add(journey)
         journey.start()
         return journey
 

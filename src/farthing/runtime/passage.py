@@ -29,6 +29,13 @@ Resolve = Callable[[str, str, str], Served]
 """The model of a name, version and namespace (either may be empty)."""
 
 
+class UnderWay(Protocol):
+    """A request on its way, however it goes."""
+
+    def fail(self, error: FarthingError) -> None:
+        """Ends it with an error."""
+
+
 class Owner(Protocol):
     """The ensemble that a request passes through."""
 
