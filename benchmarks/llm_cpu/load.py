@@ -39,7 +39,8 @@ def run(port: int, model: str, prompts: Sequence[Sequence[int]], tokens: int, at
     """All prompts, `at_once` at a time; every one must be answered whole and with so many tokens."""
     from farthing.bench.native_driver import NativeDriver
 
-    headers = {"Content-Type": "application/json"}
+    # A connection each: llama.cpp's server closes one that has carried a stream, without saying so before.
+    headers = {"Content-Type": "application/json", "Connection": "close"}
     bodies = [body_of(model, prompt, tokens) for prompt in prompts]
     messages = [http_message("POST", "/v1/completions", "127.0.0.1", headers, body) for body in bodies]
     work = Work(wire="stream", chains=[[message] for message in messages], order=range(len(messages)))
