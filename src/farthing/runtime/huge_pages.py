@@ -4,7 +4,7 @@ An engine reads all its weights and activations for each batch: more pages of 4 
 translations for, and then neither does the interpreter find its own. Linux gives pages of 2 MiB to those who ask, and
 neither engines nor the C library ask. So, once the process has stopped growing, what is in use is moved into such
 pages where it lies; addresses and contents stay. Measured with EfficientNet behind 16 connections: the engine's time
-falls by 3 %, the event loop's by a tenth (docs/decisions/0001).
+falls by 0 to 3 %, the event loop's by a tenth (docs/decisions/0001).
 
 Only anonymous memory of this process, and only where most of a huge page is in use already, so that it grows little.
 Where the administrator allows huge pages to nobody, or the system has none, nothing happens.
