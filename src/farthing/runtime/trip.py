@@ -41,7 +41,7 @@ class Station(Onward, Protocol):
 class Trip(Rider):
     """One request on its way through a chain, and its own rider in the first model."""
 
-    __slots__ = ("asked", "compute_ns", "ensemble", "is_over", "loop", "passage", "reply", "ride", "from_ns")
+    __slots__ = ("asked", "compute_ns", "ensemble", "from_ns", "is_over", "loop", "passage", "reply", "ride")
 
     onward: Station
 
