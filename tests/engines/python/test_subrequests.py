@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -35,7 +36,7 @@ from farthing.types.errors import (
     Overloaded,
     TooLarge,
 )
-from farthing.types.requests import InferResponse, StreamedResponse, Timing
+from farthing.types.requests import InferRequest, InferResponse, StreamedResponse, Timing
 from farthing.types.tensors import Tensor
 
 Done = Callable[[InferResponse | FarthingError], None]
@@ -313,7 +314,8 @@ async def test_threads_and_coroutines_ask_at_the_same_time(ends: Ends) -> None:
 
 def test_a_batch_that_ends_leaves_its_requests_to_nobody_and_a_process_takes_them_along(ends: Ends) -> None:
     ends.server.holds = True
-    parents: Any = (object(), object())
+    request = InferRequest(model_name="asker", inputs={})
+    parents: Any = (SimpleNamespace(request=request), SimpleNamespace(request=request))
     ends.port.begin_batch(parents, np.empty(0, np.uint8))
     ends.client.begin_batch(np.empty(0, np.uint8))
 
