@@ -23,8 +23,8 @@ demo: $(STAMP)  ## set up, serve the sample models, send them real inputs, check
 serve: $(STAMP)  ## set up and stay up with the sample models
 	$(BIN)/farthing serve sample:effnet-lite0 sample:minilm-l6 sample:ppocr-v4 sample:silero-vad sample:magika sample:wdbc-gbdt sample:smollm2-135m
 
-test: $(STAMP)  ## set up and run all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## set up and run all tests, a file at a time on each core
+	$(BIN)/python -m pytest -n $(or $(shell nproc 2>/dev/null),2) --dist loadfile
 
 test-reference: $(STAMP)  ## with torch and transformers too: every family of language models against its origin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,reference]"

@@ -12,7 +12,7 @@ from contextlib import suppress
 from statistics import median
 from typing import Any
 
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.grammar import CompiledGrammar, GrammarCompiler
 from farthing.llm.runners.cpu import CpuRunner
 from farthing.llm.scheduler import Limits

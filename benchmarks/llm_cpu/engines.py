@@ -100,7 +100,7 @@ def _served(model: str, mode: str) -> Path:
 
 def _packed_bytes(model: str, mode: str) -> int:
     """Matrices and norms; the embedding's rows are read one at a time."""
-    from farthing.llm.checkpoints.checkpoint import open_checkpoint
+    from farthing.llm.checkpoints.opening import open_checkpoint
     from farthing.llm.packing import Rows, plan_for
 
     plan = plan_for(open_checkpoint(_served(model, mode)), mode)  # type: ignore[arg-type]
@@ -173,7 +173,7 @@ def _quantised(model: str, kind: str) -> Path:
 
 def _gguf_bytes(path: Path) -> int:
     """Of all tensors; both models use their embedding as head, so a token needs all of it."""
-    from farthing.llm.checkpoints.checkpoint import open_checkpoint
+    from farthing.llm.checkpoints.opening import open_checkpoint
     from farthing.llm.spec import tensor_shapes
 
     checkpoint = open_checkpoint(path)

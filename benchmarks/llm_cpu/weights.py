@@ -72,7 +72,7 @@ def folder(model: str) -> Path:
 
 def shape_of(model: str) -> Shape:
     """Of the weights as Farthing reads them."""
-    from farthing.llm.checkpoints.checkpoint import open_checkpoint
+    from farthing.llm.checkpoints.opening import open_checkpoint
     from farthing.llm.spec import tensor_shapes
 
     spec = open_checkpoint(source(model)).spec
@@ -102,7 +102,7 @@ def prepare(model: str) -> Path:
 
 def tokenizer() -> Callable[[str], list[int]]:
     """Text to S's tokens, which L has too."""
-    from farthing.llm.checkpoints.checkpoint import open_checkpoint
+    from farthing.llm.checkpoints.opening import open_checkpoint
 
     found = open_checkpoint(prepare(TINY)).tokenizer()
     return lambda text: found.encode(text, adds_special=False)
@@ -189,7 +189,7 @@ def halves(rows: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
 
 
 def _write_tiny(path: Path) -> None:
-    from farthing.llm.checkpoints.checkpoint import open_checkpoint
+    from farthing.llm.checkpoints.opening import open_checkpoint
     from farthing.llm.spec import RotaryKind, tensor_shapes
 
     checkpoint = open_checkpoint(source(TINY))
@@ -226,7 +226,7 @@ def _write_tiny(path: Path) -> None:
 
 def _write_tokenizer(path: Path, vocabulary: int) -> None:
     """SmolLM2's own, filled up with words that nothing is ever split into, for models that have more tokens."""
-    from farthing.llm.checkpoints.checkpoint import open_checkpoint
+    from farthing.llm.checkpoints.opening import open_checkpoint
 
     library = open_checkpoint(prepare(TINY)).tokenizer()._library  # what it wraps; nobody else needs to see it
     described = json.loads(library.to_str())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tests.serving import Live, serve_process
 
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.packing import packed_weights
 from farthing.repository.samples import sample_path
 

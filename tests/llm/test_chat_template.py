@@ -11,7 +11,7 @@ from tests.llm.checkpoints.tiny import CONTROL, TEMPLATE, tokenizer_json
 from tokenizers import Tokenizer as Library
 
 from farthing.llm.chat_template import ChatTemplate
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.tokenizer import Tokenizer
 from farthing.repository.samples import sample_path
 from farthing.types.errors import FarthingError, InvalidInput, LoadFailed

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tests.llm.oracle import Choice, assert_same
 
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.grammar import GrammarCompiler
 from farthing.llm.runners.runner import Step
 from farthing.llm.scheduler import Limits

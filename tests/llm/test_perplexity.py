@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tests.llm.fakes import FakeModel, FakeRunner
 
-from farthing.llm.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from farthing.llm.checkpoints.checkpoint import Checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.perplexity import Foresight, foresee, rows_of, windows
 from farthing.llm.runners.reference import ReferenceRunner
 from farthing.repository.samples import input_folder, sample_path

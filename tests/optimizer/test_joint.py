@@ -54,7 +54,7 @@ def test_plans_are_made_together_and_say_so(wanted: list[Wanted]) -> None:
 
 
 def test_memory_that_is_not_there_is_said_with_who_takes_it(wanted: list[Wanted]) -> None:
-    with pytest.raises(InvalidInput, match=r"together they take \d+ MiB; available: 0 MiB \(model.onnx"):
+    with pytest.raises(InvalidInput, match=r"together they take \d+ MiB; available: 0 MiB \(mlp \d+ MiB, net"):
         optimize_jointly(wanted, budget_s=3, memory_bytes_max=-1, is_written=False)
 
 

@@ -63,7 +63,7 @@ def command(
     farthing perplexity sample:smollm2-135m --text book.txt
     farthing perplexity model.gguf --text book.txt --weights q4 --reference
     """
-    from farthing.llm.checkpoints.checkpoint import open_checkpoint
+    from farthing.llm.checkpoints.opening import open_checkpoint
 
     checkpoint = open_checkpoint(_place(model))
     words = text.read(TEXT_CHARACTERS_MAX + 1)

@@ -87,6 +87,7 @@ class OpenVino:
         core.set_property({"ENABLE_MMAP": False})
         try:
             model = core.read_model(str(path), str(weights)) if weights else core.read_model(str(path))
+            _refuse_shapes_told_by_values(model, path)
             compiled = core.compile_model(model, "CPU", config)
             return OpenVinoExecutable(compiled, _Shapes(model), source, path)
         except LoadFailed:
@@ -123,6 +124,39 @@ def _config(source: ModelSource, path: Path) -> dict[str, Any]:
         # Pinning would tie the calling thread, perhaps the event loop's, and every model's pool to the same cores.
         "ENABLE_CPU_PINNING": False,
     }
+
+
+SHAPED_BY_VALUES: Final = ("Reshape", "Broadcast")
+"""Operators that fail where the shape they are told (their second input) does not fit what they are given."""
+
+
+def _refuse_shapes_told_by_values(model: Any, path: Path) -> None:
+    """Raises `LoadFailed` for a model in which an input's values, not shapes, tell a tensor's shape.
+
+    Values that do not fit are noticed once at most: the CPU plug-in then works on with the shape of the request
+    before, and on one thread it has ended the process (2026.4).
+    """
+    for node in model.get_ops():
+        if node.get_type_name() in SHAPED_BY_VALUES and (told_by := _input_told(node.input_value(1).get_node())):
+            raise LoadFailed(
+                f"{path}: `{node.get_friendly_name()}` takes its shape from the values of input `{told_by}`; "
+                "OpenVINO answers wrongly when they do not fit",
+                hint="serve the ONNX model with `backend: onnxruntime`",
+            )
+
+
+def _input_told(node: Any) -> str:
+    """The model's input whose values reach `node`; empty when none does: what a tensor's shape tells is no value."""
+    seen, ahead = set(), [node]
+    while ahead:
+        at = ahead.pop()
+        kind, name = at.get_type_name(), at.get_friendly_name()
+        if kind == "Parameter":
+            return str(name)
+        if name not in seen and kind != "ShapeOf":
+            seen.add(name)
+            ahead += [value.get_node() for value in at.input_values()]
+    return ""
 
 
 class _ShapesRefusedError(Exception):

@@ -70,8 +70,18 @@ class _Sharer(msgspec.Struct, kw_only=True):
     memory_bytes: int = 0
 
     @property
+    def name(self) -> str:
+        return named(self.wanted.model)
+
+    @property
     def planned(self) -> Shape:
         return Shape(threads=self.plan.threads, instances=self.plan.instances, rows=self.plan.rows)
+
+
+def named(model: Path) -> str:
+    """What people call a model file: its own name, or its folder's where all are called `model`."""
+    folders = [part for part in model.resolve().parts[:-1] if not part.isdigit()]
+    return model.name if model.stem != "model" else folders[-1]
 
 
 def optimize_jointly(
@@ -100,7 +110,7 @@ def optimize_jointly(
     with tempfile.TemporaryDirectory(prefix="farthing-optimize-") as scratch:
         try:
             for number, wanted in enumerate(models):
-                watch.say(f"model {number + 1} of {len(models)}: {wanted.model.name}", "each is planned alone first")
+                watch.say(f"model {number + 1} of {len(models)}: {named(wanted.model)}", "each is planned alone first")
                 own = Watch(budget_s * ALONE_SHARE / len(models), watch.pass_on, is_stopped)
                 folder = Path(scratch) / str(number)
                 folder.mkdir()
@@ -129,7 +139,7 @@ def _alone(wanted: Wanted, watch: Watch, folder: Path, price: float | None, *, i
         fitted = fit(loaded, wanted.data, wanted.tokenizer, watch)
         plan = None if is_fresh else _plan_there(wanted, fitted)
         if plan is not None:
-            watch.tell(f"{wanted.model.name} keeps its plan of {plan.made}: it holds, for the same data and target")
+            watch.tell(f"{named(wanted.model)} keeps its plan of {plan.made}: it holds, for the same data and target")
         else:
             plan = find(
                 wanted.model,
@@ -200,7 +210,7 @@ class _Sharing:
         """Each model as planned, to see what memory all take: cores can be shared in turns, memory cannot."""
         for number, sharer in enumerate(self._sharers):
             before = memory_resident()
-            self._watch.say(f"loading {sharer.wanted.model.name} beside the others", "memory is shared too")
+            self._watch.say(f"loading {sharer.name} beside the others", "memory is shared too")
             shape = sharer.planned
             take_turn(
                 self._executable(number, shape, is_default=False),
@@ -211,7 +221,7 @@ class _Sharing:
             sharer.memory_bytes = max(0, memory_resident() - before)
         taken = memory_resident() - self._memory_begin
         if taken > self._memory_bytes_max:
-            each = ", ".join(f"{s.wanted.model.name} {s.memory_bytes >> 20} MiB" for s in self._sharers)
+            each = ", ".join(f"{s.name} {s.memory_bytes >> 20} MiB" for s in self._sharers)
             raise InvalidInput(
                 f"together they take {taken >> 20} MiB; available: {max(0, self._memory_bytes_max) >> 20} MiB ({each})",
                 hint="plan fewer models for this machine, or allow smaller files with a larger --max-drop",
@@ -236,7 +246,7 @@ class _Sharing:
     def _time_alone(self, seconds: float) -> None:
         for number, sharer in enumerate(self._sharers):
             shape = sharer.planned
-            self._watch.say(f"timing {sharer.wanted.model.name} alone", "what company costs is measured against it")
+            self._watch.say(f"timing {sharer.name} alone", "what company costs is measured against it")
             executable = self._executable(number, shape, is_default=False)
             rows = self._rows(number, shape.rows, is_default=False)
             self._alone[number].append(take_turn(executable, rows, instances=shape.instances, seconds=seconds))
@@ -311,7 +321,7 @@ class _Sharing:
             nearest = min(self._turns, key=lambda name: standing(self._turns[name]).answer_ms)
             late = self._answers(nearest)
             told = ", ".join(
-                f"{s.wanted.model.name} {ms:.3g} ms (allowed: {limit:g})"
+                f"{s.name} {ms:.3g} ms (allowed: {limit:g})"
                 for s, ms, limit in zip(self._sharers, late, self._limits, strict=True)
                 if limit is not None
             )
@@ -363,7 +373,7 @@ class _Sharing:
             late = [m for m, (ms, most) in enumerate(zip(answers, self._limits, strict=True)) if most and ms > most]
             out = f"{1 - standing(self._turns[name]).rows_per_s / best:.0%} less in all"
             if late:
-                out = f"{self._sharers[late[0]].wanted.model.name} answers in {answers[late[0]]:.3g} ms"
+                out = f"{self._sharers[late[0]].name} answers in {answers[late[0]]:.3g} ms"
             told.append(
                 Shared(
                     name=name + (" (each as planned alone)" if name == self._planned else ""),

@@ -18,8 +18,8 @@ SATURATED_MAX: Final = 0.1
 outputs say. Calibrated ranges cut off tails on purpose: of EfficientNet-Lite0 on photographs and MiniLM on sentences
 some layers lose 0.08 and 0.7 of their values to the percentile's range, but none goes beyond it by half of it."""
 
-HUGE: Final = 1e9
-"""No activation is so large that is not a mask: outliers of trained networks stay under some thousands."""
+HUGE: Final = 9000.0
+"""Masks are -10,000 (the first transformers), -1e9 or the least float; outliers of activations reach some thousands."""
 
 ROWS_LOOKED_AT: Final = 8
 """Samples whose values are held against ranges of int8."""

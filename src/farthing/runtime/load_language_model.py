@@ -19,7 +19,8 @@ from farthing.config.model import complete_config
 from farthing.config.server import KV_CONTEXTS_MAX, KvPrecision, LanguageSettings, WeightsPrecision
 from farthing.engines.cores import cores_available
 from farthing.llm.chat_template import ChatTemplate
-from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults, open_checkpoint
+from farthing.llm.checkpoints.checkpoint import Checkpoint, GenerationDefaults
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.generator import Generator
 from farthing.llm.grammar import GrammarCompiler
 from farthing.llm.runners.runner import BLOCK_TOKENS, Runner, Step, StepSequence

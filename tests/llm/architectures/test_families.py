@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.llm.architectures.small_models import VARIANTS, saved
 
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.runners.reference import ReferenceRunner
 from farthing.llm.runners.runner import BLOCK_TOKENS, Step, StepSequence
 

@@ -8,7 +8,7 @@ from tests.llm.architectures.gguf_files import write_gguf
 from tests.llm.architectures.small_models import VARIANTS, saved
 
 from farthing.llm.architectures import FAMILIES
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.runners.reference import ReferenceRunner
 from farthing.llm.runners.runner import Step, StepSequence
 from farthing.llm.spec import tensor_shapes

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.llm.checkpoints.gguf_bytes import ARRAY, EVERY_TYPE, SOUND, STRING, U8, U32, gguf, text
 
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
 from farthing.llm.checkpoints.gguf import STRINGS_MAX, GgufFile
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.repository.samples import sample_path
 from farthing.types.errors import LoadFailed
 

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.llm.checkpoints.gguf_bytes import F32, STRING, U32
 from tests.llm.checkpoints.tiny import ENTRIES, TEMPLATE, TOKENS, tiny_gguf
 
-from farthing.llm.checkpoints.checkpoint import GenerationDefaults, open_checkpoint
+from farthing.llm.checkpoints.checkpoint import GenerationDefaults
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.spec import RotaryKind, tensor_shapes
 from farthing.repository.samples import sample_path
 from farthing.types.errors import LoadFailed

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.llm.checkpoints.tiny import CONFIG, TEMPLATE, tiny_folder, weights, write_json
 
-from farthing.llm.checkpoints.checkpoint import GenerationDefaults, open_checkpoint
+from farthing.llm.checkpoints.checkpoint import GenerationDefaults
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.checkpoints.safetensors import safetensors_in
 from farthing.llm.spec import tensor_shapes
 from farthing.types.errors import LoadFailed

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.llm.checkpoints.tiny import TOKENS, tiny_folder
 
-from farthing.llm.checkpoints.checkpoint import open_checkpoint
+from farthing.llm.checkpoints.opening import open_checkpoint
 from farthing.llm.runners.reference import ReferenceRunner
 from farthing.llm.runners.runner import BLOCK_TOKENS, Step, StepSequence
 

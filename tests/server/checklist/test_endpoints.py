@@ -252,20 +252,22 @@ def test_s6_8_control_is_closed_unless_explicit(tmp_path: Path, mode: ModelContr
 DURATIONS = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss")
 
 
-def test_s6_9_statistics_count_requests_rows_and_runs(house: House, wire: WireName) -> None:
-    model = "wide" if wire == "http" else "single"
-    house.infer(wire, model, tensor([[1.0, 2.0]] * 3) if wire == "http" else tensor([1.0, 2.0]))
-    house.infer(wire, model, tensor([[1.0]], name="z"))
-    [told] = house.http("GET", f"/v2/models/{model}/stats").answer["model_stats"]
-    assert (told["name"], told["version"], told["execution_count"]) == (model, "1", 1)
-    assert told["inference_count"] == (3 if wire == "http" else 1)
+def test_s6_9_statistics_count_requests_rows_and_runs(wire: WireName, tmp_path: Path) -> None:
+    save(tmp_path / "wide", identity(shape=("batch", "width")))
+    with grpc_serving(tmp_path / "wide") as (live, client):
+        house = House(live, client)
+        house.infer(wire, "wide", tensor([[1.0, 2.0]] * 3))
+        house.infer(wire, "wide", tensor([[1.0]], name="z"))
+        [told] = house.http("GET", "/v2/models/wide/stats").answer["model_stats"]
+        [over_grpc] = client.ask("ModelStatistics", name="wide").model_stats
+    assert (told["name"], told["version"]) == ("wide", "1")
+    assert (told["inference_count"], told["execution_count"]) == (3, 1)
     assert told["last_inference"] > 1_600_000_000_000
     for name in DURATIONS:
         assert set(told["inference_stats"][name]) == {"count", "ns"}, "also zeros, also as numbers"
         assert isinstance(told["inference_stats"][name]["ns"], int)
     assert told["inference_stats"]["success"]["count"] == told["inference_stats"]["fail"]["count"] == 1
-    assert [one["batch_size"] for one in told["batch_stats"]] == [told["inference_count"]]
-    [over_grpc] = house.client.ask("ModelStatistics", name=model).model_stats
+    assert [one["batch_size"] for one in told["batch_stats"]] == [3]
     assert over_grpc.inference_stats.success.ns == told["inference_stats"]["success"]["ns"]
     assert over_grpc.batch_stats[0].compute_infer.ns == told["batch_stats"][0]["compute_infer"]["ns"]
 

@@ -1,7 +1,7 @@
 """What a runner, a tokenizer and a chat may ask of a model on disk, whatever its format.
 
-Reading a format belongs to `gguf_checkpoint` and `hugging_face`; what tensors are called in each family to
-`llm.architectures`.
+Opening one belongs to `opening`, reading a format to `gguf_checkpoint` and `hugging_face`; what tensors are called in
+each family to `llm.architectures`.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from farthing.llm.spec import DecoderSpec
 from farthing.llm.tokenizer import Tokenizer
-from farthing.types.errors import LoadFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,27 +63,3 @@ class Checkpoint(Protocol):
 
     def chat_template(self) -> str | None:
         """Jinja source; None for a model that has none."""
-
-
-def open_checkpoint(path: Path) -> Checkpoint:
-    """The model at a `.gguf` file, or in a folder of config.json and *.safetensors. Raises `LoadFailed`.
-
-    A folder that holds one `.gguf` file and no config.json stands for that file.
-    """
-    from farthing.llm.checkpoints.gguf_checkpoint import GgufCheckpoint
-    from farthing.llm.checkpoints.hugging_face import HuggingFaceCheckpoint
-
-    if path.is_dir():
-        if (path / "config.json").is_file():
-            return HuggingFaceCheckpoint(path)
-        files = sorted(path.glob("*.gguf"))
-        if len(files) == 1:
-            return GgufCheckpoint(files[0])
-        found = f"{len(files)} .gguf files" if files else "neither config.json nor a .gguf file"
-        raise LoadFailed(
-            f"{path}: a language model's folder holds config.json with *.safetensors, or one .gguf file; here: {found}",
-            hint="name the .gguf file itself",
-        )
-    if not path.is_file():
-        raise LoadFailed(f"{path}: no such file or folder")
-    return GgufCheckpoint(path)

@@ -4,6 +4,7 @@ This is data. Every file is pinned by its own SHA-256 (measured from the package
 differ between platforms, what we take out of them does not. Fetching belongs to `fetch`, conversion to `recipes`.
 """
 
+from difflib import get_close_matches
 from typing import Final, Literal
 
 import msgspec
@@ -430,7 +431,9 @@ def sample_named(name: str) -> Sample:
     for sample in SAMPLES:
         if sample.name == bare:
             return sample
+    names = [sample.name for sample in SAMPLES]
+    close = get_close_matches(bare[:100], names, n=1)
     raise NotFound(
-        f"no sample is called `{bare}`; samples: {', '.join(sample.name for sample in SAMPLES)}",
-        hint="`farthing pull --list` shows what each of them does",
+        f"no sample is called `{bare}`; samples: {', '.join(names)}",
+        hint=f"did you mean `sample:{close[0]}`?" if close else "`farthing pull --list` shows what each of them does",
     )
