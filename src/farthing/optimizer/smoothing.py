@@ -104,7 +104,7 @@ def _error(factors: Tensor, seen: Seen, rows: Tensor, matrices: Sequence[Tensor]
 def _products(graph: Any) -> dict[str, list[Any]]:
     """Activation -> the products whose left side it is, their right side constant."""
     constant = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
-    uses = defaultdict(int)
+    uses: dict[str, int] = defaultdict(int)
     for node in graph.node:
         for name in node.input:
             uses[name] += 1
