@@ -308,9 +308,13 @@ class Judging:
         """What to say of an output that is not finite where the original's was."""
         layer = ""
         if file.suffix == ".onnx":
-            layer = trouble.first_bad(
-                file, recipe.engine, self._row(sample), self._loaded.model, parameters=recipe.parameters
-            )
+            alone = self._row(sample)
+            first = sample - sample % min(ROWS_JUDGED, self.rows_max)
+            beside = self._samples.take(np.arange(first, min(first + ROWS_JUDGED, len(self._samples)))).inputs
+            for inputs in (alone, beside) if self._has_batch_axis and self.rows_max > 1 else (alone,):
+                layer = layer or trouble.first_bad(
+                    file, recipe.engine, inputs, self._loaded.model, parameters=recipe.parameters
+                )
         return f"output `{output}` has NaN or infinite values" + (f": {layer}" if layer else "")
 
     def _row(self, sample: int) -> dict[str, Tensor]:
