@@ -35,11 +35,10 @@ TIME_SHARE: Final = 0.6
 RUN_SHARE: Final = 0.04
 """Of the search: what one run over the judging data may take; data beyond that are not looked at."""
 
-HOPELESS: Final = 2
-"""Times what is allowed: a file that loses so much with one engine is not judged with another."""
-
 ROWS_JUDGED: Final = 8
 """Of a batch, while judging."""
+HOPELESS: Final = 2
+"""Times what is allowed: a file that loses so much with one engine is not judged with another."""
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,10 +127,8 @@ class Judging:
         self._check_truth()
         self._metric = chosen_metric(self._metric, self._truth, self._samples.labels)
         drop(self._metric, self._truth, self._truth, self._samples.labels)  # what cannot be judged by: say so now
-        errors = output_errors(self._truth, self._truth)
-        self.judged[recipe.name] = Judged(
-            recipe=recipe, file=self._loaded.model, drop=None, errors=errors, why="the model as it came"
-        )
+        errors, why = output_errors(self._truth, self._truth), "the model as it came"
+        self.judged[recipe.name] = Judged(recipe=recipe, file=self._loaded.model, drop=None, errors=errors, why=why)
         try:
             facts = self._facts(original)
             for way in ways_for(facts):
@@ -206,12 +203,13 @@ class Judging:
 
     def _is_hopeless(self, recipe: Recipe) -> bool:
         """Whether another engine has lost far too much with the same file. Puts the recipe out then."""
-        for lost, other in self._failed:
-            if other.file == recipe.file and lost > HOPELESS * self._target.drop_max:
-                out = f"{other.name} loses {lost:.2%} with the same file"
-                self._put_out(recipe, Tried(name=recipe.name, drop=lost, drop_upper=lost, out=out))
-                return True
-        return False
+        made = [(lost, other.name) for lost, other in self._failed if other.file == recipe.file]
+        lost, name = max(made, default=(0.0, ""))
+        if lost <= HOPELESS * self._target.drop_max:
+            return False
+        out = f"{name} loses {lost:.2%} with the same file"
+        self._put_out(recipe, Tried(name=recipe.name, drop=lost, drop_upper=lost, out=out))
+        return True
 
     def _try_mixed(self) -> None:
         """Where int8 throughout is wrong: leaves more and more of the layers in float that it hurts most."""
