@@ -203,8 +203,7 @@ class Judging:
 
     def _is_hopeless(self, recipe: Recipe) -> bool:
         """Whether another engine has lost far too much with the same file. Puts the recipe out then."""
-        made = [(lost, other.name) for lost, other in self._failed if other.file == recipe.file]
-        lost, name = max(made, default=(0.0, ""))
+        lost, name = max(((lost, o.name) for lost, o in self._failed if o.file == recipe.file), default=(0.0, ""))
         if lost <= HOPELESS * self._target.drop_max:
             return False
         out = f"{name} loses {lost:.2%} with the same file"
