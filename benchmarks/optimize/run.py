@@ -86,7 +86,8 @@ def _request(model: Path, data: dict[str, NDArray[Any]]) -> dict[str, NDArray[An
     ranks = {spec.name: len(spec.shape) for spec in executable.inputs}
     executable.close()
     return {
-        name: data[name][:1] if data[name].ndim == rank else np.asarray(data[name][0]) for name, rank in ranks.items()
+        name: np.asarray(data[name][:1] if data[name].ndim == rank else data[name][0], order="C")
+        for name, rank in ranks.items()
     }
 
 

@@ -182,7 +182,7 @@ def _edits(some: list[int], other: list[int]) -> int:
 
 _ALL: Final = (
     Task(sample="effnet-lite0", data=photographs, metric="top1", drop_max=0.02, answer_ms_max=100, connections=32),
-    Task(sample="minilm-l6", data=sentences, metric="ranking", drop_max=0.01, answer_ms_max=100, connections=32),
+    Task(sample="minilm-l6", data=sentences, metric="ranking", drop_max=0.01, answer_ms_max=100, connections=64),
     Task(
         sample="ppocr-v4/ppocr-rec", data=text_lines, metric=letters, drop_max=0.02, answer_ms_max=500, connections=16
     ),

@@ -1,6 +1,6 @@
 """The catalogue knows what each recipe can load, and what it lacks."""
 
-from farthing.optimizer.recipes import CATALOGUE, PACKAGES, Facts, Recipe, rest_for, settings_of, twin_of, ways_for
+from farthing.optimizer.recipes import CATALOGUE, PACKAGES, Facts, mixed, no_faster, settings_of, ways_for
 
 
 def names(**more: object) -> list[str]:
@@ -59,14 +59,18 @@ def test_settings_fill_the_cores_wide_and_narrow() -> None:
 def test_of_int8_files_that_differ_in_numbers_alone_one_that_is_right_is_enough() -> None:
     by_name = {way.recipe.name: way.recipe for way in CATALOGUE}
     right = [by_name["openvino int8 (minmax)"], by_name["openvino bf16"]]
-    assert twin_of(by_name["openvino int8 (entropy)"], right) == "openvino int8 (minmax)"
-    assert not twin_of(by_name["onnxruntime int8 (entropy)"], right)
-    assert not twin_of(by_name["openvino int8 (smooth)"], right)
+    assert (
+        no_faster(by_name["openvino int8 (entropy)"], right) == "no faster than openvino int8 (minmax), which is right"
+    )
+    assert not no_faster(by_name["onnxruntime int8 (entropy)"], right)
+    assert not no_faster(by_name["openvino int8 (smooth)"], right)
 
 
 def test_layers_that_int8_hurts_are_left_in_the_fastest_float_there_is() -> None:
-    assert rest_for("openvino", frozenset({"avx512_bf16"})) == "bf16"
-    assert rest_for("openvino", frozenset()) == rest_for("onnxruntime", frozenset({"avx512_bf16"})) == "f32"
-    mixed = Recipe(engine="openvino", precision="int8", artefact="int8_smooth", parts_in_float=2, rest="bf16")
-    assert mixed.parameters == {"precision": "bf16"}
-    assert mixed.name == "openvino int8 (smooth, 2 of 8 parts bf16)"
+    fast = mixed("int8_smooth", "openvino", 2, frozenset({"avx512_bf16"}))
+    assert fast.parameters == {"precision": "bf16"}
+    assert fast.name == "openvino int8 (smooth, 2 of 8 parts bf16)"
+    plain = mixed("int8_smooth", "openvino", 2, frozenset())
+    assert plain.name == "openvino int8 (smooth, 2 of 8 parts float)"
+    assert not plain.parameters
+    assert mixed("int8_smooth", "onnxruntime", 1, frozenset({"avx512_bf16"})).rest == "f32"

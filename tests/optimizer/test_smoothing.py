@@ -3,10 +3,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from farthing.optimizer import Target, optimize
 from farthing.optimizer.graphs import prepare
 from farthing.optimizer.quantise import layers_of, quantise
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.smoothing import smooth
+from farthing.optimizer.watch import Event
 from farthing.types.errors import LoadFailed
 from farthing.types.tensors import Tensor
 
@@ -94,3 +96,27 @@ def test_a_model_without_products_says_that_there_is_nothing_to_smooth(tmp_path:
 
     with pytest.raises(LoadFailed, match="no matrix product"):
         smooth(tmp_path / "m.onnx", [{"x": np.zeros((1, 4), np.float32)}], tmp_path / "out.onnx")
+
+
+def test_a_file_that_loses_far_too_much_with_one_engine_is_not_judged_with_another(
+    model: Path, rows: Tensor, tmp_path: Path
+) -> None:
+    pytest.importorskip("openvino")
+    file, doing = tmp_path / "model.onnx", [""]
+    file.write_bytes(model.read_bytes())
+
+    def watch(event: Event) -> None:
+        doing[0] = event.doing
+
+    plan = optimize(
+        file,
+        Target(drop_max=1e-6, metric="cosine"),
+        {"x": np.concatenate([rows, rows + 1])},
+        budget_s=60,
+        is_fresh=True,
+        on_event=watch,
+        is_stopped=lambda: doing[0].startswith("timing"),
+    )
+    out = {tried.name: tried.out for tried in plan.tried}
+    assert out["onnxruntime int8 (minmax)"].startswith("loses")
+    assert "onnxruntime int8 (minmax) loses" in out["openvino int8 (minmax)"]

@@ -31,7 +31,7 @@ def main():
     count = len(next(iter(inputs.values())))
     rows = [{name: array[i : i + 1] for name, array in inputs.items()} for i in range(count)]
     model = openvino.Core().read_model(file)
-    kinds = {operation.get_type_name() for operation in model.get_operations()}
+    kinds = {operation.get_type_name() for operation in model.get_ops()}
     kind = nncf.ModelType.TRANSFORMER if {"Softmax", "MVN"} <= kinds else None
     options = {"preset": nncf.QuantizationPreset.MIXED, "model_type": kind, "subset_size": count}
 

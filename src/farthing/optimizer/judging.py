@@ -21,7 +21,7 @@ from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.machine import cpu_flags
 from farthing.optimizer.making import Making
 from farthing.optimizer.plan import Tried
-from farthing.optimizer.recipes import PACKAGES, ROWS, STATIC, Facts, Recipe, original_of, rest_for, twin_of, ways_for
+from farthing.optimizer.recipes import PACKAGES, ROWS, STATIC, Facts, Recipe, mixed, no_faster, original_of, ways_for
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.sensitivity import STEPS
 from farthing.optimizer.timing import answers
@@ -37,6 +37,8 @@ RUN_SHARE: Final = 0.04
 
 ROWS_JUDGED: Final = 8
 """Of a batch, while judging."""
+HOPELESS: Final = 2
+"""Times what is allowed: a file that loses so much with one engine is not judged with another."""
 
 
 class Judged(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,19 +127,15 @@ class Judging:
         self._check_truth()
         self._metric = chosen_metric(self._metric, self._truth, self._samples.labels)
         drop(self._metric, self._truth, self._truth, self._samples.labels)  # what cannot be judged by: say so now
-        errors = output_errors(self._truth, self._truth)
-        self.judged[recipe.name] = Judged(
-            recipe=recipe, file=self._loaded.model, drop=None, errors=errors, why="the model as it came"
-        )
+        errors, why = output_errors(self._truth, self._truth), "the model as it came"
+        self.judged[recipe.name] = Judged(recipe=recipe, file=self._loaded.model, drop=None, errors=errors, why=why)
         try:
             facts = self._facts(original)
             for way in ways_for(facts):
-                lack = way.lacks(facts)
-                twin = twin_of(way.recipe, [one.recipe for one in self.judged.values()])
-                if lack or twin:
-                    out = lack or f"no faster than {twin}, which is right"
+                out = way.lacks(facts) or no_faster(way.recipe, [one.recipe for one in self.judged.values()])
+                if out:
                     self.tried.append(Tried(name=way.recipe.name, out=out))
-                else:
+                elif not self._is_hopeless(way.recipe):
                     self._try(way.recipe, way.why)
             if self._failed and not any(one.recipe.artefact in STATIC for one in self.judged.values()):
                 self._try_mixed()
@@ -203,6 +201,15 @@ class Judging:
             hint="nothing can be held against that; check the data's scale",
         )
 
+    def _is_hopeless(self, recipe: Recipe) -> bool:
+        """Whether another engine has lost far too much with the same file. Puts the recipe out then."""
+        lost, name = max(((lost, o.name) for lost, o in self._failed if o.file == recipe.file), default=(0.0, ""))
+        if lost <= HOPELESS * self._target.drop_max:
+            return False
+        out = f"{name} loses {lost:.2%} with the same file"
+        self._put_out(recipe, Tried(name=recipe.name, drop=lost, drop_upper=lost, out=out))
+        return True
+
     def _try_mixed(self) -> None:
         """Where int8 throughout is wrong: leaves more and more of the layers in float that it hurts most."""
         made = [pair for pair in self._failed if pair[1].precision == "int8" and pair[1].artefact != "int8_weights"]
@@ -212,12 +219,9 @@ class Judging:
         if least <= self._target.drop_max:
             return  # it may be right already; with so few samples nothing that moves can be shown to be
         engines = [recipe.engine for _, recipe in made if recipe.artefact == best.artefact]
-        kinds = [(engine, rest_for(engine, cpu_flags())) for engine in engines]
+        flags = cpu_flags()
         for count in STEPS:
-            recipes = [
-                Recipe(engine=engine, precision="int8", artefact=best.artefact, parts_in_float=count, rest=rest)
-                for engine, rest in kinds
-            ]
+            recipes = [mixed(best.artefact, engine, count, flags) for engine in engines]
             for recipe in recipes:
                 self._try(recipe, "integer kernels, but for the layers that they hurt most")
             if any(recipe.name in self.judged for recipe in recipes):

@@ -269,16 +269,16 @@ def ways_for(facts: Facts) -> list[Way]:
     return [way for way in CATALOGUE if way.recipe != original and way.loads(facts)]
 
 
-def twin_of(recipe: Recipe, right: Iterable[Recipe]) -> str:
-    """One of those that are right that differs from this one in numbers, not in operations; empty if none does."""
-    if recipe.artefact not in ALIKE:
-        return ""
-    return next((other.name for other in right if other.engine == recipe.engine and other.artefact in ALIKE), "")
+def no_faster(recipe: Recipe, right: Iterable[Recipe]) -> str:
+    """Which of those that are right differs from this one in numbers, not in operations, in words; empty: none."""
+    alike = [other.name for other in right if other.engine == recipe.engine and other.artefact in ALIKE]
+    return f"no faster than {alike[0]}, which is right" if alike and recipe.artefact in ALIKE else ""
 
 
-def rest_for(engine: str, cpu_flags: frozenset[str]) -> Literal["f32", "bf16"]:
-    """What layers are left in that int8 hurts: of the faster kinds of float the engine has, bf16."""
-    return "bf16" if engine == "openvino" and cpu_flags & BF16 else "f32"
+def mixed(artefact: Artefact, engine: str, parts_in_float: int, cpu_flags: frozenset[str]) -> Recipe:
+    """Int8 but for the layers it hurts, and those in the fastest kind of float that the engine has here."""
+    rest: Literal["f32", "bf16"] = "bf16" if engine == "openvino" and cpu_flags & BF16 else "f32"
+    return Recipe(engine=engine, precision="int8", artefact=artefact, parts_in_float=parts_in_float, rest=rest)
 
 
 def settings_of(recipe: Recipe, cores: int, *, rows_max: int) -> list[Setting]:
