@@ -108,18 +108,28 @@ def _packed_bytes(model: str, mode: str) -> int:
     return sum(one.size for one in plan.sections if not isinstance(one, Rows))
 
 
+BYTECODE: Final = {"PYTHONDONTWRITEBYTECODE": ""}
+"""An installed package has its bytecode beside it; a checkout has it only where nobody forbids Python to write it."""
+
+
+def _compile_bytecode() -> None:
+    """As pip does when it installs."""
+    weights.command(sys.executable, "-m", "compileall", "-q", HERE.parents[1] / "src" / "farthing")
+
+
 def _farthing(mode: str, *, guesses: bool) -> Engine:
     run = ["-c", "from farthing.cli.main import main; main()"] if guesses else [str(INSIDE / "farthing_undrafted.py")]
 
     def launch(path: Path, port: int) -> Launch:
         where = ["--http", f"127.0.0.1:{port}", "--no-grpc"]
-        return Launch(command=[sys.executable, *run, "serve", str(path), *where, "--llm-weights", mode])
+        command = [sys.executable, *run, "serve", str(path), *where, "--llm-weights", mode]
+        return Launch(command=command, environment=BYTECODE)
 
     how = "prompt lookup as it decides" if guesses else "prompt lookup off"
     return Engine(
         name=f"farthing-{mode}" + ("-lookup" if guesses else ""),
         about=f"this checkout, `farthing serve`, nothing else configured; {how}",
-        install=lambda: None,
+        install=_compile_bytecode,
         prepare=lambda model: _served(model, mode),
         streamed=lambda model: _packed_bytes(model, mode),
         launch=launch,

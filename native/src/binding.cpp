@@ -487,7 +487,8 @@ NB_MODULE(_native, m) {
         const std::size_t count = rows.shape(0);
         Activations in;
         in.shape(static_cast<int>(count), rows_max, static_cast<int>(s.inputs), static_cast<int>(part), s.format);
-        for (std::size_t r = 0; r < count; ++r) in.put(k, static_cast<int>(r), rows.data() + r * s.inputs, 0, static_cast<int>(s.inputs));
+        for (int t = 0; t < in.tiles(); ++t)
+          for (int r = in.first(t); r < in.first(t + 1); ++r) in.put(k, t, r, rows.data() + r * s.inputs, 0, static_cast<int>(s.inputs));
         float* out = new float[count * s.outputs];
         nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
         const std::size_t panel = panel_bytes(s.format, s.inputs, s.block);

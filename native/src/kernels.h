@@ -91,7 +91,7 @@ struct AttendArgs {
 struct Kernels {
   const char* name;
   int rows_max;                  // of a tile of this instruction set, linear or attention
-  int rows_best[4];              // by Format: the tallest that a linear layer computes without spilling sums to the stack
+  int rows_few[4], rows_many[4]; // by Format: the tallest that a linear layer is best cut into, when rows are few or many
 
   void (*linear)(Format, const LinearArgs&);
 

@@ -80,21 +80,21 @@ struct Rows {
 class Activations {
  public:
   void shape(int rows, int rows_max, int inputs, int part, Format format);
-  int tiles() const { return tiles_; }
-  int first(int tile) const;
-  int rows(int tile) const { return first(tile + 1) - first(tile); }
-  int tile_of(int row) const;
+  int tiles() const { return static_cast<int>(firsts_.size()) - 1; }
+  int first(int tile) const { return firsts_[tile]; }
+  int rows(int tile) const { return firsts_[tile + 1] - firsts_[tile]; }
   ActivationTile tile(int index) const;
   int part() const { return part_; }
   int inputs() const { return inputs_; }
-  // Writes inputs [from, from + count) of a row; whole parts.
-  void put(const Kernels& kernels, int row, const float* x, int from, int count);
+  // Writes inputs [from, from + count) of a row of a tile; whole parts.
+  void put(const Kernels& kernels, int tile, int row, const float* x, int from, int count);
   // Says that inputs [from, from + count) of a tile will soon be put.
   void will_put(int tile, int from, int count);
 
  private:
-  int count_ = 0, tiles_ = 0, inputs_ = 0, part_ = 0;
+  int inputs_ = 0, part_ = 0;
   Format format_ = Format::f32;
+  std::vector<int> firsts_ = {0};  // first row of each tile, and the end
   Lines<std::uint8_t> values_;
   Lines<float> scales_, sums_;
   Lines<std::int32_t> offsets_;
@@ -142,19 +142,24 @@ class Model {
   struct Scratch;
 
   void pass(int thread);
-  void embed(int thread);
+  void embed();
   void items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const;
   void shape(Stage& stage, int rows);
   const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
   template <class F>
   void by_tiles(const Stage& stage, Activations& out, const F& one);
+  // Keys, values and queries of a layer; and all that comes after them in it.
+  void before(int thread, int index, Stage& stage);
+  void after(int thread, int index, Stage& stage, const std::vector<Item>& items);
   void qkv(int thread, const Layer& layer, int index, const Activations& in);
   void attend(int thread, const Layer& layer, int index, const std::vector<Item>& items);
   void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);
   void feed(int thread, const Layer& layer, const Activations& in, Stage& stage);
   void head(int thread, const Activations& in);
-  void linear(const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
+  void linear(int thread, const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
+  void list_keys();
+  void ask_for_keys(int thread, int layer);
   void join_likeliest();
   float* query_of(int row, int head) { return queries_.data() + static_cast<std::size_t>(row) * attention_ + head * head_size_; }
   std::uint8_t* kv_at(int layer, int block, int head) const;

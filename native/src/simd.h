@@ -127,6 +127,28 @@ INLINE float top(vf a) {
 #endif
 }
 
+#if defined(__AVX512BW__)
+// The largest of each of up to 16 vectors, the one of x[i] in lane i (lanes from N on repeat others): one tree for all.
+template <int N>
+INLINE vf tops(const vf (&x)[N]) {
+  const auto at = [&](int i) __attribute__((always_inline)) { return (__m512)x[i < N ? i : N - 1]; };
+  const auto four = [&](int i) __attribute__((always_inline)) {
+    const __m512 a = at(i), b = at(i + 1), c = at(i + 2), d = at(i + 3);
+    const __m512d ab = (__m512d)_mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512d cd = (__m512d)_mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    return _mm512_max_ps((__m512)_mm512_unpacklo_pd(ab, cd), (__m512)_mm512_unpackhi_pd(ab, cd));
+  };
+  const auto join = [](__m512 a, __m512 b) __attribute__((always_inline)) {
+    return _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+  };
+  const __m512 first = four(0), second = N > 4 ? four(4) : first;
+  const __m512 low = join(first, second);
+  if constexpr (N <= 8) return (vf)join(low, low);
+  const __m512 third = four(8), fourth = N > 12 ? four(12) : third;
+  return (vf)join(low, join(third, fourth));
+}
+#endif
+
 INLINE vf f16_at(const std::uint16_t* p) {
 #if defined(__AVX512BW__)
   return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));

@@ -175,7 +175,7 @@ async def failures(runtime: Runtime) -> None:
         raise RuntimeError("the client's trouble")
 
     served.stream(request, *served.check_stream(request), 0, hear)
-    await until(lambda: not served._under_way)
+    await until(lambda: not served.under_way)
 
 
 async def slow_clients(runtime: Runtime, made: Path) -> None:
@@ -190,7 +190,7 @@ async def slow_clients(runtime: Runtime, made: Path) -> None:
     await until(lambda: len(talk.values) == 42)
     assert int(contents(made)) <= 44
     talk.stream.withdraw()
-    assert not runtime.resolve("middle")._under_way  # type: ignore[attr-defined]
+    assert not runtime.resolve("middle").under_way  # type: ignore[attr-defined]
     assert await told(runtime, "only", 1) == [0]
 
 

@@ -209,7 +209,7 @@ async def test_who_leaves_takes_frames_along_wherever_they_are(shop: Shop) -> No
         camera.stream.close()
         ensemble = runtime.resolve("chain")
         assert isinstance(ensemble, Ensemble)
-        assert not ensemble._under_way
+        assert not ensemble.under_way
         let_go()
         assert counts(runtime)["dropped gone"] == 4
         assert camera.told == []

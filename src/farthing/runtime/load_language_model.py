@@ -8,6 +8,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from typing import Any, Final, Literal
 
@@ -52,16 +53,22 @@ def load_language_model(
     settings = _with_parameters(settings, found)
     checkpoint = open_checkpoint(version.path)
     decoder = checkpoint.spec
-    tokenizer = checkpoint.tokenizer()
-    source = checkpoint.chat_template()
-    template = ChatTemplate(source, tokenizer) if source else None
     block_bytes = _kv_token_bytes(decoder, settings) * BLOCK_TOKENS
     kv_bytes = memory.take(lambda free: _kv_blocks(decoder, settings, found.name, free) * block_bytes)
     with ExitStack() as undo:
         undo.callback(memory.give, kv_bytes)
-        runner = open_runner(checkpoint, settings, kv_bytes // block_bytes)
-        undo.callback(runner.close)
-        _try_out(runner, template, found.name)
+        # Weights are mapped and tried out in native code while the vocabulary is read in Python.
+        helper = undo.enter_context(ThreadPoolExecutor(1, thread_name_prefix="load"))
+        opening = helper.submit(_opened, checkpoint, settings, kv_bytes // block_bytes, found.name)
+        undo.callback(_close_opened, opening)
+        tokenizer = checkpoint.tokenizer()
+        source = checkpoint.chat_template()
+        template = ChatTemplate(source, tokenizer) if source else None
+        if template is not None:
+            with suppress(FarthingError):  # some templates want more than a word from a user
+                template.encode([{"role": "user", "content": "hello"}])
+        runner = opening.result()
+        helper.shutdown()
         generator = Generator(runner, tokenizer, queue_max=queue_max, identity=checkpoint.identity, name=found.name)
         undo.pop_all()  # all went well
 
@@ -106,18 +113,31 @@ def open_runner(checkpoint: Checkpoint, settings: LanguageSettings, blocks: int)
     return CpuRunner(checkpoint, weights=_mode(settings), kv=_kv(settings), kv_blocks=blocks, threads=threads)
 
 
-def _try_out(runner: Runner, template: ChatTemplate | None, name: str) -> None:
-    """One token through the model, so that its first client does not wait for pages of weights and imports.
+def _opened(checkpoint: Checkpoint, settings: LanguageSettings, blocks: int, name: str) -> Runner:
+    """A runner that has computed one token, so that its first client does not wait for pages of weights.
 
     Raises `LoadFailed` for a model that answers with no numbers.
     """
+    runner = open_runner(checkpoint, settings, blocks)
+    try:
+        _try_out(runner, name)
+    except BaseException:
+        runner.close()
+        raise
+    return runner
+
+
+def _close_opened(opening: "Future[Runner]") -> None:
+    """The runner, should there be one: somebody else's failure ended the load."""
+    if opening.exception() is None:
+        opening.result().close()
+
+
+def _try_out(runner: Runner, name: str) -> None:
     first = np.zeros(1, np.int32)
     logits = runner.run(Step(tokens=first, sequences=(StepSequence(1, 0, first),), logits_rows=first))
     if not np.isfinite(logits).all():
         raise LoadFailed(f"model `{name}`: a first token gives logits that are no numbers; is the file damaged?")
-    if template is not None:
-        with suppress(FarthingError):  # some templates want more than a word from a user
-            template.encode([{"role": "user", "content": "hello"}])
 
 
 def _mode(settings: LanguageSettings) -> Literal["q8", "q4", "f32"]:

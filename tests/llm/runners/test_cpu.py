@@ -183,6 +183,25 @@ def in_company(
     return [np.concatenate(one) for one in got]
 
 
+@pytest.mark.parametrize(("weights", "kv"), [("f32", "f32"), ("q8", "int8"), ("q4", "bf16")])
+def test_many_rows_at_once_have_the_bits_of_few_at_a_time(checkpoint: RandomCheckpoint, weights: Any, kv: Any) -> None:
+    """Steps of many rows are shared among threads in groups, steps of few by outputs."""
+    ids, table = tokens(3, 211, checkpoint.spec.vocabulary), ints(np.arange(7))
+    found = []
+    for threads, rows in ((1, 50), (1, 211), (2, 70), (2, 211), (3, 101), (3, 211)):
+        runner = CpuRunner(checkpoint, weights=weights, kv=kv, kv_blocks=8, threads=threads)
+        starts = range(0, len(ids), rows)
+        parts = [ids[at : at + rows] for at in starts]
+        steps = [
+            Step(part, (StepSequence(len(part), at, table),), ints(np.arange(len(part))))
+            for at, part in zip(starts, parts, strict=True)
+        ]
+        found.append(np.concatenate([runner.run(step) for step in steps]).view(np.int32))
+        runner.close()
+    for other in found[1:]:
+        assert (other == found[0]).all()
+
+
 @pytest.mark.parametrize(("weights", "kv"), [("f32", "f32"), ("q8", "bf16"), ("q4", "int8")])
 def test_a_row_has_the_same_bits_alone_and_in_company(checkpoint: RandomCheckpoint, weights: Any, kv: Any) -> None:
     v = checkpoint.spec.vocabulary

@@ -1,0 +1,285 @@
+// What threads do between two barriers: the phases of a layer, each shared out item by item. Their order is pass.cpp's.
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "scratch.h"
+
+namespace farthing {
+namespace {
+
+// Bytes ahead that weights are asked for in their own panel, since the processor's own prefetch stops at each page.
+constexpr int kAhead = 4096;
+
+}  // namespace
+
+void Model::embed() {
+  for (int row; (row = pool_.take()) < all_.rows;) {
+    float* x = all_.x.data() + static_cast<std::size_t>(row) * width_;
+    const std::size_t at = static_cast<std::size_t>(tokens_[row]) * width_;
+    if (config_.embedding_is_f32) {
+      std::memcpy(x, static_cast<const float*>(embedding_) + at, width_ * sizeof(float));
+      if (config_.embedding_scale != 1.0f) kernels_.scale(config_.embedding_scale, width_, x);
+    } else {
+      kernels_.expand_f16(static_cast<const std::uint16_t*>(embedding_) + at, width_, config_.embedding_scale, x);
+    }
+    for (std::size_t r = 0; r < rotations_.size(); ++r) {
+      const auto& frequencies = config_.rotary_frequencies[r];
+      const std::size_t pairs = frequencies.size();
+      float* out = rotations_[r].data() + row * 2 * pairs;
+      for (std::size_t i = 0; i < pairs; ++i) {
+        const double angle = row_position_[row] * frequencies[i];
+        out[i] = static_cast<float>(std::cos(angle) * config_.rotary_factors[r]);
+        out[pairs + i] = static_cast<float>(std::sin(angle) * config_.rotary_factors[r]);
+      }
+    }
+  }
+}
+
+// Each row of a stage once, or by every thread for itself. An item is a tile: rows of a tile share cache lines.
+template <class F>
+void Model::by_tiles(const Stage& stage, Activations& out, const F& one) {
+  if (stage.is_private) {
+    for (int tile = 0; tile < out.tiles(); ++tile)
+      for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(tile, row);
+    return;
+  }
+  for (int tile; (tile = pool_.take()) < out.tiles();) {
+    out.will_put(tile, 0, out.inputs());
+    for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(tile, row);
+  }
+  pool_.barrier();
+}
+
+// The rows of a stage, normed and quantised; first adds the branch that a post norm waits for. Ends with a barrier
+// unless every thread did it for itself.
+const Activations& Model::normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm,
+                                 const float* post) {
+  Activations& out = to[stage.is_private ? thread : 0];
+  float* scratch = scratch_[thread]->row.data();
+  const auto one = [&](int tile, int row) {
+    float* x = stage.x.data() + static_cast<std::size_t>(row) * width_;
+    if (post) {
+      kernels_.rms_norm(stage.branch.data() + static_cast<std::size_t>(row) * width_, post, width_, config_.width,
+                        config_.norm_epsilon, scratch);
+      kernels_.add(scratch, width_, x);
+    }
+    kernels_.rms_norm(x, norm, width_, config_.width, config_.norm_epsilon, scratch);
+    out.put(kernels_, tile, row, scratch, 0, width_);
+  };
+  by_tiles(stage, out, one);
+  return out;
+}
+
+const Activations& Model::attended(int thread, Stage& stage) {
+  Activations& out = stage.attended[stage.is_private ? thread : 0];
+  const auto one = [&](int tile, int row) {
+    out.put(kernels_, tile, row, attention_out_.data() + static_cast<std::size_t>(row) * attention_, 0, attention_);
+  };
+  by_tiles(stage, out, one);
+  return out;
+}
+
+// Items: for each key-value head its keys and values together, then one a query head. Panels lie in that order.
+void Model::qkv(int thread, const Layer& layer, int index, const Activations& in) {
+  Scratch& scratch = *scratch_[thread];
+  const Config& c = config_;
+  const int panels = head_size_ / kTile, pairs = static_cast<int>(c.rotary_frequencies[layer.rotary].size());
+  for (int item; (item = pool_.take()) < c.kv_heads + c.heads;) {
+    const bool is_kv = item < c.kv_heads;
+    const int first = is_kv ? item * 2 * panels : (2 * c.kv_heads + item - c.kv_heads) * panels;
+    const int count = is_kv ? 2 * panels : panels, stride = count * kTile;
+    for (int t = 0, end; t < in.tiles(); t = end) {
+      end = std::min(t + kTilesAtOnce, in.tiles());
+      const int rows = in.first(end) - in.first(t);
+      float* tile = scratch.tile.data();
+      if (!is_kv)
+        for (int r = 0; r < rows; ++r) will_write(query_of(in.first(t) + r, item - c.kv_heads), head_size_ * sizeof(float));
+      for (int p = 0; p < count; ++p)
+        linear(thread, layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * pool_.threads(), in, t, end, tile + p * kTile, stride);
+      for (int r = 0; r < rows; ++r) {
+        const int row = in.first(t) + r;
+        float* out = tile + r * stride;
+        if (layer.qkv_bias) kernels_.add(layer.qkv_bias + first * kTile, stride, out);
+        const float* norm = is_kv ? layer.k_norm : layer.q_norm;
+        if (norm) kernels_.rms_norm(out, norm, head_size_, c.head_size, c.norm_epsilon, out);
+        const float* cosines = rotations_[layer.rotary].data() + static_cast<std::size_t>(row) * 2 * pairs;
+        kernels_.rotate(out, cosines, cosines + pairs, pairs);
+        if (is_kv) {
+          const Rows& sequence = (*sequences_)[row_sequence_[row]];
+          const int position = row_position_[row];
+          kernels_.write_kv(kv_format_, out, out + head_size_, head_size_,
+                            kv_at(index, sequence.blocks[position / kTile], item), position % kTile);
+        } else {
+          std::memcpy(query_of(row, item - c.kv_heads), out, head_size_ * sizeof(float));
+        }
+      }
+    }
+  }
+}
+
+void Model::attend(int thread, const Layer& layer, int index, const std::vector<Item>& items) {
+  Scratch& scratch = *scratch_[thread];
+  const int group = config_.heads / config_.kv_heads, count = static_cast<int>(items.size());
+  const bool is_last = &items == &last_items_;
+  const auto item_at = [&](int i) -> const Item& { return items[is_last ? i : count - 1 - i]; };  // later rows see more keys: longest first
+  for (int i = pool_.take(), after; i < count + (is_last ? 1 : 0); i = after) {
+    after = pool_.take();  // known now, so that its keys can be asked for
+    if (i == count) {  // after the last attention only some rows go on
+      for (int r = 0; r < last_.rows; ++r)
+        std::memcpy(last_.x.data() + static_cast<std::size_t>(r) * width_,
+                    all_.x.data() + static_cast<std::size_t>(logits_rows_[r]) * width_, width_ * sizeof(float));
+      continue;
+    }
+    const Item& item = item_at(i);
+    const Rows& sequence = (*sequences_)[item.sequence];
+    const int n = item.rows * item.heads;
+    float scales[kRowsMax];
+    std::int32_t offsets[kRowsMax], first[kRowsMax], last[kRowsMax];
+    float* out[kRowsMax];
+    for (int r = 0, column = 0; r < item.rows; ++r) {
+      const int position = row_position_[item.row + r];
+      for (int h = 0; h < item.heads; ++h, ++column) {
+        const float* query = query_of(item.row + r, item.head + h);
+        last[column] = position;
+        first[column] = layer.window ? std::max(0, position - layer.window + 1) : 0;
+        out[column] = attention_out_.data() + static_cast<std::size_t>(item.out + r) * attention_ + (item.head + h) * head_size_;
+        will_write(out[column], head_size_ * sizeof(float));
+        switch (kv_format_) {
+          case KvFormat::f32:
+            for (int d = 0; d < head_size_; ++d) reinterpret_cast<float*>(scratch.query.data())[d * n + column] = query[d];
+            break;
+          case KvFormat::bf16:
+            kernels_.to_bf16(query, head_size_, n * 4, scratch.query.data() + column * 4);
+            break;
+          case KvFormat::int8:
+            kernels_.quantise(query, head_size_, head_size_,
+                              {scratch.query.data() + column * kUnit, scales + column, offsets + column,
+                               scratch.query_sums.data() + column, n});
+            break;
+        }
+      }
+    }
+    const std::uint8_t* pool = kv_at(index, 0, item.head / group);
+    const std::uint8_t* next[2] = {pool, pool};
+    if (after < count) {
+      const Item& other = item_at(after);
+      const int position = row_position_[other.row], from = layer.window ? std::max(0, position - layer.window + 1) : 0;
+      const int block = from / (2 * kTile) * 2, last_block = position / kTile;
+      for (int i = 0; i < 2; ++i)
+        next[i] = kv_at(index, (*sequences_)[other.sequence].blocks[std::min(block + i, last_block)], other.head / group);
+    }
+    kernels_.attend(kv_format_, {scratch.query.data(), scales, offsets, n, head_size_, pool, kv_block_, sequence.blocks,
+                                 {next[0], next[1]}, first, last, config_.attention_soft_cap, config_.attention_scale, out,
+                                 scratch.attention.data()});
+  }
+}
+
+// One panel times the tiles [first, end), rows one after another from `out` on. Meanwhile `ahead` is fetched, each tile's
+// share of it: the panel that is likely to be this thread's next; some tiles ask for keys instead. A single tile is done before memory is: it asks for
+// what comes a little later in its own panel.
+void Model::linear(int thread, const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
+  const int steps = m.inputs / (m.format == Format::q4 || m.format == Format::q4_0 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
+  KeysAhead& keys = scratch_[thread]->keys;
+  const int with_keys = keys.due(end - first - 1), with_weights = end - first - with_keys;
+  for (int t = first; t < end; ++t) {
+    LinearArgs args{m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out, stride};
+    if (end - first == 1) {
+      args.ahead_step = step_bytes;
+      args.ahead = args.weights + kAhead;
+    } else if (t - first >= with_weights) {
+      const auto [block, head] = keys.heads[keys.done++];
+      args.ahead_step = static_cast<int>(kv_head_) / steps + 1;
+      args.ahead = kv_at(keys.layer, block, head);
+    } else if (ahead < m.panels()) {
+      args.ahead_step = step_bytes / with_weights + 1;
+      args.ahead = m.at(ahead) + static_cast<std::size_t>(args.ahead_step) * steps * (t - first);
+    }
+    kernels_.linear(m.format, args);
+    out += in.rows(t) * stride;
+  }
+}
+
+// x += matrix * in, or branch = matrix * in where a post norm comes between.
+void Model::project(int thread, const Matrix& matrix, const Activations& in, Stage& stage) {
+  float* tile = scratch_[thread]->tile.data();
+  for (int panel; (panel = pool_.take()) < matrix.panels();)
+    for (int t = 0, end; t < in.tiles(); t = end) {
+      end = std::min(t + kTilesAtOnce, in.tiles());
+      float* to = (config_.has_post_norms ? stage.branch.data() : stage.x.data()) + static_cast<std::size_t>(in.first(t)) * width_ + panel * kTile;
+      const int rows = in.first(end) - in.first(t);
+      for (int r = 0; r < rows; ++r) will_write(to + static_cast<std::size_t>(r) * width_, kTile * sizeof(float));
+      linear(thread, matrix, panel, panel + pool_.threads(), in, t, end, tile, kTile);
+      for (int r = 0; r < rows; ++r) {
+        float* y = to + static_cast<std::size_t>(r) * width_;
+        if (config_.has_post_norms)
+          std::memcpy(y, tile + r * kTile, kTile * sizeof(float));
+        else
+          kernels_.add(tile + r * kTile, kTile, y);
+      }
+    }
+}
+
+// An item is one block of `down`'s inputs: who computes it also quantises it.
+void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& stage) {
+  Scratch& scratch = *scratch_[thread];
+  const Matrix& m = layer.gate_up;
+  const int block = layer.down.block, panels = block / (kTile / 2);
+  for (int item; (item = pool_.take()) < layer.down.inputs / block;)
+    for (int t = 0, end; t < in.tiles(); t = end) {
+      end = std::min(t + kTilesAtOnce, in.tiles());
+      const int rows = in.first(end) - in.first(t);
+      float *tile = scratch.tile.data(), *h = scratch.feed.data();
+      for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
+      for (int p = 0; p < panels; ++p) {
+        linear(thread, m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * pool_.threads()), in, t, end, tile, kTile);
+        for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
+      }
+      for (int i = t; i < end; ++i)
+        for (int row = in.first(i); row < in.first(i + 1); ++row)
+          stage.down.put(kernels_, i, row, h + (row - in.first(t)) * block, item * block, block);
+    }
+}
+
+void Model::head(int thread, const Activations& in) {
+  Scratch& scratch = *scratch_[thread];
+  float* tile = scratch.tile.data();
+  const int group = 4;  // panels an item has
+  const std::ptrdiff_t vocabulary = config_.vocabulary;
+  if (likeliest_) scratch.likeliest.assign(last_.rows, {-std::numeric_limits<float>::infinity(), 0});
+  for (int item; (item = pool_.take()) * group < head_.panels();)
+    for (int panel = item * group; panel < std::min((item + 1) * group, head_.panels()); ++panel)
+      for (int t = 0, end; t < in.tiles(); t = end) {
+        end = std::min(t + kTilesAtOnce, in.tiles());
+        const int first = in.first(t), rows = in.first(end) - first;
+        linear(thread, head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
+        if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
+        const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
+        for (int r = 0; r < rows; ++r) {
+          const float* x = tile + r * kTile;
+          if (logits_) std::memcpy(logits_ + (first + r) * vocabulary + panel * kTile, x, columns * sizeof(float));
+          if (!likeliest_) continue;
+          Likeliest& best = scratch.likeliest[first + r];  // items ascend: among equals the first stays
+          const int at = kernels_.above(x, columns, &best.logit);
+          if (at >= 0) best.token = panel * kTile + at;
+        }
+      }
+}
+
+// Of what each thread found: the largest, among equals the lower token; what is no number before all.
+void Model::join_likeliest() {
+  const auto comes_before = [](const Likeliest& a, const Likeliest& b) {
+    const bool a_is_number = a.logit == a.logit, b_is_number = b.logit == b.logit;
+    if (a_is_number != b_is_number) return b_is_number;
+    if (a_is_number && a.logit != b.logit) return a.logit > b.logit;
+    return a.token < b.token;
+  };
+  for (int row = 0; row < last_.rows; ++row) {
+    likeliest_[row] = scratch_[0]->likeliest[row];
+    for (const auto& one : scratch_)
+      if (comes_before(one->likeliest[row], likeliest_[row])) likeliest_[row] = one->likeliest[row];
+  }
+}
+
+}  // namespace farthing
