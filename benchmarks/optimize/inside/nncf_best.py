@@ -44,6 +44,7 @@ def main():
     started = time.monotonic()
     openvino.save_model(nncf.quantize(model, nncf.Dataset(rows), **options), f"{folder}/plain.xml", False)
     took["plain"] = time.monotonic() - started
+    Path(folder, "took.json").write_text(json.dumps(took))  # the next may not come to its end
 
     def validate(compiled, _samples):
         return score(metric, truth, answers(compiled)), None
