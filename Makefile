@@ -40,7 +40,8 @@ sanitize: $(STAMP)  ## the native tests under address and undefined-behaviour sa
 	FARTHING_NATIVE=$$(ls build/sanitize/_native*.so) FARTHING_BENCH=$$(ls build/sanitize/_bench*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
 		$(BIN)/python -m pytest -p tests.native.sanitized tests/native tests/llm/runners/test_cpu.py \
-		tests/llm/test_packing.py tests/bench/test_drivers.py tests/bench/test_grpc.py --timeout 600
+		tests/llm/test_packing.py tests/bench/test_drivers.py tests/bench/test_grpc.py tests/bench/test_mlperf.py \
+		--timeout 600
 
 check: $(STAMP)  ## format, lint, types, arrows between rooms
 	$(BIN)/ruff format --check .
@@ -52,11 +53,12 @@ format: $(STAMP)  ## put the code in the house format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-serve: $(STAMP)  ## the README's table of small models: Farthing and its peers, one core each, in one run
-	$(BIN)/python benchmarks/serve.py
+# Options of the two below: make bench-serve BENCH='--only farthing,mlserver --rounds 1'
+bench-serve: $(STAMP)  ## the README's table of small models: Farthing and its peers, one core each, in one run (about an hour)
+	$(BIN)/python benchmarks/serve.py --readme $(BENCH)
 
-bench-llm: $(STAMP)  ## the README's table of language models: Farthing and its peers on this CPU, in one run
-	$(BIN)/python benchmarks/llm_cpu/run.py
+bench-llm: $(STAMP)  ## the README's table of language models: Farthing and its peers on this CPU, in one run (about an hour)
+	$(BIN)/python benchmarks/llm_cpu/run.py --readme $(BENCH)
 
 clean:  ## as if freshly cloned
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,6 +1,6 @@
 """Frames on time, dropped, and how long they take: a street's video through NanoDet at 25 frames/s, with company.
 
-    python benchmarks/frames.py
+    python benchmarks/frames.py [1:latest:4 ...]
 
 Plays the video in real time over WebSocket, once and four times at once, with each policy, alone and beside clients
 that ask EfficientNet-Lite0 on the same server in a closed loop. What is found in the frames is held against what a
@@ -8,13 +8,16 @@ plain request finds. Server and clients share the machine.
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -24,12 +27,13 @@ from farthing.cli.demo_server import serving_models
 from farthing.cli.demo_tasks.objects import objects_in, pixels_of
 from farthing.client import Client
 from farthing.client.frames import FrameResult, Frames
-from farthing.repository.samples import input_folder
+from farthing.repository.samples import input_folder, sample_path
 
 FRAMES_PER_S = 25
 DEADLINE_MS = 100
 MODEL = "nanodet-g"
 COMPANY = "effnet-lite0"
+LINES = ["0::4", "1:latest:0", "1:all:0", "1:latest:4", "1:all:4", "1:latest:16", "4:latest:0", "4:latest:4", "4:all:4"]
 CHECK_EVERY = 10
 """Frames of which the objects are compared, in each stream."""
 
@@ -55,13 +59,17 @@ class Camera:
     tensors: list[np.ndarray[Any, Any]]
     frames: int
     offset_s: float
+    deadline_ms: float
     sent_s: list[float] = field(default_factory=list)
     latencies_ms: list[float] = field(default_factory=list)
     answers: dict[int, FrameResult] = field(default_factory=dict)
     statuses: list[str] = field(default_factory=list)
 
     def play(self) -> None:
-        with Client(self.url) as client, client.frames(MODEL, policy=self.policy, deadline_ms=DEADLINE_MS) as stream:
+        with (
+            Client(self.url) as client,
+            client.frames(MODEL, policy=self.policy, deadline_ms=self.deadline_ms) as stream,
+        ):
             self.stream = stream
             reader = threading.Thread(target=self.read, args=(stream,))
             reader.start()
@@ -110,6 +118,21 @@ def keep_company(url: str, clients: int) -> None:
     threading.Event().wait()
 
 
+@contextmanager
+def models(threads: int) -> Iterator[list[str]]:
+    """What to serve: the samples, or copies of them that say how many threads they want."""
+    if not threads:
+        yield [f"sample:{MODEL}", f"sample:{COMPANY}"]
+        return
+    said = f"\n[parameters]\nintra_op_thread_count = {threads}\n"
+    with tempfile.TemporaryDirectory() as name:
+        for model in (MODEL, COMPANY):
+            copied = shutil.copytree(sample_path(model), Path(name) / model)
+            with (copied / "model.toml").open("a") as config:
+                config.write(said)
+        yield [name]
+
+
 def answered_so_far(client: Client) -> int:
     return sum(int(entry["inference_count"]) for entry in client.statistics(COMPANY))
 
@@ -138,8 +161,11 @@ def wrong_frames(url: str, cameras: list[Camera], pictures: list[np.ndarray[Any,
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=8, help="of each line")
+    parser.add_argument("--deadline-ms", type=float, default=DEADLINE_MS, help="from a frame's arrival to its answer")
+    parser.add_argument("--threads", type=int, default=0, help="of each model's engine; 0: as the server settles it")
+    parser.add_argument("lines", nargs="*", default=LINES, help="streams:policy:clients of the other model")
     parser.add_argument("--company", help=argparse.SUPPRESS)
-    parser.add_argument("--clients", type=int, default=4, help="that ask the other model")
+    parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.company:
         keep_company(options.company, options.clients)
@@ -148,21 +174,16 @@ def main() -> None:
     tensors = [pixels_of(picture) for picture in pictures]
     print(f"{'streams':<22}{'company':>9} | {'frames':>6} {'on time':>8} {'late':>5} | dropped:", end="")
     print(f" {'newer':>6} {'late':>5} {'full':>5} | {'p50':>6} {'p95':>6} {'p99':>6} ms | {'others/s':>8} | wrong")
-    with serving_models([f"sample:{MODEL}", f"sample:{COMPANY}"]) as url:
+    with models(options.threads) as sources, serving_models(sources) as url:
         with Client(url) as client:
             for _ in range(20):
                 client.infer(MODEL, {"image": tensors[0]})
-        for streams, policy, clients in [
-            (1, "latest", 0),
-            (1, "all", 0),
-            (1, "latest", options.clients),
-            (1, "all", options.clients),
-            (4, "latest", 0),
-            (4, "latest", options.clients),
-            (4, "all", options.clients),
-        ]:
+        for line in options.lines:
+            streams, policy, clients = int(line.split(":")[0]), line.split(":")[1], int(line.split(":")[2])
             frames = int(options.seconds * FRAMES_PER_S)
-            cameras = [Camera(url, policy, tensors, frames, number * 0.011) for number in range(streams)]
+            cameras = [
+                Camera(url, policy, tensors, frames, number * 0.011, options.deadline_ms) for number in range(streams)
+            ]
             with company(url, clients), Client(url) as client:
                 before, began_s = answered_so_far(client), time.perf_counter()
                 threads = [threading.Thread(target=camera.play) for camera in cameras]
@@ -170,6 +191,8 @@ def main() -> None:
                     thread.start()
                 for thread in threads:
                     thread.join()
+                if not threads:
+                    time.sleep(options.seconds)
                 others = (answered_so_far(client) - before) / (time.perf_counter() - began_s)
             summaries = [camera.stream.summary for camera in cameras]
             for camera, summary in zip(cameras, summaries, strict=True):
@@ -184,8 +207,9 @@ def main() -> None:
             latencies = [latency for camera in cameras for latency in camera.latencies_ms]
             p50, p95, p99 = np.percentile(latencies, (50, 95, 99)) if latencies else (0, 0, 0)
             compared, wrong = wrong_frames(url, cameras, pictures)
+            name = f"{streams} x 25/s, {policy}" if streams else "none"
             print(
-                f"{f'{streams} x 25/s, {policy}':<22}{clients:>9} | {streams * frames:>6} {on_time:>8} {late:>5} |"
+                f"{name:<22}{clients:>9} | {streams * frames:>6} {on_time:>8} {late:>5} |"
                 f"          {newer:>6} {hopeless:>5} {full:>5} | {p50:>6.1f} {p95:>6.1f} {p99:>6.1f}    |"
                 f" {others:>8.1f} | {wrong} of {compared}"
             )

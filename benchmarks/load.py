@@ -1,31 +1,29 @@
-"""The load: wrk in a closed loop on its own core, one fixed request over N connections.
+"""The load: the native loop of `farthing bench`, closed, on its own core; one fixed request over N connections.
 
-What the server spent meanwhile is read by `machine`; this reports what a client sees, and how busy wrk itself was.
+What the server spent meanwhile is read by `machine`; this reports what a client sees, and how busy the loop itself was.
 """
 
-import json
-import os
-import shutil
-import subprocess
-import time
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from models import CACHE
+import machine
+from farthing.bench.figures import figures
+from farthing.bench.load import Load as Asked
+from farthing.bench.load import Work
+from farthing.bench.wire import http_message
 from wire import Request
 
-SCRIPT: Final = Path(__file__).with_name("load.lua")
 TIMEOUT_S: Final = 20
 """An answer later than this counts as an error."""
 
 
 class ToolMissing(Exception):
-    """A program that this benchmark needs is not installed."""
+    """Something that this benchmark needs is not there."""
 
 
 class LoadFailed(Exception):
-    """The load generator itself failed; the message ends with what it said."""
+    """Nothing was answered; the message says what came instead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,12 +32,14 @@ class Load:
 
     requests: int
     seconds: float
-    p50_ms: float
-    p99_ms: float
+    p50_ms: float | None
+    p99_ms: float | None
+    """None where there are too few requests to say: 662 support a p99."""
     errors: int
     generator_share: float
-    """Part of its core that wrk used; near 1 the generator, not the server, is what was measured."""
+    """Part of its core that the loop used; near 1 the generator, not the server, is what was measured."""
     generator_cpu_s: float
+    """Of this very process."""
 
     @property
     def rate(self) -> float:
@@ -47,43 +47,36 @@ class Load:
 
 
 def check_installed() -> None:
-    """Raises `ToolMissing` with what to install."""
-    for tool, package in (("wrk", "wrk"), ("taskset", "util-linux")):
-        if shutil.which(tool) is None:
-            raise ToolMissing(f"`{tool}` is not installed; on Debian and Ubuntu: apt-get install {package}")
+    """Raises `ToolMissing` with what to do."""
+    try:
+        from farthing.bench import native_driver  # noqa: F401
+    except ImportError as missing:
+        raise ToolMissing("the native loop was not built; on Linux, with a C++20 compiler: pip install .") from missing
 
 
-def run(port: int, request: Request, *, connections: int, seconds: float, core: int) -> Load:
-    """Repeats `request` over `connections` for about `seconds` (wrk counts whole seconds, at least one)."""
-    CACHE.mkdir(parents=True, exist_ok=True)
-    body, headers = CACHE / "load-body", CACHE / "load-headers"
-    body.write_bytes(request.body)
-    headers.write_text("".join(f"{name}: {value}\n" for name, value in request.headers.items()))
-    command = [
-        *("taskset", "-c", str(core), "wrk", "--threads", "1", "--connections", str(connections)),
-        *("--duration", f"{max(1, round(seconds))}s", "--timeout", f"{TIMEOUT_S}s", "--script", str(SCRIPT)),
-        f"http://127.0.0.1:{port}{request.path}",
-    ]
-    environment = {**os.environ, "LOAD_BODY": str(body), "LOAD_HEADERS": str(headers)}
-    started = time.monotonic()
-    wrk = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    assert wrk.stdout is not None
-    with wrk.stdout as stream:
-        output = stream.read().decode(errors="replace")
-    _, status, usage = os.wait4(wrk.pid, 0)
-    wrk.returncode = os.waitstatus_to_exitcode(status)
-    wall_s = time.monotonic() - started
-    line = next((line for line in output.splitlines() if line.startswith("LOAD ")), None)
-    if wrk.returncode or line is None:
-        raise LoadFailed(f"wrk exited {wrk.returncode}:\n{output[-2000:]}")
-    figures = json.loads(line.removeprefix("LOAD "))
-    cpu_s = usage.ru_utime + usage.ru_stime
+def run(port: int, request: Request, *, connections: int, seconds: float, core: int | None) -> Load:
+    """Repeats `request` over `connections` for `seconds`; `core` None: wherever the system likes."""
+    from farthing.bench.native_driver import NativeDriver
+
+    message = http_message("POST", request.path, f"127.0.0.1:{port}", request.headers, request.body)
+    work = Work(wire="http", chains=[[message]], order=[0])
+    asked = Asked(connections=connections, duration_s=seconds, timeout_s=TIMEOUT_S)
+    with machine.pinned(core) if core is not None else nullcontext():
+        records = NativeDriver("127.0.0.1", port, work, asked).run()
+    seen = figures(records, duration_s=seconds, warm_up_s=0.0)
+    if not seen.answered:
+        raise LoadFailed(f"nothing was answered: {dict(seen.errors)} {dict(seen.samples)}")
+    at = {one.percent: one.value for one in seen.latency.percentiles} if seen.latency else {}
     return Load(
-        requests=figures["requests"],
-        seconds=figures["duration_us"] / 1e6,
-        p50_ms=figures["p50_us"] / 1e3,
-        p99_ms=figures["p99_us"] / 1e3,
-        errors=sum(figures["errors"].values()),
-        generator_share=cpu_s / wall_s,
-        generator_cpu_s=cpu_s,
+        requests=int(records.is_answered.sum()),
+        seconds=records.wall_s,
+        p50_ms=_ms(at.get(50.0)),
+        p99_ms=_ms(at.get(99.0)),
+        errors=sum(seen.errors.values()),
+        generator_share=seen.generator.cpu_share,
+        generator_cpu_s=records.cpu_s,
     )
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else seconds * 1e3

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 CACHE: Final = Path.home() / ".cache" / "farthing" / "benchmarks"
-"""Model files, wrk bodies and server logs; everything in it can be deleted."""
+"""Model files and server logs; everything in it can be deleted."""
 
 MINILM_TOKENS: Final = 32
 SEED: Final = 20

@@ -4,7 +4,7 @@
     python benchmarks/serve.py --quick              one short round, to see that all of it works
     python benchmarks/serve.py --only farthing,triton --models mlp
 
-Each server in turn runs alone on one core, wrk on another; then the next, then the next round, because machines
+Each server in turn runs alone on one core, the load on another; then the next, then the next round, because machines
 drift and only neighbours in time compare. How to read the figures is in the README beside this file.
 """
 
@@ -20,6 +20,7 @@ import load
 import machine
 import models
 import peers
+import readme
 import report
 import targets
 import yardstick
@@ -51,7 +52,7 @@ def measure_cell(server: Server, wire: str, connections: int, options: argparse.
     seen = load.run(server.port, request, seconds=options.seconds, **at)
     wall_s = time.monotonic() - started
     cpu = server.cpu_s() - cpu
-    strangers = machine.busy_s() - busy - cpu - seen.generator_cpu_s - (machine.own_cpu_s() - own)
+    strangers = machine.busy_s() - busy - cpu - (machine.own_cpu_s() - own)
     memory_mb = server.pss_mb()
     server.check(wire)  # still right after all that
     return Cell(
@@ -76,25 +77,29 @@ def measure_cell(server: Server, wire: str, connections: int, options: argparse.
 def measure_server(
     peer: Peer, model: models.Model, best: tuple[int, ...], options: argparse.Namespace, round_: int
 ) -> list[Cell]:
-    """All cells of one server with one model; the engine alone is measured before it starts and after it stops."""
+    """All cells of one server with one model; the engine alone is measured just before and just after each."""
 
     def engine_alone() -> dict[int, yardstick.Alone]:
+        if not best:
+            return {}
         seconds = options.yardstick_seconds
-        return yardstick.measure(model, core=options.server_core, seconds=seconds, batches=best)
+        return yardstick.measure(model, core=options.server_core, seconds=seconds, batches=best, is_served_too=True)
 
-    before = engine_alone() if best else {}
     cells = []
     with Server(peer, model, core=options.server_core) as server:
+        before = engine_alone()
         for wire in wires_of(peer, model.name):
             for connections in CONNECTIONS[model.name]:
                 cell = measure_cell(server, wire, connections, options, round_)
+                after = engine_alone()
+                if best:
+                    around = [(before[batch], after[batch]) for batch in best]
+                    cell.engine_rate = max((b.rows_per_s + a.rows_per_s) / 2 for b, a in around)
+                    cell.engine_cpu_us = min((b.cpu_us_per_row + a.cpu_us_per_row) / 2 for b, a in around)
+                    cell.served_engine_rate = max((b.served_rows_per_s + a.served_rows_per_s) / 2 for b, a in around)
+                before = after
                 print(f"  {report.one_line(cell)}", file=sys.stderr, flush=True)
                 cells.append(cell)
-    after = engine_alone() if best else {}
-    for cell in cells:
-        if best:
-            cell.engine_rate = max((before[b].rows_per_s + after[b].rows_per_s) / 2 for b in best)
-            cell.engine_cpu_us = min((before[b].cpu_us_per_row + after[b].cpu_us_per_row) / 2 for b in best)
     return cells
 
 
@@ -107,6 +112,7 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often each server has its turn (3)")
     parser.add_argument("--seconds", type=float, help="length of each measurement (5)")
     parser.add_argument("--out", type=Path, help="the JSON file (benchmarks/results/serve-DATE.json)")
+    parser.add_argument("--readme", action="store_true", help="put the table into the README, between its marks")
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--load-core", type=int, default=1)
     options = parser.parse_args(argv)
@@ -114,7 +120,7 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
     options.seconds = options.seconds or (1 if options.quick else 5)
     options.warm_up = 1 if options.quick else 2
     options.yardstick_seconds = 0.4 if options.quick else 1.5
-    options.only = options.only.split(",") if options.only else [p.name for p in peers.ALL if p.is_default]
+    options.only = options.only.split(",") if options.only else [p.name for p in peers.ALL]
     options.models = options.models.split(",")
     for name, known in [(n, peers.BY_NAME) for n in options.only] + [(n, models.NAMES) for n in options.models]:
         if name not in known:
@@ -171,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n#### targets\n")
     print(*targets.lines(run.cells), sep="\n")
     print(f"written to {options.out}", file=sys.stderr)
+    if options.readme:
+        readme.put("bench-serve", report.for_readme(run, options.out.name))
     return 1 if run.failures else 0
 
 

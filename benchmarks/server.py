@@ -28,7 +28,7 @@ class ServerFailed(Exception):
 class Server:
     """A context manager: inside it the server is up and has answered rightly at least once."""
 
-    def __init__(self, peer: Peer, model: Model, *, core: int) -> None:
+    def __init__(self, peer: Peer, model: Model, *, core: int | str) -> None:
         self.peer, self.model, self.core = peer, model, core
         self.port = free_port()
         self.log = CACHE / "logs" / f"{peer.name}-{model.name}.log"

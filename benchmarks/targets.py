@@ -18,8 +18,9 @@ RATE_RATIOS: Final = {"triton": 1, "triton-dynbatch": 1, "mlserver": 8, "litserv
 ENGINE_SHARE_MIN: Final = 0.95
 
 
-def _median(cells: list[Cell], of: Callable[[Cell], float]) -> float | None:
-    return statistics.median(map(of, cells)) if cells else None
+def _median(cells: list[Cell], of: Callable[[Cell], float | None]) -> float | None:
+    values = [value for value in map(of, cells) if value is not None]
+    return statistics.median(values) if values else None
 
 
 def _pick(cells: list[Cell], server: str, model: str, wire: str, connections: int) -> list[Cell]:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from models import Model
 
-DATATYPES: Final = {"float32": "FP32", "int64": "INT64"}
-DTYPES: Final = {"FP32": "<f4", "FP64": "<f8", "INT64": "<i8"}
+DATATYPES: Final = {"float32": "FP32", "int32": "INT32", "int64": "INT64"}
+DTYPES: Final = {"FP32": "<f4", "FP64": "<f8", "INT32": "<i4", "INT64": "<i8"}
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from farthing.batching.batcher import Limits
+from farthing.batching.crossing import Lane
 from farthing.batching.instances import Job
 from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import FIXED_SHAPES, Queue, Waiter
@@ -182,6 +183,7 @@ def make_loop(
     is_inline: bool = False,
     virtual: VirtualLoop | None = None,
     turns: Turns | None = None,
+    lane: Lane | None = None,
 ) -> tuple[BatchLoop, VirtualLoop, Queue]:
     """A batch loop in virtual time; runs go to the instances unless `is_inline`."""
     virtual = virtual or VirtualLoop()
@@ -208,6 +210,7 @@ def make_loop(
         run_inline_ns_max=60_000 if is_inline else 0,
         make_instances=partial(VirtualInstances, cost_ns=cost_ns or executable.cost_ns),
         turns=turns,
+        lane=lane,
     )
     return loop, virtual, waiting
 

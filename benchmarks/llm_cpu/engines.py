@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import vllm_on_cpu
 import weights
 from weights import CACHE, LARGE, NAMES, TINY
 
@@ -244,6 +245,35 @@ def _openvino(bits: int) -> Engine:
     )
 
 
+# -- vLLM -------------------------------------------------------------------------------------------------------------
+
+
+def _install_vllm() -> None:
+    install("vllm")
+    vllm_on_cpu.add_alias(CACHE / "vllm")
+
+
+def _vllm(models: tuple[str, ...] = NAMES) -> Engine:
+    def launch(path: Path, port: int) -> Launch:
+        server = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(path), "--served-model-name", "m"]
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        room = ["--dtype", "bfloat16", "--max-model-len", "1024", "--max-num-seqs", "32", "--no-enable-prefix-caching"]
+        environment = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
+        return Launch(command=[python("vllm"), *server, *where, *room], environment=environment)
+
+    return Engine(
+        name="vllm-w8a8",
+        about="vLLM's server on the CPU with zentorch's kernels, 8-bit weights and activations, prefix caching off",
+        install=_install_vllm,
+        prepare=vllm_on_cpu.eight_bits,
+        streamed=vllm_on_cpu.streamed_bytes,
+        launch=launch,
+        version=version_of("vllm", vllm_on_cpu.PACKAGE),
+        models=models,
+        start_max_s=600,
+    )
+
+
 ALL: Final[tuple[Engine, ...]] = (
     _farthing("q8", guesses=False),
     _farthing("q4", guesses=False),
@@ -254,6 +284,7 @@ ALL: Final[tuple[Engine, ...]] = (
     _llama("Q4_1", (TINY,)),
     _openvino(8),
     _openvino(4),
+    _vllm(),
 )
 BY_NAME: Final[dict[str, Engine]] = {engine.name: engine for engine in ALL}
 

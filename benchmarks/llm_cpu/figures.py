@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sse import Answer
+from answer import Answer
 
 PROMPT_TOKENS: Final = 128
 OUTPUT_TOKENS: Final = 128

@@ -1,17 +1,20 @@
-"""The load: so many clients at once, each asking for one completion after the other over HTTP, and nothing in between.
+"""The load: so many clients at once, each asking for one completion after the other, by the loop of `farthing bench`.
 
-Reading what came is `sse`'s, and happens when the clock has stopped. One thread, one socket a request.
+Prompts are token ids and answers are held to their length, so that all engines do the same work.
 """
 
-import asyncio
 import json
-import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-import sse
+import numpy as np
+from answer import Answer
 
-ANSWER_MAX_S = 600
+from farthing.bench.load import Load, Work
+from farthing.bench.records import Records, kind_of
+from farthing.bench.wire import http_message
+
+ANSWER_MAX_S: Final = 600
 
 
 class LoadFailed(Exception):
@@ -32,67 +35,48 @@ def body_of(model: str, prompt: Sequence[int], tokens: int) -> bytes:
     return json.dumps(asked, separators=(",", ":")).encode()
 
 
-class _Client(asyncio.Protocol):
-    def __init__(self, request: bytes, done: "asyncio.Future[tuple[float, list[sse.Piece]]]") -> None:
-        self._request, self._done = request, done
-        self._begin = 0.0
-        self._pieces: list[sse.Piece] = []
-        self._tail = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self._begin = time.monotonic()
-        transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        self._pieces.append((time.monotonic(), data))
-        self._tail = (self._tail + data)[-16:]
-        if self._tail.endswith(b"\r\n0\r\n\r\n"):
-            self._transport.close()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if not self._done.done():
-            self._done.set_result((self._begin, self._pieces))
-
-
-async def _ask(port: int, model: str, prompt: Sequence[int], tokens: int) -> tuple[float, list[sse.Piece]]:
-    body = body_of(model, prompt, tokens)
-    head = (
-        "POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode()
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[tuple[float, list[sse.Piece]]] = loop.create_future()
-    await loop.create_connection(lambda: _Client(head + body, done), "127.0.0.1", port)
-    return await asyncio.wait_for(done, ANSWER_MAX_S)
-
-
-async def _workers(
-    port: int, model: str, prompts: Sequence[Sequence[int]], tokens: int, at_once: int
-) -> list[tuple[float, list[sse.Piece]]]:
-    waiting, answers = list(reversed(prompts)), []
-
-    async def work() -> None:
-        while waiting:
-            answers.append(await _ask(port, model, waiting.pop(), tokens))
-
-    await asyncio.gather(*(work() for _ in range(at_once)))
-    return answers
-
-
-def run(port: int, model: str, prompts: Sequence[Sequence[int]], tokens: int, at_once: int) -> list[sse.Answer]:
+def run(port: int, model: str, prompts: Sequence[Sequence[int]], tokens: int, at_once: int) -> list[Answer]:
     """All prompts, `at_once` at a time; every one must be answered whole and with so many tokens."""
-    try:
-        raw = asyncio.run(_workers(port, model, prompts, tokens, at_once))
-        answers = [sse.read(begin, pieces) for begin, pieces in raw]
-    except (OSError, TimeoutError, sse.StreamBroken, ValueError, KeyError) as error:
-        raise LoadFailed(f"{at_once} at once: {error!r}") from error
+    from farthing.bench.native_driver import NativeDriver
+
+    # A connection each: llama.cpp's server closes one that has carried a stream, without saying so before.
+    headers = {"Content-Type": "application/json", "Connection": "close"}
+    bodies = [body_of(model, prompt, tokens) for prompt in prompts]
+    messages = [http_message("POST", "/v1/completions", "127.0.0.1", headers, body) for body in bodies]
+    work = Work(wire="stream", chains=[[message] for message in messages], order=range(len(messages)))
+    asked = Load(
+        connections=min(at_once, len(messages)),
+        duration_s=ANSWER_MAX_S,
+        timeout_s=ANSWER_MAX_S,
+        requests_max=len(messages),
+    )
+    answers = answers_of(NativeDriver("127.0.0.1", port, work, asked).run())
     check(answers, prompts, tokens)
     return answers
 
 
-def check(answers: Sequence[sse.Answer], prompts: Sequence[Sequence[int]], tokens: int) -> None:
+def answers_of(records: Records) -> list[Answer]:
+    """Raises `LoadFailed` unless all have text, an end, and the server's count of their tokens."""
+    for row in np.flatnonzero(~records.is_answered):
+        status = int(records.status[row])
+        raise LoadFailed(f"{kind_of(status)} {records.samples.get(status, b'')[:500]!r}")
+    if (records.tokens < 1).any() or (records.completion_tokens < 0).any() or (records.prompt_tokens < 0).any():
+        raise LoadFailed("a stream without text, or without its usage")
+    last = np.zeros(len(records), np.int64)
+    np.maximum.at(last, records.event_record, records.event_ns)
+    return [
+        Answer(
+            begin_s=records.sent_ns[row] / 1e9,
+            first_s=records.first_ns[row] / 1e9,
+            end_s=float(last[row] / 1e9),
+            prompt_tokens=int(records.prompt_tokens[row]),
+            tokens=int(records.completion_tokens[row]),
+        )
+        for row in range(len(records))
+    ]
+
+
+def check(answers: Sequence[Answer], prompts: Sequence[Sequence[int]], tokens: int) -> None:
     """Raises `LoadFailed` unless the work that was paid for was done."""
     wanted, got = sorted(map(len, prompts)), sorted(answer.prompt_tokens for answer in answers)
     if wanted != got:

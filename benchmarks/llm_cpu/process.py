@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sse import Answer
+from answer import Answer
 from weights import CACHE
 
 import load

@@ -33,6 +33,7 @@ from prompts import Prompts
 
 import engines
 import machine
+import readme
 from engines import LARGE, TINY, Engine
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
@@ -119,6 +120,7 @@ def options_from(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--nice", type=int, default=0, help="priority of it all, -20 to 19: negative where others share"
     )
+    parser.add_argument("--readme", action="store_true", help="put the tables into the README, between their marks")
     parser.add_argument("--out", type=Path, help="the JSON file (benchmarks/results/llm-cpu-DATE.json)")
     options = parser.parse_args(argv)
     options.rounds = options.rounds or (1 if options.quick else 3)
@@ -175,6 +177,8 @@ def main(argv: list[str] | None = None) -> int:
                 options.out.write_text(json.dumps(asdict(run), indent=1) + "\n")
     print(table.markdown(run))
     print(f"written to {options.out}", file=sys.stderr)
+    if options.readme:
+        readme.put("bench-llm", table.for_readme(run, options.out.name))
     return 1 if run.failures else 0
 
 

@@ -180,6 +180,40 @@ def markdown(run: Run) -> str:
     return "\n".join(lines)
 
 
+def for_readme(run: Run, file: str) -> str:
+    """Medians alone, a table a model, with what a reader must know: when, where, which code, how often."""
+    about = run.machine
+    changes = " plus changes" if about["uncommitted_changes"] else ""
+    rounds = f"{run.settings['rounds']} rounds" if run.settings["rounds"] > 1 else "one round"
+    lines = [
+        f"{str(about['date'])[:10]}, {about['cpu']}, {about['cores']} cores for each engine, commit {about['commit']}"
+        f"{changes}: {rounds} in turn, medians; through its HTTP API where an engine has one; in brackets the share of "
+        "what memory or 8-bit arithmetic allowed beside that turn. Spread: "
+        f"`python benchmarks/llm_cpu/table.py benchmarks/results/{file}`.",
+    ]
+    if run.settings["is_quick"]:
+        lines.append("A quick run: it shows that everything works; its figures mean nothing.")
+    for model in dict.fromkeys(turn.model for turn in run.turns):
+        turns = [turn for turn in run.turns if turn.model == model]
+        lines += [
+            "",
+            f"| {model} | {' | '.join(column.title for column in COLUMNS)} |",
+            "|---" + "|--:" * len(COLUMNS) + "|",
+        ]
+        for name, group in by_engine(turns).items():
+            cells = []
+            for column in COLUMNS:
+                share = f" ({median(group, column.share):.0%})" if column.share else ""
+                cells.append(f"{median(group, column.of):,.{column.digits}f}{share}")
+            mark = "~" if max(turn.strangers_cores for turn in group) > STRANGERS_CORES else ""
+            shown = f"**{name}**" if group[0].is_ours else name
+            lines.append(f"| {mark}{shown} | {' | '.join(cells)} |")
+    if any(turn.strangers_cores > STRANGERS_CORES for turn in run.turns):
+        lines += ["", "`~`: other programs took more than a twentieth of a core meanwhile."]
+    lines += ["", *target_lines(run.turns), *(f"- failed: {failure}" for failure in run.failures)]
+    return "\n".join(lines)
+
+
 def load(file: Path) -> Run:
     """A run from its JSON."""
     raw: dict[str, Any] = json.loads(file.read_text())

@@ -50,8 +50,6 @@ class Peer:
     ready_path: str = "/v2/health/ready"
     encode: Callable[[Model, str], wire.Request] = wire.encode
     decode: Callable[[Mapping[str, str], bytes], dict[str, NDArray[Any]]] = wire.decode
-    is_default: bool = True
-    """Run when no server is named."""
     is_echo: bool = False
     """Answers without computing: only to find out what the load generator can do."""
 

@@ -1,5 +1,5 @@
 """Ray Serve: one replica behind its HTTP proxy, KServe v2 JSON by hand, no batching. Eleven processes, nearly a
-gigabyte and ten seconds to start: it is left out unless asked for by name.
+gigabyte and ten seconds to start.
 """
 
 from dataclasses import replace
@@ -31,6 +31,5 @@ PEERS = (
         models=("mlp", "minilm"),
         ready_path="/-/healthz",
         encode=encode,
-        is_default=False,
     ),
 )

@@ -50,8 +50,8 @@ class Run {
  public:
   Run(const std::string& address, int port, const std::string& wire, nb::tuple requests, nb::tuple heads, Column<std::int32_t> starts,
       Column<std::int32_t> order, Column<std::int64_t> arrivals, std::int64_t pause_ns, std::int64_t duration_ns,
-      std::int64_t timeout_ns, std::int64_t requests_max, std::int64_t events_max, int connections)
-      : requests_(requests), heads_(heads) {
+      std::int64_t timeout_ns, std::int64_t requests_max, std::int64_t events_max, int connections, bool is_fed)
+      : requests_(requests), heads_(heads), is_fed_(is_fed) {
     Load load;
     unsigned char numeric[16];
     check(inet_pton(AF_INET, address.c_str(), numeric) == 1 || inet_pton(AF_INET6, address.c_str(), numeric) == 1, "address must be numeric");
@@ -82,17 +82,42 @@ class Run {
     load.timeout_ns = timeout_ns;
     load.requests_max = requests_max;
     load.events_max = events_max;
+    check(!is_fed || load.arrivals.empty(), "a load that is fed has no arrivals");
     load.connections = connections;
+    load.is_fed = is_fed;
     loop_ = std::make_unique<Loop>(std::move(load));
   }
 
   void run() {
-    check(!has_run_, "a load runs once");
+    check(!has_run_ && !is_fed_, "a load runs once, and one that is fed is served");
     has_run_ = true;
     nb::gil_scoped_release released;
     loop_->run();
   }
   void stop() { loop_->stop(); }
+
+  void feed(std::int64_t first, Column<std::int32_t> which) {
+    check(is_fed_, "this load is not fed");
+    const std::vector<std::int32_t> asked(which.data(), which.data() + which.size());
+    for (std::int32_t one : asked) check(one >= 0 && static_cast<std::size_t>(one) < requests_.size(), "there is no such request");
+    nb::gil_scoped_release released;
+    loop_->feed(first, asked);
+  }
+  void end_feed() { loop_->end_feed(); }
+
+  // Turns the loop on the calling thread until there is something to tell: (number, status, tokens); None when it is over.
+  nb::object serve() {
+    check(is_fed_ && !has_run_, "this load is not fed, or it is over");
+    std::vector<bench::Told> told;
+    {
+      nb::gil_scoped_release released;
+      has_run_ = !loop_->serve(told);
+    }
+    if (has_run_) return nb::none();
+    nb::list found;
+    for (const bench::Told& one : told) found.append(nb::make_tuple(one.ticket, one.status, one.tokens));
+    return found;
+  }
 
   nb::dict progress() const {
     nb::dict told;
@@ -120,6 +145,7 @@ class Run {
     told["cached_tokens"] = column<std::int32_t>(records, [](const Record& r) { return r.cached_tokens; });
     told["lag_s"] = column<float>(records, [](const Record& r) { return r.lag_s; });
     told["held_s"] = column<float>(records, [](const Record& r) { return r.held_s; });
+    told["number"] = column<std::int64_t>(loop_->tickets, [](std::int64_t one) { return one; });
     told["event_record"] = column<std::uint32_t>(loop_->events, [](const Event& e) { return e.record; });
     told["event_ns"] = column<std::int64_t>(loop_->events, [](const Event& e) { return e.at; });
     nb::dict samples;
@@ -139,7 +165,7 @@ class Run {
  private:
   nb::tuple requests_, heads_;
   std::unique_ptr<Loop> loop_;
-  bool has_run_ = false;
+  bool is_fed_, has_run_ = false;
 };
 
 }  // namespace
@@ -148,11 +174,14 @@ NB_MODULE(_bench, m) {
   m.doc() = "The load loop: sends requests when they are due, notes when what happened. Sources in native/bench.";
   nb::class_<Run>(m, "Run")
       .def(nb::init<const std::string&, int, const std::string&, nb::tuple, nb::tuple, Column<std::int32_t>, Column<std::int32_t>,
-                    Column<std::int64_t>, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int>(),
+                    Column<std::int64_t>, std::int64_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t, int, bool>(),
            nb::kw_only(), "address"_a, "port"_a, "wire"_a, "requests"_a, "heads"_a, "chain_starts"_a, "order"_a, "arrivals_ns"_a, "pause_ns"_a,
-           "duration_ns"_a, "timeout_ns"_a, "requests_max"_a, "events_max"_a, "connections"_a)
+           "duration_ns"_a, "timeout_ns"_a, "requests_max"_a, "events_max"_a, "connections"_a, "is_fed"_a)
       .def("run", &Run::run)
       .def("stop", &Run::stop)
+      .def("feed", &Run::feed)
+      .def("end_feed", &Run::end_feed)
+      .def("serve", &Run::serve)
       .def("progress", &Run::progress)
       .def("take", &Run::take);
 }

@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <queue>
 #include <string>
 #include <string_view>
@@ -39,6 +40,7 @@ struct Load {
   std::int64_t duration_ns = 0, timeout_ns = 0;
   std::int64_t requests_max = 0, events_max = 0;
   int connections = 1;                          // closed loop: so many busy; open loop: at most so many
+  bool is_fed = false;                          // neither: requests are handed over with `feed` while it runs
 };
 
 struct Record {
@@ -50,6 +52,12 @@ struct Record {
 struct Event {
   std::uint32_t record;
   std::int64_t at;
+};
+
+// Of a fed request: its first token is there (status 0), or it is over.
+struct Told {
+  std::int64_t ticket;
+  std::int32_t status, tokens;
 };
 
 struct Spent {
@@ -67,8 +75,15 @@ class Loop {
   void run();
   void stop() { is_stopping_ = true; }
 
+  // Of a load that is fed. From any thread: request `requests[i]` is to be sent now, as number `first + i`; and no more
+  // will come. From one thread: turns the loop until there is something to tell; false when all that was fed is over.
+  void feed(std::int64_t first, const std::vector<std::int32_t>& requests);
+  void end_feed();
+  bool serve(std::vector<Told>& told);
+
   std::vector<Record> records;
   std::vector<Event> events;
+  std::vector<std::int64_t> tickets;            // of a load that is fed: which number each record was
   std::map<std::int32_t, std::string> samples;  // the beginning of the first failed answer of each status
   Spent spent;
   std::atomic<std::int64_t> sent{0}, done{0}, failed{0}, tokens{0}, in_flight{0};
@@ -79,7 +94,7 @@ class Loop {
     bool is_connecting = false, is_busy = false, wants_write = false, is_free = false;
     std::int32_t request = 0, chain_end = 0;  // the request on its way, and where its chain ends
     std::size_t record = 0, written = 0;
-    std::int64_t deadline = 0;
+    std::int64_t deadline = 0, ticket = 0;
     Answer answer;
     Events events;
     std::string body;  // of a failed answer, its beginning
@@ -88,6 +103,8 @@ class Loop {
   struct Start {
     std::int64_t intended;
     std::int32_t first, end;
+    float lag_s = 0;  // how late the loop was when it was due
+    std::int64_t ticket = 0;
   };
   struct Wake {
     std::int64_t at;
@@ -95,10 +112,16 @@ class Loop {
     bool operator>(const Wake& other) const { return at > other.at; }
   };
 
+  void open();
+  bool turn();
+  void close_all();
   void start_due(std::int64_t now);
-  bool has_more_chains() const;
+  void take_fed();
+  void start(const Start& start, std::int64_t now);
+  bool is_more_due() const;
   Start next_chain(std::int64_t intended);
-  void begin(int which, std::int64_t intended, std::int64_t now);
+  void begin(int which, std::int64_t intended, float lag_s, std::int64_t now);
+  void lose(const Start& start, std::int32_t status, std::int64_t now);
   void give(const Start& start, int which, std::int64_t now);
   void next(int which, std::int64_t now);
   void connect(int which, std::int64_t now);
@@ -112,7 +135,6 @@ class Loop {
   void watch(int which, bool for_write);
   void wake_due(std::int64_t now);
   void expire(std::int64_t now);
-  int wait(std::int64_t until);
 
   Load load_;
   int epoll_ = -1;
@@ -124,8 +146,15 @@ class Loop {
   std::size_t chains_started_ = 0;
   std::int64_t issued_ = 0, start_ = 0, end_ = 0, returned_ = 0, next_expiry_ = 0;
   int busy_ = 0;
-  bool has_pwait2_ = true;
+  bool has_pwait2_ = true, is_opened_ = false;
+  double cpu_before_s_ = 0, starved_before_s_ = 0;
   std::atomic<bool> is_stopping_{false};
+
+  std::mutex feeding_;  // guards these four
+  std::vector<Start> fed_;
+  bool is_feed_over_ = false, is_waiting_ = false;
+  int bell_ = -1;  // an eventfd: rung when something is fed while the loop waits
+  std::vector<Told> told_;
 };
 
 std::int64_t now_ns();

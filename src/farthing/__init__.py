@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from farthing.config.pipeline_builder import Pipeline, each
     from farthing.engines.python.native import Context, Request, StreamRequest, Tensor
-    from farthing.optimizer import Plan, Target, optimize
+    from farthing.optimizer import Plan, Target, Wanted, optimize, optimize_jointly
 
 __all__ = [
     "Context",
@@ -15,9 +15,11 @@ __all__ = [
     "StreamRequest",
     "Target",
     "Tensor",
+    "Wanted",
     "__version__",
     "each",
     "optimize",
+    "optimize_jointly",
 ]
 __version__: Final = "0.1.0"
 
@@ -32,7 +34,7 @@ def __getattr__(name: str) -> Any:
         from farthing.config import pipeline_builder
 
         return getattr(pipeline_builder, name)
-    if name in {"Plan", "Target", "optimize"}:
+    if name in {"Plan", "Target", "Wanted", "optimize", "optimize_jointly"}:
         from farthing import optimizer
 
         return getattr(optimizer, name)

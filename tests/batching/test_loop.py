@@ -9,7 +9,8 @@ import pytest
 from tests.fakes import Answered, FakeExecutable, VirtualLoop, make_loop, make_waiter
 
 from farthing.batching.batcher import Limits
-from farthing.batching.loop import SIGNATURES_MAX, WAIT_NS_MAX, BatchLoop
+from farthing.batching.forecast import SIGNATURES_MAX, WAIT_NS_MAX
+from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import FIXED_SHAPES, SIGNATURE_ALONE, Policy, Queue, Waiter
 from farthing.engines.contract import Answer, Batch, MemberAnswer
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
@@ -124,7 +125,7 @@ def test_the_shapes_whose_times_are_remembered_are_bounded() -> None:
     for length in range(3 * SIGNATURES_MAX):
         one.send(signature=("x", length))
         one.virtual.run()
-    assert len(one.loop._times_of) == SIGNATURES_MAX
+    assert len(one.loop.forecast.by_signature) == SIGNATURES_MAX
     assert len(one.answers) == 3 * SIGNATURES_MAX
 
 
@@ -439,3 +440,14 @@ async def test_a_thread_inside_a_hung_engine_is_left_behind() -> None:
     release.set()
     assert await events.run_in_executor(None, loop.close)
     assert fake.is_closed
+
+
+def test_while_many_wait_two_batches_go_together_and_run_one_after_the_other() -> None:
+    who, executable, _ = client(FakeExecutable(lambda rows: 10 * MS * rows))
+    who.loop.times.observe_hand_over(MS // 4)  # worth saving, and no reason for larger batches
+    learn(who.loop, executable.cost_ns)
+    for _ in range(8):
+        who.send()
+    who.virtual.run()
+    assert executable.batches == [1] * 8
+    assert list(who.times_ms.values()) == [20, 20, 40, 40, 60, 60, 70, 80]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.batching.row_times import RETRY_RUNS, RUNS_KNOWN, SIZES_MAX, RowTimes
-from farthing.batching.trial import RUNS_MAX, RUNS_MIN
+from farthing.batching.row_times import COMPANY_WAITING, RETRY_RUNS, RUNS_KNOWN, SIZES_MAX, RowTimes
+from farthing.batching.trial import RUNS_MAX, RUNS_MIN, TURN_RUNS
 
 MS = 1_000_000
 
@@ -37,7 +37,7 @@ def test_sizes_double_while_that_pays() -> None:
 
 def test_growth_stops_for_a_model_for_which_batching_does_not_pay() -> None:
     times = RowTimes()
-    sizes = run_at_aim(times, lambda rows: 10 * MS * rows, 60)
+    sizes = run_at_aim(times, lambda rows: 10 * MS * rows, 90)
     assert max(sizes) == 2
     assert set(sizes[-20:]) == {1}
 
@@ -93,9 +93,28 @@ def test_a_size_condemned_while_the_machine_was_busy_is_tried_again() -> None:
 
 def test_trying_again_costs_few_runs() -> None:
     even = run_at_aim(RowTimes(), lambda rows: 10 * MS * rows, 10 * RETRY_RUNS)
-    assert sum(size > 1 for size in even) <= RUNS_KNOWN + 11 * RUNS_MAX
+    assert sum(size > 1 for size in even) <= RUNS_KNOWN + 11 * TURN_RUNS * RUNS_MAX
     harmful = run_at_aim(RowTimes(), lambda rows: 20 * MS * rows if rows > 1 else 10 * MS, 10 * RETRY_RUNS)
-    assert sum(size > 1 for size in harmful) <= RUNS_KNOWN + 11 * RUNS_MIN
+    assert sum(size > 1 for size in harmful) <= RUNS_KNOWN + 11 * TURN_RUNS * RUNS_MIN
+
+
+@pytest.mark.parametrize(("hand_over_ms", "when_busy"), [(0.5, 2), (0.1, 1)])
+def test_while_many_wait_two_batches_share_a_way_that_is_worth_saving(hand_over_ms: float, when_busy: int) -> None:
+    times = RowTimes()
+    for _ in range(30):
+        times.observe_hand_over(int(hand_over_ms * MS))
+    run_at_aim(times, lambda rows: 10 * MS * rows * (1 + 0.02 * (rows == 2)), RETRY_RUNS // 2)
+    assert times.best_rows(64) == times.best_rows(64, COMPANY_WAITING - 1) == 1
+    assert times.best_rows(64, COMPANY_WAITING) == when_busy
+    assert times.best_rows(1, 99) == 1
+    assert (times.part_rows(1), times.part_rows(2), times.part_rows(3)) == (1, 1, 3)
+
+
+def test_what_is_as_fast_in_one_run_is_not_computed_in_two() -> None:
+    times = RowTimes()
+    run_at_aim(times, lambda rows: 10 * MS * rows * (1 - 0.01 * (rows == 2)), RETRY_RUNS // 2)
+    assert times.best_rows(64) == 1
+    assert times.part_rows(2) == 2
 
 
 def test_times_follow_a_model_that_became_faster_at_once_and_slower_slowly() -> None:

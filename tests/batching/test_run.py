@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.fakes import FakeExecutable, make_waiter
 
 from farthing.batching.queue import Waiter
-from farthing.batching.run import Ran, as_error, run_batch
+from farthing.batching.run import Ran, as_error, run_batch, run_in_parts
 from farthing.engines.contract import Answer, Batch, MemberAnswer
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput
 from farthing.types.requests import RequestedOutput
@@ -240,3 +240,35 @@ def test_time_is_told_apart_by_where_it_went() -> None:
 def test_the_machine_s_clock_is_read_by_default() -> None:
     before = time.monotonic_ns()
     assert before <= run([make_waiter()]).started_ns <= time.monotonic_ns()
+
+
+@pytest.mark.parametrize(
+    ("rows", "part_rows", "runs"),
+    [([1, 1, 1, 1], 2, [2, 2]), ([1, 1, 1], 2, [2, 1]), ([3, 1], 2, [3, 1]), ([1, 1], 2, [2]), ([2], 1, [2])],
+)
+def test_what_was_handed_over_together_may_be_computed_in_parts(
+    rows: list[int], part_rows: int, runs: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def answer(batch: Batch) -> Answer:
+        seen.append(len(batch.inputs["x"]))
+        return both(batch)
+
+    waiters = [make_waiter(number, rows=count) for number, count in enumerate(rows)]
+    ran = run_in_parts(FakeExecutable(answer=answer), OUTPUTS, waiters, 0, has_batch_axis=True, part_rows=part_rows)
+    assert seen == runs
+    assert [out["z"].tolist() for out in outputs_of(ran)] == [[number] * count for number, count in enumerate(rows)]
+    assert ran.compute_ns > 0
+
+
+def test_a_part_that_fails_costs_the_others_nothing() -> None:
+    def answer(batch: Batch) -> Answer:
+        if 7 in batch.inputs["x"]:
+            raise ValueError("seven")
+        return both(batch)
+
+    waiters = [make_waiter(value) for value in (1, 2, 7, 3)]
+    executable = FakeExecutable(answer=answer, is_pure=False)
+    ran = run_in_parts(executable, OUTPUTS, waiters, 0, has_batch_axis=True, part_rows=2)
+    assert [error is None for error in errors_of(ran)] == [True, True, False, False]

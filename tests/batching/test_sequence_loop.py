@@ -130,6 +130,7 @@ class Town:
             sequence_id=sequence_id,
             is_start="s" in flags,
             is_end="e" in flags,
+            is_iterative="i" in flags,
         )
         self.loop.submit(waiter)
         return waiter
@@ -359,6 +360,59 @@ def test_members_that_answer_for_themselves_keep_their_own_states() -> None:
     town.run()
     assert isinstance(town.answers[2], EngineFailed)
     assert (town.told(3), town.told(4)) == (102, 102)
+
+
+def until(limit: float) -> Callable[[Batch], Answer]:
+    """Adds up run by run, and answers when the sum is large enough."""
+
+    def answer(batch: Batch) -> Answer:
+        after = batch.inputs["before"] + batch.inputs["x"]
+        return [
+            MemberAnswer({"y": after[row : row + 1], "after": after[row : row + 1]}, {}, bool(after[row, 0] < limit))
+            for row in range(len(after))
+        ]
+
+    return answer
+
+
+def test_a_request_runs_until_its_model_answers_and_others_join_it_meanwhile() -> None:
+    town = Town(answer=until(105), is_pure=False, is_iterative=True)
+    town.send(1, "si", 1)
+    town.run(2.5)
+    town.send(2, "si", 3)
+    town.send(3, "si", 50)
+    town.run()
+    assert [town.told(number) for number in range(3)] == [105, 106, 150]
+    assert max(len(inputs["x"]) for inputs in town.seen) == 3, "they shared runs"
+    starts = [
+        int(inputs["id"][row, 0]) for inputs in town.seen for row in range(len(inputs["x"])) if inputs["start"][row]
+    ]
+    assert starts == [1, 2, 3], "in the first run of each"
+    assert town.statistics.execution_count == len(town.seen)
+    assert town.statistics.inference_count == 3
+    assert town.sequences.sequences == 0
+
+
+def test_one_that_runs_again_ends_between_its_runs_when_its_client_leaves_or_its_time_is_over() -> None:
+    town = Town(answer=until(1e9), is_pure=False, is_iterative=True, slots=1)
+    left, late = town.send(1, "si"), town.send(2, "si", timeout_us=20_000)
+    town.run(5)
+    assert left.runs > 2
+    town.loop.cancel(left)
+    town.run(5)
+    assert late.runs > 0, "the slot went on"
+    town.run()
+    assert isinstance(town.answers[1], DeadlineExceeded)
+    assert 0 not in town.answers
+    assert town.sequences.sequences == 0
+    assert town.loop.is_empty
+
+
+def test_only_requests_of_iterative_sequences_run_again() -> None:
+    town = Town(answer=until(1e9), is_pure=False)
+    town.send(1, "s")
+    town.run()
+    assert "not configured to handle such a flag" in str(town.answers[0])
 
 
 def test_a_client_that_leaves_before_its_start_ran_takes_its_sequence_along() -> None:

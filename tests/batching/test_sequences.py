@@ -23,7 +23,7 @@ def table(*, instances: int = 1, slots: int = 2, idle_ns: int = S, requests_max:
 def waiter(
     sequence_id: SequenceId, flags: str = "", *, now_ns: int = 0, timeout_us: int = 0, signature: object = FIXED_SHAPES
 ) -> SequenceWaiter:
-    """A request; `flags` holds "s" for START and "e" for END."""
+    """A request; `flags` holds "s" for START, "e" for END, "i" for one that is all of its sequence."""
     return SequenceWaiter(
         InferRequest(model_name="m", inputs={}, timeout_us=timeout_us),
         {},
@@ -34,6 +34,7 @@ def waiter(
         sequence_id=sequence_id,
         is_start="s" in flags,
         is_end="e" in flags,
+        is_iterative="i" in flags,
     )
 
 
@@ -265,6 +266,71 @@ def test_a_drain_hands_out_everyone_who_waits_and_ends_what_rests() -> None:
     sequences.check_integrity()
 
 
+def test_who_runs_again_comes_behind_all_that_are_ready() -> None:
+    sequences = table(slots=3)
+    made = add(sequences, (1, "si"), (2, "si"), (3, "si"))
+    for first, second in ((0, 1), (2, 0), (1, 2)):
+        ready, _ = sequences.runnable(0, 2)
+        assert ready == [made[first], made[second]]
+        sequences.take(ready)
+        for one in ready:
+            sequences.again(one, 0)
+        sequences.check_integrity()
+    assert not any(one.is_start for one in made)
+    assert sequences.sequences == 3
+
+
+def test_an_iterative_sequence_ends_with_its_request_and_its_slot_goes_on() -> None:
+    sequences = table(slots=1)
+    one, two = add(sequences, (1, "si"), (2, "si"))
+    sequences.take([one])
+    sequences.again(one, 0)
+    with pytest.raises(InvalidInput, match="START"):
+        sequences.add(waiter(1, "i"))
+    assert run(sequences) == [one]
+    assert run(sequences) == [two]
+    assert sequences.sequences == 0
+
+
+def test_one_that_is_held_runs_again_when_it_is_let_go_on() -> None:
+    sequences = table()
+    [one] = add(sequences, (1, "si"))
+    sequences.take([one])
+    sequences.again(one, 0, is_held=True)
+    sequences.check_integrity()
+    assert not sequences.has_ready(0)
+    sequences.go_on(one, 5)
+    assert sequences.runnable(0, 1) == ([one], [5])
+
+
+def test_a_timeout_counts_between_runs_too_and_has_one_place_however_many_runs_there_are() -> None:
+    sequences = table()
+    one = waiter(1, "si", timeout_us=1000)
+    sequences.add(one)
+    for at in range(1000):
+        assert not sequences.expired(at)
+        sequences.take([one])
+        sequences.again(one, at)
+        sequences.check_integrity()
+    assert sequences.expired(1_000_000) == [one]
+    assert sequences.sequences == 0
+
+
+def test_in_order_nobody_runs_before_whoever_has_been_ready_for_longer() -> None:
+    for is_in_order, first in ((False, [0, 2]), (True, [0])):
+        sequences = Sequences(model="m", instances=1, slots=3, idle_ns=S, requests_max=9, is_in_order=is_in_order)
+        made = [waiter(number, "s", signature=shape) for number, shape in ((1, "a"), (2, "b"), (3, "a"))]
+        for one in made:
+            sequences.add(one)
+        assert run(sequences) == [made[place] for place in first]
+
+
+def test_ids_given_to_those_without_are_nobodys() -> None:
+    sequences = table(slots=9)
+    add(sequences, (2, "s"), (3, "s"))
+    assert [sequences.new_id() for _ in range(3)] == [1, 4, 5]
+
+
 class AnyHistory(RuleBasedStateMachine):
     """Requests come, run, leave and time out in any order; a model of each id's series says what must hold."""
 
@@ -294,6 +360,21 @@ class AnyHistory(RuleBasedStateMachine):
         else:
             self.sent.append(one)
 
+    @rule(sequence_id=st.integers(11, 13), timed=st.booleans())
+    def an_iterative_one_comes(self, sequence_id: int, timed: bool) -> None:
+        one = waiter(sequence_id, "si", now_ns=self.now_ns, timeout_us=500_000 if timed else 0)
+        try:
+            self.sequences.add(one)
+        except Overloaded:
+            assert self.sequences.requests >= self.requests_max
+        else:
+            self.sent.append(one)
+
+    @rule(data=st.data())
+    @precondition(lambda self: any(one.is_held for one in self.sent))
+    def goes_on(self, data: st.DataObject) -> None:
+        self.sequences.go_on(data.draw(st.sampled_from([one for one in self.sent if one.is_held])), self.now_ns)
+
     @rule(instance=st.integers(0, 2))
     def leaves_for_the_engine(self, instance: int) -> None:
         if instance >= self.instances or instance in self.running:
@@ -316,6 +397,10 @@ class AnyHistory(RuleBasedStateMachine):
     def comes_back(self, data: st.DataObject) -> None:
         instance = data.draw(st.sampled_from(sorted(self.running)))
         done = self.running.pop(instance)
+        again = [one for one in done if one.is_iterative and data.draw(st.booleans())]
+        for one in again:
+            self.sequences.again(one, self.now_ns, is_held=data.draw(st.booleans()))
+        done = [one for one in done if one not in again]
         self.sequences.finished(done, self.now_ns)
         self.ran += done
 
@@ -352,7 +437,8 @@ class AnyHistory(RuleBasedStateMachine):
         for one in self.ran:
             by_series.setdefault(id(one.sequence), []).append(place[id(one)])
         assert all(places == sorted(places) for places in by_series.values())
-        assert all(self.sent[places[0]].is_start for places in by_series.values())
+        firsts = [self.sent[places[0]] for places in by_series.values()]
+        assert all(first.is_start or first.runs for first in firsts)
 
     def teardown(self) -> None:
         """Nobody starves: when all sequences end or fall silent, everyone who waits is served in the end."""
@@ -360,6 +446,9 @@ class AnyHistory(RuleBasedStateMachine):
             return
         while self.running:
             self.sequences.finished(self.running.popitem()[1], self.now_ns)
+        for one in self.sent:
+            if one.is_held:
+                self.sequences.go_on(one, self.now_ns)
         for _ in range(10 * (len(self.sent) + 1)):
             for instance in range(self.instances):
                 ready, _ = self.sequences.runnable(instance, self.most)

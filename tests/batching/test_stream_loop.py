@@ -10,7 +10,9 @@ from tests.fakes import FakeExecutable, VirtualInstances, VirtualLoop
 
 from farthing.batching.batcher import Limits
 from farthing.batching.queue import FIXED_SHAPES, Queue
+from farthing.batching.rate_limiter import RateLimiter, Turns
 from farthing.batching.stream_loop import StreamLoop, StreamWaiter
+from farthing.batching.turns import Demand
 from farthing.engines.contract import Batch, MemberAnswer
 from farthing.engines.streaming import Hear, Part
 from farthing.telemetry.statistics import RESPONSES_COUNTED_MAX, ModelStatistics
@@ -23,6 +25,7 @@ class Speaker(FakeExecutable):
     """A model that says to each request what the test says."""
 
     is_decoupled = True
+    returns_at_once = False
 
     def __init__(self) -> None:
         super().__init__(is_pure=False, can_run_on_event_loop=False)
@@ -42,6 +45,9 @@ class Speaker(FakeExecutable):
         answer = None if value is None else MemberAnswer({"y": np.full((1, 1), value, np.float32)})
         self.hears[number](Part(answer, is_last))
 
+    def again(self, number: int) -> None:
+        self.hears[number](Part(None, is_last=False, is_rescheduled=True))
+
 
 class Begun:
     def __init__(self, speaker: Speaker, first: int) -> None:
@@ -59,9 +65,11 @@ class Begun:
 
 
 class House:
-    def __init__(self, rows_max: int = 1, streams_max: int = 2) -> None:
+    def __init__(
+        self, rows_max: int = 1, streams_max: int = 2, turns: Turns | None = None, virtual: VirtualLoop | None = None
+    ) -> None:
         self.model = Speaker()
-        self.virtual = VirtualLoop()
+        self.virtual = virtual or VirtualLoop()
         self.statistics = ModelStatistics()
         spec = ModelSpec(
             name="fake", version=1, platform="fake", inputs=self.model.inputs, outputs=self.model.outputs,
@@ -78,6 +86,7 @@ class House:
             scheduler=self.virtual,
             clock=self.virtual.clock,
             make_instances=partial(VirtualInstances, cost_ns=lambda rows: 1_000_000),
+            turns=turns,
         )
         self.heard: list[list[StreamedResponse]] = []
 
@@ -193,4 +202,35 @@ def test_one_client_s_trouble_is_its_own() -> None:
     waiter.hear = fails
     house.say(0, 1.0)
     assert house.model.cancelled == [0]
+    assert house.loop.is_empty
+
+
+@pytest.mark.parametrize("returns_at_once", [False, True])
+def test_what_a_batch_needs_is_held_until_the_model_is_through_with_it(returns_at_once: bool) -> None:
+    limiter = RateLimiter({})
+    virtual = VirtualLoop()
+    house, other = (House(turns=limiter.join([Demand(resources={"licence": 1})]), virtual=virtual) for _ in range(2))
+    house.model.returns_at_once = returns_at_once
+    house.ask()
+    other.ask()
+    house.ask()
+    house.virtual.run()
+    limiter.check_integrity()
+    # A model that has returned is through, but for generators, which go on: their next batch waits too.
+    assert house.model.batches == ([1] if returns_at_once else [1, 1])
+    assert other.model.batches == ([] if returns_at_once else [1])
+    house.say(0, 1.0, is_last=True)
+    limiter.check_integrity()
+    assert other.model.batches == [1]
+    assert house.model.batches == [1, 1]
+
+
+def test_who_is_to_run_again_where_nobody_can_is_told_so() -> None:
+    house = House()
+    house.ask()
+    house.model.again(0)
+    house.virtual.run()
+    [said] = house.heard[0]
+    assert said.is_last
+    assert "not configured to handle such a flag" in str(said.answer)
     assert house.loop.is_empty

@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farthing.batching.trial import GAIN_MIN, RUNS_MAX, RUNS_MIN, Trial
+from farthing.batching.trial import GAIN_MIN, RUNS_MAX, RUNS_MIN, TURN_RUNS, Trial
 
 MS = 1_000_000
+FEWEST, MOST = 2 * TURN_RUNS * RUNS_MIN, 2 * TURN_RUNS * RUNS_MAX
+"""Runs of a trial, those included that do not count."""
 
 
 def hold(trial: Trial, cost_ms: dict[int, float], hand_over_ms: float = 0.0) -> tuple[int, int]:
     """The winner, and the runs it took."""
-    for run in range(1, 2 * RUNS_MAX + 1):
+    for run in range(1, MOST + 1):
         rows = trial.next_rows
         trial.observe(rows, int(cost_ms[rows] * MS))
         if winner := trial.winner(hand_over_ms * MS):
@@ -21,19 +23,22 @@ def hold(trial: Trial, cost_ms: dict[int, float], hand_over_ms: float = 0.0) -> 
     raise AssertionError("a trial ends")
 
 
-def test_the_sizes_take_turns() -> None:
+def test_the_sizes_take_turns_and_only_the_last_run_of_a_turn_counts() -> None:
     trial = Trial(2, 4)
-    turns = []
-    for _ in range(6):
+    turns: list[int] = []
+    while not trial.winner(0):
+        is_first = turns[-1:] != [trial.next_rows]
         turns.append(trial.next_rows)
-        trial.observe(trial.next_rows, MS)
-    assert turns == [4, 2, 4, 2, 4, 2]
+        trial.observe(trial.next_rows, 1000 * MS if is_first and turns[-1] == 4 else 10 * MS)
+    assert turns == [4, 4, 2, 2] * RUNS_MIN
+    assert trial.winner(0) == 4
+    assert trial.gain(0) == pytest.approx(1.0)
 
 
 def test_what_is_clear_is_decided_after_few_runs_and_what_is_not_after_more() -> None:
-    assert hold(Trial(1, 2), {1: 10, 2: 10}) == (2, 2 * RUNS_MIN)
-    assert hold(Trial(1, 2), {1: 10, 2: 40}) == (1, 2 * RUNS_MIN)
-    assert hold(Trial(1, 2), {1: 10, 2: 19}) == (2, 2 * RUNS_MAX)
+    assert hold(Trial(1, 2), {1: 10, 2: 10}) == (2, FEWEST)
+    assert hold(Trial(1, 2), {1: 10, 2: 40}) == (1, FEWEST)
+    assert hold(Trial(1, 2), {1: 10, 2: 19}) == (2, MOST)
 
 
 def test_the_larger_size_must_pay_and_the_hand_over_counts_for_it() -> None:
@@ -63,7 +68,7 @@ def test_runs_of_other_sizes_are_of_no_interest(rows: int) -> None:
     assert trial.winner(0) == 0
 
 
-@given(st.lists(st.integers(1, 10**12), min_size=2 * RUNS_MAX, max_size=2 * RUNS_MAX), st.floats(0, 1e9))
+@given(st.lists(st.integers(1, 10**12), min_size=MOST, max_size=MOST), st.floats(0, 1e9))
 def test_every_trial_has_a_winner(elapsed: list[int], hand_over_ns: float) -> None:
     trial = Trial(4, 5)
     for one in elapsed:

@@ -6,16 +6,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
+@dataclass
+class Seen:
+    """When each request was whole, and when its answer was about to leave; of one connection at a time."""
+
+    came_ns: list[int] = field(default_factory=list)
+    left_ns: list[int] = field(default_factory=list)
+
+
 class Answering(asyncio.Protocol):
     """Answers each request with what `answer(number)` gives: seconds to wait, and bytes; None hangs up."""
 
-    def __init__(self, numbers: Iterator[int], answer: Callable[[int], tuple[float, bytes | None]]) -> None:
-        self.numbers, self.answer = numbers, answer
+    def __init__(self, numbers: Iterator[int], answer: Callable[[int], tuple[float, bytes | None]], seen: Seen) -> None:
+        self.numbers, self.answer, self.times = numbers, answer, seen
         self.seen = b""
 
     def connection_made(self, transport: Any) -> None:
@@ -28,10 +37,12 @@ class Answering(asyncio.Protocol):
             if len(self.seen) < end + 4 + length:
                 return
             self.seen = self.seen[end + 4 + length :]
+            self.times.came_ns.append(time.monotonic_ns())
             wait_s, bytes_ = self.answer(next(self.numbers))
             asyncio.get_running_loop().call_later(wait_s, self.say, bytes_)
 
     def say(self, data: bytes | None) -> None:
+        self.times.left_ns.append(time.monotonic_ns())
         if data is None:
             self.transport.abort()
         else:
@@ -39,7 +50,7 @@ class Answering(asyncio.Protocol):
 
 
 @contextmanager
-def answering(answer: Callable[[int], tuple[float, bytes | None]]) -> Iterator[int]:
+def answering(answer: Callable[[int], tuple[float, bytes | None]], seen: Seen | None = None) -> Iterator[int]:
     """The port of a server that answers so."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
@@ -47,7 +58,9 @@ def answering(answer: Callable[[int], tuple[float, bytes | None]]) -> Iterator[i
     numbers = itertools.count()
 
     async def start() -> asyncio.Server:
-        return await loop.create_server(lambda: Answering(numbers, answer), "127.0.0.1", 0, backlog=1024)
+        return await loop.create_server(
+            lambda: Answering(numbers, answer, seen or Seen()), "127.0.0.1", 0, backlog=1024
+        )
 
     server = asyncio.run_coroutine_threadsafe(start(), loop).result(10)
     try:

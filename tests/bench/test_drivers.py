@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.bench.servers import ANSWER, Stall, answering, stream
+from tests.bench.servers import ANSWER, Seen, Stall, answering, stream
 
 from farthing.bench import records as noted
 from farthing.bench.arrivals import OpenLoad, Process, arrivals
 from farthing.bench.endpoint import Endpoint
+from farthing.bench.figures import figures
 from farthing.bench.load import Load, Message, Work
 from farthing.bench.python_driver import PythonDriver
 from farthing.bench.wire import http_message
@@ -45,10 +46,28 @@ def test_a_known_distribution_is_recovered(carry_out):
     latency = np.sort(found.latency_s)
     assert found.is_answered.all()
     assert np.all(latency >= np.sort(delays)), "nothing is faster than the server"
-    # the counts below each step are the server's, but for what a busy machine delays
-    assert abs(int((latency < 0.028).sum()) - 400) <= 40
     assert (latency >= 0.1).sum() >= 50
-    assert np.median(latency) < 0.03
+    assert (latency >= 0.03).sum() >= 200
+
+
+def test_every_latency_lies_between_what_the_server_saw(carry_out):
+    """On one connection the server's own clock bounds each: it had the request before, and wrote its answer after, and the
+    next request came when this answer was there. So every percentile lies between the server's, whatever else ran.
+    """
+    delays = np.random.default_rng(2).permutation([0.001] * 60 + [0.006] * 30 + [0.02] * 10)
+    seen = Seen()
+    with answering(lambda number: (float(delays[number]), ANSWER), seen) as port:
+        found = carry_out(port, Load(connections=1, duration_s=30, requests_max=100))
+    came, left = np.array(seen.came_ns), np.array(seen.left_ns)
+    assert np.all(found.sent_ns <= came)
+    assert np.all(left <= found.end_ns)
+    assert np.all(found.end_ns[:-1] <= came[1:])
+    least = np.sort(left - came) / 1e9
+    most = np.sort(np.concatenate([came[2:] - left[:-2], [10**15] * 2])) / 1e9
+    told = figures(found, duration_s=30, warm_up_s=0)
+    for percent in (50, 90):
+        rank = percent - 1
+        assert least[rank] <= told.latency.at(percent).value <= most[rank]
 
 
 def test_a_stalling_server_shows_what_coordinated_omission_hides(carry_out):
@@ -59,9 +78,11 @@ def test_a_stalling_server_shows_what_coordinated_omission_hides(carry_out):
         times = arrivals(OpenLoad(rate=rate, process=Process.CONSTANT), 1.2, 0)
         opened = carry_out(port, Load(connections=1, duration_s=1.2, arrivals_s=times))
     # Half of those meant to leave within the stall had half of it before them, or more.
-    assert (closed.latency_s >= stall / 2).sum() == 1, "a closed loop meets the stall once"
+    # A closed loop meets the stall once; on one connection no more than these can take so long, however slow the machine.
+    assert 1 <= (closed.latency_s >= stall / 2).sum() <= closed.wall_s / (stall / 2)
     assert (opened.latency_s >= stall / 2).sum() >= rate * stall / 2 * 0.9
-    assert (opened.service_s >= stall / 2).sum() <= 2, "measured from when they could leave, it is hidden"
+    # Measured from when they could leave, it is hidden.
+    assert (opened.service_s >= stall / 2).sum() <= opened.wall_s / (stall / 2)
     assert opened.waited_for_connection >= rate * stall * 0.8
 
 
@@ -160,7 +181,7 @@ def test_a_server_that_is_not_there_ends_no_loop_early_and_overflows_none():
     times = np.linspace(0, 0.2, 20_000)
     load = Load(connections=2, duration_s=0.2, arrivals_s=times, timeout_s=0.3)
     found = native.NativeDriver("127.0.0.1", port, ONE, load).run()
-    assert len(found) >= 19_900
+    assert len(found) == 19_999, "the last one is due when the time is up"
     assert set(found.status.tolist()) == {noted.CONNECT, noted.TIMEOUT}
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from farthing.bench.inputs import inputs_from_file, random_inputs
-from farthing.bench.prompts import conversations, parse_lengths, replayed
+from farthing.bench.prompts import conversations, parse_lengths, prompts_of_file, replayed
 from farthing.bench.traces import TraceRow
 from farthing.bench.wire import _text
 from farthing.types.errors import InvalidInput
@@ -51,6 +51,48 @@ def test_a_picture_becomes_what_the_model_takes(tmp_path):
     np.testing.assert_array_equal(inputs["image"], np.ones((1, 3, 16, 12), np.float32))
 
 
+def test_a_sound_becomes_a_row_of_samples_cut_or_padded(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    wave = (np.arange(-500, 500) / 1000).astype(np.float32)
+    soundfile.write(tmp_path / "s.wav", np.stack([wave, -wave], 1), 16_000, subtype="FLOAT")
+    soundfile.write(tmp_path / "s.flac", wave, 16_000)
+    for length, wanted in ((-1, wave), (300, wave[:300]), (1200, np.pad(wave, (0, 200)))):
+        spec = TensorSpec(name="sound", datatype="FP32", shape=(-1, length))
+        (inputs,) = inputs_from_file(tmp_path / "s.wav", [spec])
+        np.testing.assert_array_equal(inputs["sound"], wanted[None])
+        (inputs,) = inputs_from_file(tmp_path / "s.flac", [spec])
+        np.testing.assert_allclose(inputs["sound"], wanted[None], atol=2**-15)
+
+
+def test_a_text_is_a_request_a_line_and_a_folder_is_all_its_files(tmp_path):
+    words = TensorSpec(name="text", datatype="BYTES", shape=(-1, 1))
+    (tmp_path / "b.txt").write_text("Grüße\n\nto all\n")
+    (tmp_path / "a.bin").write_bytes(b"\x00\xff")
+    (tmp_path / ".hidden").write_text("no")
+    found = inputs_from_file(tmp_path, [words])
+    assert [inputs["text"].tolist() for inputs in found] == [[[b"\x00\xff"]], [["Grüße".encode()]], [[b"to all"]]]
+    with pytest.raises(InvalidInput, match="text is for BYTES"):
+        inputs_from_file(tmp_path / "b.txt", [X])
+
+
+def test_prompts_come_from_files(tmp_path):
+    (tmp_path / "p.txt").write_text("Why?\nHow?\n")
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "Why?"}\n{"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "How?"}]}\n'
+    )
+    plain = prompts_of_file(tmp_path / "p.txt", parse_lengths("7"), 0)
+    assert [(turn.messages, turn.output_tokens) for (turn,) in plain] == [
+        ((("user", "Why?"),), 7),
+        ((("user", "How?"),), 7),
+    ]
+    told = prompts_of_file(tmp_path / "p.jsonl", parse_lengths("5-6"), 0)
+    assert told[0][0].messages == (("user", "Why?"),)
+    assert told[1][0].messages == (("system", "Be brief."), ("user", "How?"))
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n[1]\n')
+    with pytest.raises(InvalidInput, match="line 2 is no prompt"):
+        prompts_of_file(tmp_path / "bad.jsonl", parse_lengths("5"), 0)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -58,7 +100,9 @@ def test_a_picture_becomes_what_the_model_takes(tmp_path):
         ("a.json", "[1]", "a request is an object"),
         ("a.json", '{"y": [1]}', "no input `y`"),
         ("a.jsonl", "", "no requests"),
-        ("a.txt", "hello", "`.txt` is not known"),
+        ("a.txt", "hello", "text is for BYTES"),
+        ("a.txt", "\n\n", "no lines"),
+        ("a.xyz", "hello", "`.xyz` is not known"),
         ("a.npz", "no zip", "cannot be read"),
     ],
 )

@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.bench.servers import answering
+
+pytest.importorskip("farthing._bench", reason="the native loop was not built")
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -76,27 +79,13 @@ def turn(load: Load, **changes: Any) -> Any:
     return load("figures").Turn(**(values | changes))
 
 
-def test_a_stream_is_read_the_same_however_it_was_cut(load: Load) -> None:
-    read, whole = load("sse").read, stream()
-    for size in (1, 2, 3, 7, 64, len(whole)):
-        pieces = [(1.0 + at, whole[at : at + size]) for at in range(0, len(whole), size)]
-        answer = read(0.5, pieces)
-        assert (answer.text, answer.tokens, answer.prompt_tokens) == ("abc", 3, 5)
-
-
-def test_times_are_those_at_which_text_was_whole(load: Load) -> None:
-    whole = stream()
-    first, second = whole.index(b'"a"') + 10, whole.index(b'"c"') + 2
-    cuts = [whole[:first], whole[first:second], whole[second:]]
-    answer = load("sse").read(1.0, list(zip((2.0, 3.0, 7.0), cuts, strict=True)))
-    assert answer.ttft_s == 2.0  # the line with `a` ended in the second piece
-    assert answer.end_s == 7.0
-    assert answer.decode_rate == pytest.approx(2 / 4)
-
-
-def test_a_body_without_transfer_coding_is_read_too(load: Load) -> None:
-    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n"
-    assert load("sse").read(0.0, [(1.0, head + chunk("x", "length") + usage(1, 1))]).text == "x"
+def test_completions_are_asked_for_at_once_and_read_by_the_bench_loop(load: Load) -> None:
+    with answering(lambda _number: (0.005, stream())) as port:
+        answers = load("load").run(port, "m", [[1, 2, 3, 4, 5]] * 6, 3, 2)
+    assert len(answers) == 6
+    assert all((one.tokens, one.prompt_tokens) == (3, 5) and one.ttft_s >= 0.005 for one in answers)
+    overlaps = sum(one.begin_s < other.begin_s < one.end_s for one in answers for other in answers)
+    assert overlaps >= 1, "two at once"
 
 
 @pytest.mark.parametrize(
@@ -104,21 +93,26 @@ def test_a_body_without_transfer_coding_is_read_too(load: Load) -> None:
     [
         b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}",
         HEAD + coded(chunk("a")),
-        HEAD + coded(chunk("a", "length")),
+        HEAD + coded(chunk("a", "length"), b"data: [DONE]\n\n"),
         HEAD + coded(usage(1, 1)),
         HEAD + coded(b'data: {"error": {"message": "full"}}\n\n'),
-        b"",
+        None,
     ],
     ids=["refused", "cut", "uncounted", "silent", "failed", "closed"],
 )
-def test_what_is_no_whole_answer_is_said(load: Load, received: bytes) -> None:
-    sse = load("sse")
-    with pytest.raises(sse.StreamBroken):
-        sse.read(0.0, [(1.0, received)])
+def test_what_is_no_whole_answer_is_said(load: Load, received: bytes | None) -> None:
+    module = load("load")
+    with answering(lambda _number: (0.0, received)) as port, pytest.raises(module.LoadFailed):
+        module.run(port, "m", [[1]], 1, 1)
+
+
+def test_a_whole_answers_rate_is_that_of_the_tokens_after_the_first(load: Load) -> None:
+    answer = load("answer").Answer(begin_s=1.0, first_s=3.0, end_s=7.0, prompt_tokens=5, tokens=3)
+    assert (answer.ttft_s, answer.decode_rate) == (2.0, pytest.approx(2 / 4))
 
 
 def test_work_that_was_not_done_is_not_measured(load: Load) -> None:
-    answer = load("sse").Answer(begin_s=0, first_s=1, end_s=2, prompt_tokens=4, tokens=7)
+    answer = load("answer").Answer(begin_s=0, first_s=1, end_s=2, prompt_tokens=4, tokens=7)
     check, failed = load("load").check, load("load").LoadFailed
     check([answer], [[1, 2, 3, 4]], 7)
     with pytest.raises(failed, match="8 tokens"):
@@ -148,7 +142,7 @@ def test_percentiles_are_values_that_were_seen(load: Load) -> None:
 
 
 def test_the_aggregate_is_tokens_over_the_time_of_all_of_it(load: Load) -> None:
-    answer = load("sse").Answer
+    answer = load("answer").Answer
     answers = [
         answer(begin_s=10, first_s=11, end_s=12, prompt_tokens=1, tokens=30),
         answer(begin_s=11, first_s=13, end_s=20, prompt_tokens=1, tokens=70),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.bench.servers import ANSWER, answering
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -144,7 +145,7 @@ def test_a_run_reads_back_as_it_was_written(load: Load, tmp_path: Path) -> None:
 
     report = load("report")
     engine = {"minilm": [{8: {"rows_per_s": 100.0, "cpu_us_per_row": 10.0}}]}
-    heavy = cell(load, model="minilm", connections=16, rate=50.0, engine_rate=100.0)
+    heavy = cell(load, model="minilm", connections=16, rate=50.0, engine_rate=100.0, served_engine_rate=80.0)
     run = report.Run(
         machine=load("machine").describe(),
         peers={"farthing": {"about": "this", "version": "1"}},
@@ -156,7 +157,7 @@ def test_a_run_reads_back_as_it_was_written(load: Load, tmp_path: Path) -> None:
     file = tmp_path / "run.json"
     file.write_text(json.dumps(asdict(run)))
     assert report.read(file) == run
-    assert "| 50.0% |" in report.markdown(report.read(file))
+    assert "| 50.0% (62.5%) |" in report.markdown(report.read(file))
     assert report.summary(run).endswith("| 50.0 |")
 
 
@@ -193,3 +194,63 @@ def test_the_grpc_request_is_the_message_it_should_be(load: Load) -> None:
     assert int.from_bytes(sent[1:5], "big") == len(sent) - 5
     assert (message.model_name, list(message.inputs[0].shape), message.inputs[0].datatype) == ("mlp", [1, 32], "FP32")
     assert message.raw_input_contents[0] == row.tobytes()
+
+
+def test_a_table_replaces_what_stood_between_its_marks(load: Load, tmp_path: Path) -> None:
+    readme, page = load("readme"), tmp_path / "README.md"
+    page.write_text("# A\n<!-- bench-serve -->\nold\n<!-- end of bench-serve -->\nB\n")
+    readme.put("bench-serve", "| new \\1 |\n", page)
+    assert page.read_text() == "# A\n<!-- bench-serve -->\n| new \\1 |\n<!-- end of bench-serve -->\nB\n"
+    with pytest.raises(readme.NoMarks, match="0 pairs"):
+        readme.put("bench-llm", "x", page)
+
+
+def test_the_readme_has_the_marks_that_are_written_between(load: Load) -> None:
+    text = load("readme").README.read_text(encoding="utf-8")
+    for name in ("bench-serve", "bench-llm"):
+        assert text.count(f"<!-- {name} -->\n") == text.count(f"<!-- end of {name} -->\n") == 1
+
+
+def test_the_readmes_table_says_when_where_and_of_which_code(load: Load) -> None:
+    report = load("report")
+    cells = [
+        cell(load),
+        cell(load, wire="binary", cpu_us=26.0, p99_ms=None),
+        cell(load, server="rayserve", rate=120.0, errors=2, strangers_cores=0.2),
+    ]
+    run = report.Run(
+        machine={
+            "date": "2026-11-30T01:02:03Z",
+            "cpu": "EPYC",
+            "cores": 2,
+            "commit": "abc",
+            "uncommitted_changes": False,
+        },
+        peers={"farthing": {"version": "1"}, "rayserve": {"version": "2"}},
+        settings={"rounds": 3, "seconds": 5, "is_quick": False},
+        engine={},
+        cells=cells,
+        failures=["round 1, mlp: gone"],
+    )
+    told = report.for_readme(run, "f.json")
+    assert told.startswith("2026-11-30, EPYC, 2 cores, commit abc: 3 interleaved rounds of 5 s")
+    assert "| **farthing 1** | 29.0 / 26.0 | 30,000 / 30,000 | 2.00 | 50.0 | 0.30 | - | - |" in told
+    assert told.endswith("Other programs disturbed rayserve. There were errors: rayserve. Failed: round 1, mlp: gone.")
+
+
+def test_the_load_is_the_benchs_own_loop_and_counts_what_was_answered(load: Load) -> None:
+    pytest.importorskip("farthing._bench", reason="the native loop was not built")
+    module, core = load("load"), min(os.sched_getaffinity(0))
+    asked = load("wire").Request(path="/x", body=b"{}")
+    numbers: list[int] = []
+
+    def answer(number: int) -> tuple[float, bytes]:
+        numbers.append(number)
+        return 0.0, ANSWER
+
+    with answering(answer) as port:
+        seen = module.run(port, asked, connections=2, seconds=0.2, core=core)
+    assert seen.requests == len(numbers) > 20
+    assert seen.errors == 0
+    with answering(lambda _number: (0.0, None)) as port, pytest.raises(module.LoadFailed, match="nothing was answered"):
+        module.run(port, asked, connections=1, seconds=0.1, core=core)

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from tests.models import save, tiny_mlp
 from tests.serving import serving, small_repository
 
-from farthing.cli.bench import command
+from farthing.cli.bench import command, sparks
 
 pytest.importorskip("farthing._bench", reason="the native loop was not built")
 
@@ -36,8 +36,21 @@ def test_a_sweep_gives_a_table_a_json_file_and_a_page(live, tmp_path):
     assert all(run["figures"]["answered"] > 50 and not run["figures"]["errors"] for run in told["runs"])
     assert "api_key" not in told["settings"]
     html = page.read_text()
-    assert html.count("<svg") >= 7
+    assert html.count("<svg") >= 8
+    assert '<div class="tile"><span>errors, all loads</span><b>0</b>' in html
     assert "http" not in html.replace(live.url, "").replace("'http'", "").replace(">http<", ""), "nothing is fetched"
+
+
+def test_a_page_of_frames_has_a_bar_of_fates(live, tmp_path):
+    page = tmp_path / "r.html"
+    bench(live.url, "-m", "mlp", "--frames", "50", "--deadline", "20000", "-d", "0.3", "--html", page)
+    assert '<i class="c4" style="flex:15" title="on time: 15">' in page.read_text()
+
+
+def test_sparks_rise_with_the_rates():
+    assert sparks([0.0, 50.0, 100.0]) == " \u2584\u2588"
+    assert sparks([0.0, 0.0]) == "  "
+    assert sparks([]) == ""
 
 
 def test_an_open_load_of_a_mix_counts_goodput(live, tmp_path):
@@ -79,7 +92,7 @@ def test_a_model_in_process_needs_no_name_and_compares_with_its_server(live, fol
 def test_mlperf_keeps_loadgens_own_summary_beside_the_report(live, tmp_path):
     pytest.importorskip("mlperf_loadgen", reason="pip install farthing[mlperf]")
     report = tmp_path / "r.json"
-    words = ("--mlperf", "server", "--rate", "400", "--goal", "p90<1s", "-c", "4", "-d", "0.5", "--json", report)
+    words = ("--mlperf", "server", "--rate", "400", "--goal", "p90<20s", "-c", "4", "-d", "0.5", "--json", report)
     done = bench(live.url, "-m", "mlp", *words)
     assert "MLPerf Server: VALID by LoadGen" in done.output, done.output
     told = json.loads(report.read_text())["mlperf"]
@@ -107,7 +120,9 @@ def test_a_constant_stream_of_too_few_frames_is_not_judged(live):
         (("URL",), "which model?"),
         (("sample:nobody",), "nobody"),
         (("URL", "-m", "mlp", "--mlperf", "constant-stream"), "add --rate 30"),
-        (("URL", "-m", "mlp", "--mlperf", "offline", "--kind", "grpc"), "over HTTP or in process"),
+        (("URL", "-m", "mlp", "--mlperf", "offline", "--find", "p99<1s"), "single requests by MLPerf's own rules"),
+        (("URL", "-m", "mlp", "--frames", "10", "--rate", "5"), "--frames is a load of its own"),
+        (("URL", "-m", "mlp,simple", "--frames", "10"), "to one model"),
     ],
 )
 def test_mistakes_are_told(live, words, said):

@@ -70,3 +70,19 @@ def test_what_is_no_page_is_refused_and_the_next_page_is_read(url: str) -> None:
             assert caught.value.http_status == 400
             assert "in ensemble step `ppocr-scale`" in caught.value.message
         assert all(finding.is_right for finding in Page().check(client))
+
+
+def test_pages_may_come_as_a_stream_of_frames(url: str) -> None:
+    page = (input_folder("photographs") / "page.png").read_bytes()
+    blank = encoded(np.full((320, 480, 3), 255, np.uint8), ".jpg")
+    with Client(url) as client, client.frames("ppocr-v4", policy="all", deadline_ms=60_000) as stream:
+        for content in (page, blank, b"", page):
+            stream.send(asked(content))
+        stream.end()
+        results = list(stream)
+        assert [result.status for result in results] == ["ok", "ok", "error", "ok"]
+        for result in (results[0], results[3]):
+            assert result.is_on_time
+            assert [text.decode() for text in result["text"]] == [text for text, _ in EXPECTED]
+        assert len(results[1]["text"]) == 0
+        assert (stream.summary["received"], stream.summary["on_time"], stream.summary["failed"]) == (4, 3, 1)

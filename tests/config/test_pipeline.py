@@ -91,6 +91,13 @@ def test_python_writes_the_same_graph() -> None:
     ]
 
 
+def test_a_step_may_name_the_repository_of_its_model() -> None:
+    pipeline = Pipeline()
+    pipeline.output("y", pipeline.step("net", x=pipeline.input("x"), namespace="/models/a")["y"])
+    [step] = parse_pipeline(pipeline.written(), source="p.py").step
+    assert (step.model, step.namespace) == ("net", "/models/a")
+
+
 def test_ragged_items_pass_from_step_to_step_in_python_too() -> None:
     pipeline = Pipeline(max_inflight_requests=3)
     lines = pipeline.step("cut", line=each(pipeline.input("lines"))).ragged("y")

@@ -90,6 +90,14 @@ def test_cosine_knows_directions_and_not_lengths() -> None:
     assert drop("cosine", {"v": was}, {"v": turned}, None).mean == pytest.approx(1 / 3)
 
 
+def test_cosines_with_labels_count_how_far_answers_come_away_from_them() -> None:
+    labels = np.array([[1.0, 0.0], [0.0, 1.0]])
+    was, now = np.array([[1.0, 1.0], [0.0, 2.0]]), np.array([[3.0, 0.0], [1.0, 1.0]])
+    lost = drop("cosine", {"v": was}, {"v": now}, labels)
+    assert lost.mean == pytest.approx((2**-0.5 - 1 + 1 - 2**-0.5) / 2)  # one is nearer now, one further
+    assert drop("cosine", {"v": was}, {"v": was}, labels).mean == 0
+
+
 def test_neighbours_that_moved_are_counted() -> None:
     was = np.array([[1, 0], [0.99, 0.1], [0, 1], [0.1, 0.99]])
     assert drop("neighbour", {"v": was}, {"v": was * 5}, None).mean == 0
@@ -120,7 +128,7 @@ def test_metrics_that_need_labels_say_so(metric: str) -> None:
 
 def test_labels_that_are_all_alike_are_no_ground_for_auc() -> None:
     scores = {"p": np.random.default_rng(0).random((9, 1))}
-    with pytest.raises(InvalidInput, match="both classes"):
+    with pytest.raises(InvalidInput, match="alike"):
         drop("auc", scores, scores, np.ones(9))
 
 
@@ -139,3 +147,30 @@ def test_auc_lost_is_bounded_by_bootstrap() -> None:
     assert same.mean == same.upper == 0
     assert 0.05 < lost.mean < lost.upper < 0.5
     assert not math.isnan(lost.upper)
+
+
+def test_ranking_loses_nothing_where_the_order_of_likenesses_stays() -> None:
+    vectors = np.random.default_rng(3).normal(size=(40, 16))
+    longer = {"v": vectors * np.linspace(1, 3, 40)[:, None]}
+    turned = {"v": vectors + np.random.default_rng(4).normal(0, 0.3, vectors.shape)}
+    assert drop("ranking", {"v": vectors}, longer, None).mean == 0
+    assert 0.01 < drop("ranking", {"v": vectors}, turned, None).mean < 0.2
+
+
+def test_ranking_is_spearmans() -> None:
+    from scipy.stats import spearmanr
+
+    chance = np.random.default_rng(5)
+    before, after = chance.normal(size=(12, 8)), chance.normal(size=(12, 8))
+    unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (before, after)]
+    expected = [
+        1 - spearmanr(*(np.delete(rows @ rows[at], at) for rows in unit)).statistic for at in range(len(before))
+    ]
+    assert drop("ranking", {"v": before}, {"v": after}, None).mean == pytest.approx(np.mean(expected))
+
+
+def test_a_text_is_lost_with_one_of_its_letters() -> None:
+    letters = np.eye(5, dtype=np.float32)[[[0, 1, 2], [3, 4, 0]]]
+    other = letters.copy()
+    other[1, 2] = np.eye(5)[1]
+    assert drop("top1", {"text": letters}, {"text": other}, None).mean == 0.5

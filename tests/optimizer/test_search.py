@@ -54,7 +54,8 @@ def test_lossy_recipes_need_more_samples_than_a_handful(tmp_path: Path) -> None:
     assert plan.precision == "f32"
     refused = [tried.out for tried in plan.tried if "int8" in tried.name]
     assert refused
-    assert all("samples cannot show less" in out or "loses" in out or "no time" in out for out in refused)
+    reasons = ("samples cannot show less", "loses", "no time", "large enough to be packed")
+    assert all(any(reason in out for reason in reasons) for out in refused)
 
 
 def test_a_model_whose_rows_depend_on_each_other_is_never_batched(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_watcher_sees_what_is_done_and_can_stop_it(tmp_path: Path) -> None:
         is_written=False,
     )
     assert plan.times_cheaper >= 1
-    assert seen[0].doing == "running the model as it is"
+    assert [event.doing for event in seen[:2]] == ["loading model.onnx", "running the model as it is"]
     assert seen[-1].spent_s < 60
     assert not folder_of(path).exists()
 

@@ -1,7 +1,8 @@
 """Chains of models: their requests go together, and are each what they would be alone."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,10 +15,11 @@ from tests.runtime.test_ensembles import CHAIN
 from farthing.config.pipeline import PipelineGraph, PipelineStep
 from farthing.engines.contract import Answer, Batch
 from farthing.engines.onnxruntime import OnnxExecutable
-from farthing.runtime.convoy import Trip, links_of
+from farthing.runtime.chain import links_of
 from farthing.runtime.graph import Graph
 from farthing.runtime.passage import Passage
 from farthing.runtime.runtime import Runtime
+from farthing.runtime.trip import Ride, Trip
 from farthing.types.errors import EngineFailed, FarthingError, Overloaded
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse
@@ -53,7 +55,7 @@ def send(
 ) -> Callable[[], None]:
     request = InferRequest(model_name=model, inputs={"x": np.array(values, np.float32)[:, None]}, **more)
     served = runtime.resolve(model)
-    return served.submit(request, *served.check(request), 0, done)
+    return served.submit(request, *served.check(request), time.monotonic_ns(), done)
 
 
 async def all_of(runtime: Runtime, asked: list[tuple[str, list[float]]], **more: Any) -> list[Answered]:
@@ -123,6 +125,110 @@ async def test_what_one_batch_made_is_the_next_batch_as_it_is(chain: Shop) -> No
                 if any(later is earlier for _, earlier in made for later, _ in made):
                     return
     raise AssertionError("no batch was ever taken as it was")
+
+
+@pytest.fixture
+def rides() -> Iterator[list[Ride]]:
+    """Places that requests had in the queue of a model that is not their first."""
+    made: list[Ride] = []
+    init = Ride.__init__
+
+    def noted(self: Ride, *args: Any) -> None:
+        made.append(self)
+        init(self, *args)
+
+    with mock.patch.object(Ride, "__init__", noted):
+        yield made
+
+
+async def test_nothing_is_made_for_each_request_between_the_first_model_and_the_last(
+    chain: Shop, passages: list[Passage], rides: list[Ride]
+) -> None:
+    async with chain.open() as runtime:
+        for _ in range(200):  # until it is known how long a batch takes
+            rides.clear()
+            before = runtime.statistics("three")[0].inference_count
+            answers = await all_of(runtime, [("chain", [float(n)]) for n in range(16)])
+            assert [numbers(answer) for answer in answers] == [[6 * n] for n in range(16)]
+            assert runtime.statistics("three")[0].inference_count == before + 16
+            if not rides:
+                break
+        assert not rides
+        assert not passages
+
+
+async def test_what_is_told_of_a_requests_time_adds_up_to_what_is_counted(chain: Shop) -> None:
+    async with chain.open() as runtime:
+        told: list[Answered] = []
+        for n in range(1, 9):
+            told += await all_of(runtime, [("chain", [1.0] * (m % 3 + 1)) for m in range(2 * n)])
+        timings = [answer.timing for answer in told if isinstance(answer, InferResponse)]
+        stats = runtime.statistics("chain")[0].inference_stats
+        assert len(timings) == stats.success.count == 72
+        assert (
+            sum(timing.queue_ns for timing in timings)
+            == stats.queue.ns
+            == runtime.resolve("chain").statistics.waited_ns
+        )
+        assert sum(timing.compute_ns for timing in timings) == stats.compute_infer.ns
+        of_models = [runtime.statistics(model)[0].inference_stats for model in ("two", "three")]
+        assert (
+            sum(s.compute_input.ns + s.compute_infer.ns + s.compute_output.ns for s in of_models)
+            == stats.compute_infer.ns
+        )
+        assert sum(s.queue.ns for s in of_models) == stats.queue.ns
+        assert all(timing.queue_ns >= 0 for timing in timings)
+
+
+async def in_pieces(runtime: Runtime, rides: list[Ride], ask: Callable[[], Awaitable[object]]) -> int:
+    """Asks until what the first model made in one batch went through the second in several, past its queue."""
+    for _ in range(300):
+        rides.clear()
+        before = [runtime.statistics(model)[0].execution_count for model in ("two", "three")]
+        await ask()
+        ran = [runtime.statistics(model)[0].execution_count for model in ("two", "three")]
+        if ran[0] == before[0] + 1 and ran[1] > before[1] + 1 and not rides:
+            return ran[1] - before[1]
+    raise AssertionError("it never went through in pieces")
+
+
+async def test_a_batch_too_large_for_the_next_model_goes_on_in_pieces(chain: Shop, rides: list[Ride]) -> None:
+    chain.configure("three", "max_batch_size: 4")
+    chain.configure("chain", CHAIN.replace("max_batch_size: 16", "max_batch_size: 4"))
+    async with chain.open() as runtime:
+        rows = [n % 3 + 1 for n in range(8)]
+
+        async def ask() -> None:
+            answers = await all_of(runtime, [("chain", [float(n)] * own) for n, own in enumerate(rows)])
+            assert [numbers(answer) for answer in answers] == [[6 * n] * own for n, own in enumerate(rows)]
+
+        assert await in_pieces(runtime, rides, ask) >= sum(rows) / 4
+        assert max(batch.batch_size for batch in runtime.statistics("three")[0].batch_stats) <= 4
+        assert not runtime.resolve("chain").under_way  # type: ignore[attr-defined]
+
+
+async def test_who_is_told_may_withdraw_those_of_the_next_piece(chain: Shop, rides: list[Ride]) -> None:
+    chain.configure("three", "max_batch_size: 4")
+    chain.configure("chain", CHAIN.replace("max_batch_size: 16", "max_batch_size: 4"))
+    async with chain.open() as runtime:
+        await in_pieces(runtime, rides, lambda: all_of(runtime, [("chain", [1.0])] * 12))
+        for _ in range(20):
+            told: list[Answered] = []
+            withdraws: list[Callable[[], None]] = []
+            canceled = runtime.resolve("chain").statistics.failures["CANCELED"]
+            ran = runtime.statistics("three")[0].inference_count
+
+            def leave(answer: Answered, told: list[Answered] = told, withdraws: Any = withdraws) -> None:
+                told.append(answer)
+                for withdraw in withdraws:
+                    withdraw()
+
+            withdraws += [send(runtime, "chain", [float(n)], leave) for n in range(12)]
+            assert numbers((await all_of(runtime, [("chain", [5.0])]))[0]) == [30]
+            assert [numbers(answer) for answer in told] == [[0]]
+            assert runtime.resolve("chain").statistics.failures["CANCELED"] == canceled + 11
+            assert runtime.statistics("three")[0].inference_count <= ran + 4 + 1, "nothing ran for those who had left"
+            assert not runtime.resolve("chain").under_way  # type: ignore[attr-defined]
 
 
 async def test_one_that_poisons_its_batch_fails_alone_and_is_told_where(chain: Shop) -> None:
@@ -204,7 +310,7 @@ async def test_who_finds_no_room_on_the_way_is_refused_alone(chain: Shop) -> Non
         assert refused, "none of them came together"
         assert all("in ensemble step `three`" in error.message for error in refused)
         assert runtime.resolve("chain").statistics.failures["REJECTED"] == len(refused)
-        assert not runtime.resolve("chain")._under_way  # type: ignore[attr-defined]
+        assert not runtime.resolve("chain").under_way  # type: ignore[attr-defined]
 
 
 async def test_who_is_refused_may_withdraw_those_behind(chain: Shop) -> None:
@@ -241,7 +347,7 @@ async def test_ending_all_answers_those_that_wait_and_they_are_gone_from_their_m
         told: list[Answered] = []
         send(runtime, "chain", [1], told.append)
         served = runtime.resolve("chain")
-        (trip,) = served._under_way  # type: ignore[attr-defined]
+        (trip,) = served.under_way  # type: ignore[attr-defined]
         assert isinstance(trip, Trip)
         served.fail_all(EngineFailed("over"))
         assert [str(answer) for answer in told] == [str(EngineFailed("over"))]

@@ -208,7 +208,6 @@ def test_an_empty_dynamic_batching_block_means_measure(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"sequence_batching": {"iterative_sequence": True}}, "asks for sequence_batching.iterative_sequence, which"),
         ({"model_transaction_policy": {"decoupled": True}}, "asks for model_transaction_policy.decoupled"),
         ({"platform": "nothing_known"}, "no engine is called `nothing_known`"),
         ({"backend": "openvino"}, "net"),

@@ -153,7 +153,6 @@ def test_warm_up_may_bring_controls_and_need_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("block", "told"),
     [
-        ({"iterative_sequence": True}, "asks for sequence_batching.iterative_sequence, which"),
         ({"control_input": [START]}, "leaves out input id"),
         ({"control_input": [START, {**ID, "name": "nobody"}]}, "the model file has no input `nobody`"),
         (

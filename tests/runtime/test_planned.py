@@ -10,7 +10,8 @@ from msgspec.structs import replace
 from tests.optimizer.test_plan import plan_for
 from tests.runtime.shop import Shop, ask, times
 
-from farthing.optimizer.plan import Plan, folder_of, write_plan
+from farthing.config.server import ModelControl
+from farthing.optimizer.plan import Companion, Plan, Together, digest, folder_of, write_plan
 
 pytest.importorskip("openvino", reason="the plan here asks for a second engine")
 
@@ -89,3 +90,32 @@ def test_a_plan_is_no_model_of_a_repository(shop: Shop) -> None:
     assert asyncio.run(names()) == ["double"]
     assert isinstance(plan_for(path), Plan)
     assert np.isfinite(plan_for(path).times_cheaper)
+
+
+async def test_a_plan_is_looked_at_again_when_instances_change_live(shop: Shop) -> None:
+    planned(shop)
+    async with shop.open(ModelControl.EXPLICIT, load_models=("*",)) as runtime:
+        for group, told in (("", ("openvino", 2)), ("instance_group [ { count: 3 } ]", ("onnxruntime", 3))) * 2:
+            shop.configure("double", group)
+            await runtime.load("double")
+            config = runtime.resolve("double").config
+            assert (config.backend, config.instance_group[0].count) == told
+            assert await ask(runtime, "double", value=21) == 42
+        shop.configure("double", "instance_group [ { count: 4 } ]")
+        before = runtime.resolve("double")
+        await runtime.load("double")
+        assert runtime.resolve("double") is before, "without a plan before and after, instances come and go"
+
+
+def test_a_plan_for_company_is_carried_out_beside_it_alone(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+    other = shop.put("triple", 3)
+    companion = Companion(place="../../triple/1/model.onnx", bytes=other.stat().st_size, sha256=digest(other))
+    path = planned(shop, together=Together(others=(companion,), alone_rows_per_s=900, share=0.5, memory_bytes=1 << 20))
+    assert (path.parent / companion.place).resolve() == other.resolve()
+    with caplog.at_level(logging.INFO):
+        assert served(shop) == (42, "openvino", 2)
+    assert "model `double` is planned to share this machine with ../../triple/1/model.onnx" in caplog.text
+    other.write_bytes(times(5))
+    assert served(shop) == (42, "onnxruntime", 1)
+    assert "it shares the machine with ../../triple/1/model.onnx, which has changed since" in caplog.text
+    assert f"`farthing optimize {path} --remeasure` mends that" in caplog.text

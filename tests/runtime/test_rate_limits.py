@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from tests.models import running_sum, save
 from tests.runtime.shop import Shop, Stuck, ask
+from tests.runtime.test_stream_subrequests import Talk, told
+from tests.runtime.test_subrequests import until
 
 from farthing.config.model import parse_model_config
 from farthing.config.server import ModelControl, RateLimit, SchedulingSettings
@@ -115,6 +117,44 @@ async def test_demands_that_cannot_be_met_are_refused_at_load(shop: Shop) -> Non
         shop.configure("one", group(wants=2))
         await runtime.load("one")
         assert await ask(runtime, "one") == 2
+
+
+COUNT = """
+from farthing import Tensor
+
+class Count:
+    inputs = [Tensor("x", "FP32", [-1, 1])]
+    outputs = [Tensor("y", "FP32", [-1, 1])]
+    max_batch_size = 8
+
+    def infer(self, inputs):
+        for i in range(int(inputs["x"][0, 0])):
+            yield {"y": inputs["x"] * 0 + i}
+"""
+
+
+async def test_a_class_that_yields_holds_what_it_needs_until_its_requests_are_answered(shop: Shop) -> None:
+    shop.put("one", 2)
+    shop.configure("one", group())
+    (shop.folder / "count" / "1").mkdir(parents=True)
+    (shop.folder / "count" / "1" / "model.py").write_text(COUNT)
+    shop.configure("count", group())
+    async with shop.open(scheduling=ON) as runtime:
+        limiter = runtime.catalog.serving.limiter
+        assert limiter is not None
+        talk = Talk(runtime, "count", 40, takes=False)
+        await until(lambda: len(talk.values) == 32)
+        waiting = [asyncio.create_task(ask(runtime, "one")), asyncio.create_task(told(runtime, "count", 2))]
+        one = runtime.resolve("one").statistics
+        await until(lambda: one.pending_requests == 1)
+        assert not any(task.done() for task in waiting)
+        assert talk.stream is not None
+        for _ in range(8):
+            talk.stream.taken()
+        assert len(await talk.rest()) == 40
+        assert await asyncio.gather(*waiting) == [2, [0, 1]]
+        await until(lambda: not limiter._held or not any(limiter._held.values()))
+        limiter.check_integrity()
 
 
 async def test_demands_change_with_the_instances(shop: Shop) -> None:

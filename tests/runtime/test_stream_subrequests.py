@@ -18,7 +18,7 @@ from tests.runtime.test_subrequests import executable_of, until
 from farthing.engines.python.stream_messages import UNTAKEN_RESPONSES_MAX
 from farthing.runtime.runtime import Runtime
 from farthing.runtime.served import ServedVersion
-from farthing.runtime.served_streams import ServedStreams, Stream
+from farthing.runtime.served_streams import ServedStreams, Stream, Streaming
 from farthing.telemetry.traces import begin_trace
 from farthing.types.errors import EngineFailed, FarthingError
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse
@@ -91,7 +91,7 @@ class Talk:
 
     def __init__(self, runtime: Runtime, name: str, value: float, *, takes: bool = True, **fields: Any) -> None:
         served = runtime.resolve(name)
-        assert isinstance(served, ServedStreams)
+        assert isinstance(served, Streaming)
         request = InferRequest(model_name=name, inputs={"x": np.full((1, 1), value, np.float32)}, **fields)
         self.said: list[StreamedResponse] = []
         self._takes = takes
@@ -494,6 +494,60 @@ async def test_a_circle_through_models_that_answer_often_is_refused_at_once(shop
         assert not runtime._subrequests._waits
 
 
+ENDLESS = """
+async def infer(self, inputs):
+    async for answer in self.models["endless"].stream_async({"x": inputs["x"]}):
+        yield {"y": answer["y"] + 1}
+"""
+
+BUSHY = """
+async def infer(self, inputs):
+    branches = [self.models["bushy"].stream_async({"x": inputs["x"]}) for _ in range(3)]
+    await asyncio.gather(*(anext(branch) for branch in branches))
+    yield {"y": inputs["x"]}
+"""
+
+
+async def test_models_that_ask_each_other_without_end_are_told_so(shop: Shop, write: WriteModel) -> None:
+    shop.put("double", 2)
+    write("endless", ENDLESS)
+    write("bushy", BUSHY)
+    write("there", ENDLESS.replace('"endless"', '"back"'))
+    write("back", ENDLESS.replace('"endless"', '"there"'))
+    async with shop.open() as runtime:
+        for name in ("endless", "there"):
+            with pytest.raises(EngineFailed, match=r"one too many in a row: 32 models have asked each other"):
+                await told(runtime, name, 0)
+        with pytest.raises(EngineFailed, match=r"one too many in a row|could wait for ever"):
+            await told(runtime, "bushy", 0)
+        crowd = await asyncio.gather(*(told(runtime, "bushy", 0) for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(answer, EngineFailed) for answer in crowd)
+        await until(lambda: not runtime._subrequests._withdraws)
+        with pytest.raises(EngineFailed, match=r"one too many in a row"):
+            await told(runtime, "endless", 0)
+
+
+RECURSION = """
+async def infer(self, inputs):
+    x = inputs["x"]
+    if x[0, 0] > 0:
+        async for answer in self.models["recursion"].stream_async({"x": x - 1}):
+            yield {"y": answer["y"] + x}
+    else:
+        yield {"y": x}
+"""
+
+
+async def test_a_model_may_ask_itself_as_long_as_it_ends(shop: Shop, write: WriteModel) -> None:
+    shop.put("double", 2)
+    write("recursion", RECURSION)
+    async with shop.open() as runtime:
+        assert await told(runtime, "recursion", 31) == [sum(range(32))]
+        assert await told(runtime, "recursion", 32) == [sum(range(33))]
+        with pytest.raises(EngineFailed, match=r"one too many in a row: 32 models have asked each other"):
+            await told(runtime, "recursion", 33)
+
+
 async def test_the_model_of_the_reference_page_shouts_what_the_other_counts(shop: Shop) -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "python-models.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
@@ -503,7 +557,7 @@ async def test_the_model_of_the_reference_page_shouts_what_the_other_counts(shop
         (shop.folder / name / "1" / "model.py").write_text(code)
     async with shop.open() as runtime:
         served = runtime.resolve("shout")
-        assert isinstance(served, ServedStreams)
+        assert isinstance(served, Streaming)
         request = InferRequest(model_name="shout", inputs={"from": np.array([3], np.int32)})
         said: asyncio.Queue[StreamedResponse] = asyncio.Queue()
         served.stream(request, *served.check_stream(request), time.monotonic_ns(), said.put_nowait)

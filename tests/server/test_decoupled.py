@@ -461,7 +461,7 @@ def test_unloading_waits_for_streams_and_a_drain_ends_them_in_time(tmp_path: Pat
     assert (folder / "tale" / "1" / "closed").exists()
 
 
-def test_an_ensemble_does_not_take_a_decoupled_step(tmp_path: Path) -> None:
+def test_an_ensemble_answers_as_often_as_its_decoupled_step(tmp_path: Path) -> None:
     folder = repository(tmp_path)
     (folder / "both" / "1").mkdir(parents=True)
     (folder / "both" / "config.pbtxt").write_text("""
@@ -475,6 +475,17 @@ ensemble_scheduling { step [ {
 } ] }
 """)
     with grpc_serving(folder) as (live, _):
-        [line] = [one for one in live.post("/v2/repository/index").json if one["name"] == "both"]
-        assert line["state"] == "UNAVAILABLE"
-        assert "model `square` is decoupled: it may answer a step more than once, or never" in line["reason"]
+        assert live.get("/v2/models/both/config").json["model_transaction_policy"]["decoupled"]
+        assert live.infer("both", [[3]], name="IN", datatype="INT32").status == 501
+        reply = live.post("/v2/models/both/generate_stream", json.dumps({"IN": 3}).encode())
+        assert [json.loads(line[6:])["OUT"] for line in reply.body.decode().splitlines() if line] == [3, 3, 3]
+        said: queue.Queue[Any] = queue.Queue()
+        assert live.server is not None
+        with tritonclient.grpc.InferenceServerClient(str(live.server.grpc)) as client:
+            client.start_stream(lambda result, error: said.put(error or result))
+            tensor = tritonclient.grpc.InferInput("IN", [1, 1], "INT32")
+            tensor.set_data_from_numpy(np.array([[4]], np.int32))
+            client.async_stream_infer("both", [tensor], enable_empty_final_response=True)
+            answers = [said.get(timeout=WAIT_S) for _ in range(5)]
+        assert [int(answer.as_numpy("OUT").item()) for answer in answers[:4]] == [4, 4, 4, 4]
+        assert [answer.get_response().parameters[FINAL].bool_param for answer in answers] == [False] * 4 + [True]

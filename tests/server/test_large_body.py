@@ -68,7 +68,7 @@ def bytes_under_way(live: Live) -> int:
 @given(st.integers(0, 1 << 16), st.integers(0, 1 << 12))
 def test_the_first_tensor_lies_on_its_boundary(size: int, head_bytes: int) -> None:
     room = room_for(size, head_bytes)
-    assert room.nbytes == size
+    assert room.nbytes == size + 1
     address = np.frombuffer(room, np.uint8).__array_interface__["data"][0] if size else -head_bytes
     assert (address + head_bytes) % ALIGNMENT == 0
 
@@ -112,6 +112,18 @@ def test_it_does_not_matter_where_a_large_request_is_cut(live: Live, cut: int) -
         wire.send(whole[:cut])
         assert live.get("/v2/health/live").status == 200  # a turn of the server in between
         assert echoed(wire.send(whole[cut:]).read_reply())
+
+
+@pytest.mark.parametrize("size", [1, 2, 40])
+def test_the_beginning_of_the_next_request_may_come_with_the_end_of_a_large_body(live: Live, size: int) -> None:
+    whole = binary()
+    with live.connect() as wire:
+        for _ in range(3):  # the second and third in the hands of the receiver from their first byte on
+            wire.send(whole[: LARGE_BYTES // 2])
+            assert live.get("/v2/health/live").status == 200  # a turn of the server in between
+            wire.send(whole[LARGE_BYTES // 2 :] + LIVE[:size])
+            assert echoed(wire.read_reply())
+            assert wire.send(LIVE[size:]).read_reply().status == 200
 
 
 def test_a_large_body_said_to_be_the_last_is(live: Live) -> None:

@@ -4,9 +4,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import grpc
 import pytest
+import tritonclient.grpc.service_pb2 as theirs_pb2
 from tests.models import save
 from tests.runtime.shop import Shop, times
 from tests.server.test_grpc import Client, grpc_serving
@@ -28,6 +30,12 @@ outputs = ["y"]
 model = "net"
 inputs = { x = "x" }
 outputs = { y = "y" }
+"""
+FAR = """
+from farthing import Pipeline
+
+p = Pipeline()
+p.output("y", p.step("net", x=p.input("x"), namespace="{folder}")["y"])
 """
 ASKER = """
     from farthing import Tensor
@@ -56,6 +64,8 @@ class Pair:
         self.a.configure("ensemble_a", ENSEMBLE.format(more=""))
         self.b.configure("ensemble_b", ENSEMBLE.format(more=""))
         self.b.configure("abroad", ENSEMBLE.format(more=f'model_namespace: "{self.a.folder}"'))
+        (self.b.folder / "far").mkdir()
+        (self.b.folder / "far" / "pipeline.py").write_text(FAR.format(folder=self.a.folder))
         (self.b.folder / "chain").mkdir()
         (self.b.folder / "chain" / "pipeline.toml").write_text(PIPELINE)
 
@@ -86,7 +96,7 @@ def value(live: Live, name: str) -> float:
 
 @pytest.mark.parametrize(
     ("model", "factor"),
-    [("only", 7), ("ensemble_a", 2), ("ensemble_b", 3), ("abroad", 2), ("chain", 3), ("asker", 3)],
+    [("only", 7), ("ensemble_a", 2), ("ensemble_b", 3), ("abroad", 2), ("chain", 3), ("far", 2), ("asker", 3)],
 )
 def test_a_model_s_neighbour_is_asked_first(shared: tuple[Pair, Live, Client], model: str, factor: float) -> None:
     _, live, client = shared
@@ -114,12 +124,25 @@ def test_index_statistics_and_metrics_know_both(shared: tuple[Pair, Live, Client
     lines = [line for line in live.post("/v2/repository/index").json if line["name"] == "net"]
     assert [line["namespace"] for line in lines] == sorted(map(str, pair.folders))
     assert {line["state"] for line in lines} == {"READY"}
-    assert [model.name for model in client.ask("RepositoryIndex").models].count("net") == 2
+    assert _namespaces(client.ask("RepositoryIndex").models) == sorted(map(str, pair.folders))
     before = [live.metric("nv_inference_count", model="net", namespace=str(folder)) for folder in pair.folders]
     value(live, "ensemble_b")
     after = [live.metric("nv_inference_count", model="net", namespace=str(folder)) for folder in pair.folders]
     assert [now - then for now, then in zip(after, before, strict=True)] == [0, 1]
-    assert [one["name"] for one in live.get("/v2/models/stats").json["model_stats"]].count("net") == 2
+    counts = {
+        one["namespace"]: one["inference_count"]
+        for one in live.get("/v2/models/stats").json["model_stats"]
+        if one["name"] == "net"
+    }
+    assert [counts[str(folder)] for folder in pair.folders] == after
+    lines = client.ask("ModelStatistics").model_stats
+    assert {one.namespace: one.inference_count for one in lines if one.name == "net"} == counts
+    theirs = theirs_pb2.ModelStatisticsResponse.FromString(client.ask("ModelStatistics").SerializeToString())
+    assert [one.name for one in theirs.model_stats].count("net") == 2, "Triton's client passes over our field"
+
+
+def _namespaces(lines: Any) -> list[str]:
+    return sorted(line.namespace for line in lines if line.name == "net")
 
 
 def test_without_the_flag_both_are_unavailable(pair: Pair) -> None:

@@ -57,11 +57,12 @@ def test_a_batchs_compute_time_counts_for_each_of_its_requests_and_once_for_its_
     ]
 
 
-def test_the_snapshot_has_the_fields_of_the_statistics_extension_and_no_others() -> None:
+def test_the_snapshot_has_the_fields_of_the_statistics_extension_and_the_namespace() -> None:
     statistics = two_batches()
     statistics.memory_usage = (MemoryUsage(type="CPU", id=0, byte_size=1024),)
     written: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(statistics.snapshot("m", "1")))
     assert set(written) == {
+        "namespace",
         *("name", "version", "last_inference", "inference_count", "execution_count"),
         *("inference_stats", "response_stats", "batch_stats", "memory_usage"),
     }
@@ -113,6 +114,21 @@ def test_the_buckets_of_both_histograms_add_up_to_the_requests(observed: list[tu
     for index, bound_ns in enumerate(DURATION_BOUNDS_NS):
         within = sum(duration_ns <= bound_ns for duration_ns, _ in observed)
         assert sum(statistics.request_buckets[: index + 1]) == within
+
+
+@given(
+    st.lists(st.integers(0, 10**11) | st.sampled_from([10**11 - bound for bound in DURATION_BOUNDS_NS]), min_size=1),
+    st.integers(0, 10**10),
+)
+def test_requests_that_end_together_are_counted_as_one_by_one(arrivals_ns: list[int], run_ns: int) -> None:
+    started_ns = 10**11
+    together, apart = ModelStatistics(), ModelStatistics()
+    waited_ns = together.requests_done(arrivals_ns, started_ns, started_ns + run_ns)
+    for arrival_ns in arrivals_ns:
+        apart.request_done(started_ns + run_ns - arrival_ns, started_ns - arrival_ns)
+    assert waited_ns == apart.waited_ns
+    for field in ModelStatistics.__slots__:
+        assert getattr(together, field) == getattr(apart, field), field
 
 
 def test_a_request_on_a_buckets_bound_belongs_to_it() -> None:

@@ -45,7 +45,7 @@ def note_batch(spec: ModelSpec, job: Job, ran: Ran) -> None:
     places = [trace.context.child() for trace, _, _ in members]
     for number, ((trace, waiter, error), place) in enumerate(zip(members, places, strict=True)):
         links = places[1 : LINKS_MAX + 1] if number == 0 else places[:1]
-        trace.note("queue", waiter.arrival_ns, started_ns, attributes)
+        trace.note("queue", waiter.since_ns, started_ns, attributes)
         trace.note("batch", started_ns, end_ns, attributes, context=place, links=tuple(links), error=error)
         trace.note("compute_input", started_ns, ready_ns, context=place.child())
         trace.note("compute_infer", ready_ns, done_ns, context=place.child(), error=error)

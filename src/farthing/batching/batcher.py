@@ -85,7 +85,7 @@ def decide(
     if limits.rows_max <= 0 or rows[0] <= 0:
         return Run(1)
     is_configured = limits.delay_ns_max is not None
-    aim = limits.rows_max if is_configured else times.best_rows(limits.rows_max)
+    aim = limits.rows_max if is_configured else times.best_rows(limits.rows_max, sum(rows))
     requests, total = _prefix(rows, aim)
     if is_configured:
         return _as_configured(rows, arrivals_ns, limits, requests, total, now_ns)

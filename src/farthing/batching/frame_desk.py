@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from farthing.batching.batcher import Run, Wait
+from farthing.batching.crossing import Lane
 from farthing.batching.frames import ENDED, RIDING, Frame, Frames, Kind, Stream, on_time
 from farthing.batching.instances import Scheduler
 from farthing.batching.queue import Waiter
@@ -69,13 +70,21 @@ class FrameDesk:
     """All streams of one model version; lives on the event-loop thread."""
 
     def __init__(
-        self, host: Host, model: str, counts: FrameCounts, scheduler: Scheduler, now_ns: Callable[[], int]
+        self,
+        host: Host,
+        model: str,
+        counts: FrameCounts,
+        scheduler: Scheduler,
+        now_ns: Callable[[], int],
+        lane: Lane | None = None,
     ) -> None:
+        """`lane` is where other models hear that there are deadlines."""
         self._host = host
         self._model = model
         self.counts = counts
         self._scheduler = scheduler
         self._now_ns = now_ns
+        self._lane = lane
         self.frames = Frames()
         self._places: dict[Kind, list[Place]] = {}
         """Those in the queue."""
@@ -93,11 +102,16 @@ class FrameDesk:
     def open(self, options: FrameOptions) -> Stream:
         """A new stream."""
         self.counts.streams_open += 1
-        return Stream(options)
+        stream = Stream(options)
+        if self._lane is not None:
+            self._lane.open(stream)
+        return stream
 
     def close(self, stream: Stream) -> None:
         """Nothing more will come of a stream; what it has under way goes on."""
         self.counts.streams_open -= 1
+        if self._lane is not None:
+            self._lane.close(stream)
 
     def withdraw(self, stream: Stream) -> None:
         """Drops what a stream has under way. Nobody is told what becomes of it."""
@@ -135,6 +149,11 @@ class FrameDesk:
         self._set_timer()
 
     # -- called by the batch loop --------------------------------------------------------------------------------
+
+    @property
+    def due_ns(self) -> int:
+        """No deadline of a frame that waits is earlier; 0: none has one."""
+        return min(filter(None, map(self.frames.earliest_ns, self.frames.kinds())), default=0)
 
     def settle(self, head: Sequence[Waiter], decision: Run | Wait, now_ns: int) -> Run | Wait | None:
         """The batcher's decision, bent to the frames that would run; None if the queue's head has changed meanwhile."""
@@ -223,9 +242,12 @@ class FrameDesk:
         frame = place.frame
         if frame is not None:
             self._riding.discard(place)
-            if place.run_ns and isinstance(answer, InferResponse):
+            # Between the steps of an ensemble a frame may run out of time, or find no room.
+            is_late = isinstance(answer, DeadlineExceeded)
+            if place.run_ns and (is_late or isinstance(answer, InferResponse)):
                 self._step_overrun(place.run_ns, is_more=self._now_ns() - place.end_ns > self._overrun_ns)
-            self._end(frame, answer)
+            dropped = DropReason.OVERLOAD if isinstance(answer, Overloaded) else None
+            self._end(frame, DropReason.LATE if is_late else dropped or answer)
             return
         # The queue gave the place up: its time in it is over, or the model is going.
         places = self._places.get(place.kind)

@@ -25,6 +25,9 @@ from farthing.types.tensors import Tensor
 TIMER_NS: Final = 1_000_000
 """Event loops keep time in milliseconds: a frame that must start at a certain time is looked at so much sooner."""
 
+INTERVAL_SMOOTHING: Final = 0.1
+"""Weight of the newest time between two frames in their mean."""
+
 WAITING, RIDING, ENDED = 0, 1, 2
 
 
@@ -39,13 +42,25 @@ class Kind(msgspec.Struct, frozen=True):
 class Stream:
     """One stream's account with a model version."""
 
-    __slots__ = ("options", "turn", "waiting")
+    __slots__ = ("interval_ns", "last_ns", "options", "turn", "waiting")
 
     def __init__(self, options: FrameOptions) -> None:
         self.options = options
+        self.interval_ns = 0
+        """Between frames lately, in the mean; 0 while nothing is known."""
+        self.last_ns = 0
+        """When the last one came."""
         self.turn = 0
         """Rows it had, and what it may not have saved up while it had nothing to run."""
         self.waiting = 0
+
+    def came(self, arrival_ns: int) -> None:
+        """One more frame; learns their pace."""
+        if self.last_ns:
+            interval_ns = arrival_ns - self.last_ns
+            known_ns = self.interval_ns or interval_ns
+            self.interval_ns = known_ns + int(INTERVAL_SMOOTHING * (interval_ns - known_ns))
+        self.last_ns = arrival_ns
 
 
 class Frame:
@@ -97,6 +112,7 @@ class Frames:
     def add(self, frame: Frame) -> tuple[Frame, DropReason] | None:
         """Lets a frame wait. Answers the one that is dropped for it, which may be itself."""
         stream = frame.stream
+        stream.came(frame.arrival_ns)
         dropped: tuple[Frame, DropReason] | None = None
         if stream.waiting:
             if stream.options.policy is FramePolicy.LATEST:

@@ -31,12 +31,14 @@ class Scheduler(Protocol):
 class Job:
     """A batch under way on an instance."""
 
-    __slots__ = ("instance", "requests", "rows", "started_ns", "times", "waiters")
+    __slots__ = ("instance", "part_rows", "requests", "rows", "started_ns", "times", "waiters")
 
     def __init__(self, waiters: list[Waiter], rows: int, instance: int, times: RowTimes, started_ns: int) -> None:
         self.waiters = waiters
         self.requests = len(waiters)
         self.rows = rows
+        self.part_rows = rows
+        """Rows of each of its runs."""
         self.instance = instance
         self.times = times
         self.started_ns = started_ns

@@ -2,54 +2,42 @@
 
 Lives on the event-loop thread: requests are submitted and answered there. Batches run in `batching.instances`, or on
 the event loop itself when a run is shorter than a hand-off to a thread would be. Deciding belongs to
-`batching.batcher`, order and bounds to `batching.queue`, the run itself to `batching.run`.
+`batching.batcher`, order and bounds to `batching.queue`, the run itself to `batching.run`, what is told of it to
+`batching.answers`, how long things take to `batching.forecast`, more and fewer instances to `batching.crew`.
 """
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from farthing.batching.answers import answer_batch
+from farthing.batching.at_once import AtOnce
 from farthing.batching.batch_spans import note_batch
-from farthing.batching.batcher import Callers, Limits, Run, Wait, decide
+from farthing.batching.batcher import Limits, Run, Wait, decide
+from farthing.batching.crew import Crew
+from farthing.batching.crossing import Lane
+from farthing.batching.forecast import LOOP_RUN_NS_MAX, Forecast, is_short, is_time_told_by_signature
 from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Instances, InstanceThreads, Job, Scheduler
-from farthing.batching.queue import ENDED, FIXED_SHAPES, SIGNATURE_ALONE, Queue, Waiter
+from farthing.batching.queue import ENDED, Queue, Waiter
 from farthing.batching.rate_limiter import Turns
+from farthing.batching.returning import Returning
 from farthing.batching.rider import Onward, Pumped, Rider, riders_of
 from farthing.batching.row_times import RowTimes
-from farthing.batching.run import Ran, run_batch
+from farthing.batching.run import Ran, run_in_parts
 from farthing.engines.contract import Executable
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.frame_counts import FrameCounts
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running
-from farthing.types.errors import DeadlineExceeded, FarthingError, InvalidInput, Overloaded, Unavailable
+from farthing.types.errors import DeadlineExceeded, FarthingError, Overloaded, Unavailable
 from farthing.types.models import ModelSpec
-from farthing.types.requests import InferResponse, Timing
-
-LOOP_RUN_NS_MAX: Final = 60_000
-LOOP_RUN_NS_PER_REQUEST: Final = 4_000
-"""A batch expected to take no longer than this, plus so much for each of its requests, runs on the event loop. Handing
-it to a thread and back was measured at 24 us on one core and 52 us on two, most of it CPU; a request's own way through
-the server costs some 20 us on the loop anyway, so nobody is kept waiting for long."""
-
-WAIT_NS_MAX: Final = 30_000_000_000
-"""A request that would wait longer than this in the queue is answered `Overloaded` at once; few clients wait 30 s."""
-
-LAG_SMOOTHING: Final = 0.1
-"""Weight of the newest lag, from answers to a next request, in their mean."""
-
-LAG_NS_MAX: Final = 100_000_000
-"""A longer lag counts as this long: nobody waits so long for company, and a quiet hour must be forgotten soon."""
+from farthing.types.requests import InferResponse
 
 LOOP_BUSY_NS_MAX: Final = 2_000_000
 """Runs on the event loop take turns with everything else there once they have taken so long together."""
-
-SIGNATURES_MAX: Final = 256
-"""Row shapes whose times are remembered; clients choose shapes, so there is an end to it. The one met first goes."""
 
 log = logging.getLogger(__name__)
 
@@ -72,42 +60,52 @@ class BatchLoop:
         run_inline_ns_max: int = LOOP_RUN_NS_MAX,
         make_instances: Callable[..., Instances] = InstanceThreads,
         turns: Turns | None = None,
+        lane: Lane | None = None,
     ) -> None:
-        """`turns` holds instances back until what they need is free; None: nothing is needed."""
+        """`turns` holds instances back until what they need is free, `lane` lets frames of other models go first; None:
+        nothing is needed."""
         self.spec = spec
         self.statistics = statistics
-        self.times = RowTimes() if times is None else times
-        """Of the row shapes that ran last."""
-        has_batch_axis = limits.rows_max > 0
-        self._times_of: dict[Hashable, RowTimes] = {FIXED_SHAPES if has_batch_axis else SIGNATURE_ALONE: self.times}
+        self.forecast = Forecast(spec.name, limits, times)
+        self._times_for = self.forecast.times_for
         self._executable = executable
         self._limits = limits
         self._queue = queue
         self._scheduler = scheduler
         self._now_ns = (clock or MonotonicClock()).now_ns
-        can_run_inline = executable.can_run_on_event_loop and _is_time_told_by_signature(spec)
+        can_run_inline = executable.can_run_on_event_loop and is_time_told_by_signature(spec)
         self._run_inline_ns_max = run_inline_ns_max if can_run_inline else 0
-        self._has_batch_axis = has_batch_axis
+        self._has_batch_axis = limits.rows_max > 0
         self._head_max = limits.rows_max or 1
         self._version = str(spec.version)
 
-        self.instances = instances
-        """How many may run at a time; some beyond may still be running their last batch."""
-        self._leaving: set[int] = set()
-        """Those beyond, as long as they run or rest."""
-        self._on_shrunk: Callable[[], None] | None = None
         self._threads = make_instances(f"{spec.name}/{spec.version}", self._execute, self._done_elsewhere, scheduler)
-        self._idle = list(range(instances))
+        self.crew = Crew(instances, self._threads, scheduler)
+        self._idle = self.crew.idle
         self.turns = turns
         if turns is not None:
             turns.wake = self.pump_soon
+        self._lane = lane
+        if lane is not None:
+            lane.wake = self.pump_soon
+        self._returning = Returning()
+        self._at_once: AtOnce | None = None
+        if self._run_inline_ns_max and executable.is_pure and limits.rows_max:
+            self._at_once = AtOnce(
+                executable=executable,
+                limits=limits,
+                queue=queue,
+                crew=self.crew,
+                forecast=self.forecast,
+                returning=self._returning,
+                statistics=statistics,
+                inline_ns_max=self._run_inline_ns_max,
+                now_ns=self._now_ns,
+            )
         self._running: dict[int, Job] = {}
         self._is_pump_due = False
         self._timer: Any = None
         self._timer_ns = 0
-        self._lag_ns = 0.0
-        self._free_ns = 0
-        self._away = 0
         self._closed = False
         self._reached: list[Pumped] = []
         """Where riders went on to since the last pump began."""
@@ -121,13 +119,14 @@ class BatchLoop:
         if self._closed:
             self.statistics.failed(FailureReason.REJECTED)
             raise Unavailable(f"model `{self.spec.name}` version {self._version} is being unloaded", retry_after_s=1)
-        arrival = waiter.arrival_ns
-        if self._away and waiter.comes_back:
-            self._away -= 1
-            self._lag_ns += LAG_SMOOTHING * (min(arrival - self._free_ns, LAG_NS_MAX) - self._lag_ns)
+        if self._returning.away and waiter.comes_back:
+            self._returning.came(waiter.arrival_ns)
         queue = self._queue
         if queue.requests and (waiter.request.timeout_us or queue.has_timeouts or queue.requests > self._head_max):
-            self._check_in_time(waiter)
+            late = self.forecast.refusal(waiter, queue, self.crew.size)
+            if late is not None:
+                self.statistics.failed(FailureReason.REJECTED)
+                raise late
         try:
             queue.add(waiter)
         except Overloaded as full:
@@ -144,13 +143,13 @@ class BatchLoop:
         queue = self._queue
         if self._closed or not queue.takes_at_once(len(riders)) or queue.requests + len(riders) > self._head_max:
             return False
-        if self._away:
-            back = min(self._away, len(riders))
-            self._away -= back
-            lag_ns = min(riders[0].arrival_ns - self._free_ns, LAG_NS_MAX)
-            self._lag_ns += (1 - (1 - LAG_SMOOTHING) ** back) * (lag_ns - self._lag_ns)
+        self._returning.all_came(len(riders), riders[0].arrival_ns)
         queue.add_all(riders)
         return True
+
+    def at_once(self) -> AtOnce | None:
+        """Where batches that another model made run now; None: their requests have to wait."""
+        return None if self._closed or self.turns is not None or self._frames is not None else self._at_once
 
     def pump_soon(self) -> None:
         """Looks at the queue in the next turn of the event loop."""
@@ -171,7 +170,7 @@ class BatchLoop:
         """Where streams of frames are taken in; made for the first one."""
         if self._frames is None:
             counts = self.statistics.frames = self.statistics.frames or FrameCounts()
-            self._frames = FrameDesk(self, self.spec.name, counts, self._scheduler, self._now_ns)
+            self._frames = FrameDesk(self, self.spec.name, counts, self._scheduler, self._now_ns, self._lane)
         return self._frames
 
     def withdraw(self, waiter: Waiter) -> None:
@@ -181,48 +180,34 @@ class BatchLoop:
         self._gauges()
         self._tell_if_empty()
 
+    @property
+    def times(self) -> RowTimes:
+        """Of the row shapes that ran last."""
+        return self.forecast.latest
+
     def expected_ns(self, signature: Hashable, rows: int) -> int:
         """How long a run of so many rows takes, as far as is known; 0 while nothing is."""
-        times = self._times_of.get(signature)
-        return times.estimate_ns(rows) if times is not None else 0
+        return self.forecast.run_ns(signature, rows)
 
     def places_worth(self, signature: Hashable, rows: int) -> int:
         """How many requests of so many rows fill a batch of the size that pays best."""
-        rows_max = self._limits.rows_max
-        if not rows_max or not rows:
-            return 1
-        is_configured = self._limits.delay_ns_max is not None
-        return max(1, (rows_max if is_configured else self._times_for(signature).best_rows(rows_max)) // rows)
-
-    # -- waiting -------------------------------------------------------------------------------------------------
+        return self.forecast.places_worth(signature, rows)
 
     def wait_s(self, rows: int | None = None) -> float:
         """How long a request behind so many rows (None: all that wait) waits before it runs, as far as is known."""
-        if not self.times:
-            return 0.0
-        if rows is None:
-            rows = max(self._queue.rows, self._queue.requests)
-        best = self.times.best_rows(self._limits.rows_max) if self._limits.rows_max else 1
-        per_row_ns = self.times.estimate_ns(best) / best
-        return rows * per_row_ns / self.instances / 1e9
-
-    def _times_for(self, signature: Hashable) -> RowTimes:
-        """Times depend on the shape of a row (a sentence's length), so each signature has its own."""
-        times = self._times_of.get(signature)
-        if times is None:
-            if len(self._times_of) >= SIGNATURES_MAX:
-                self._times_of.pop(next(iter(self._times_of)))
-            times = self._times_of[signature] = RowTimes(self.times.best_rows(self._limits.rows_max or 1))
-        return times
+        queue = self._queue
+        return self.forecast.wait_s(max(queue.rows, queue.requests) if rows is None else rows, self.crew.size)
 
     def running(self) -> Iterable[Running]:
         """Batches inside the engine now, or requests that wait although there is none, for the watchdog."""
         what = f"model `{self.spec.name}` version {self._version}"
-        if self.turns is not None and self.turns.is_waiting and not self._running:
+        is_held_up = any(gate is not None and gate.is_waiting for gate in (self.turns, self._lane))
+        if is_held_up and not self._running:
             return []  # others run, and are looked at themselves
         if self._queue.requests and not self._running:
             [first] = self._queue.head(1)
-            return [Running(what, max(first.arrival_ns, self._free_ns), "has had requests waiting and none running")]
+            since_ns = max(first.arrival_ns, self._returning.free_ns)
+            return [Running(what, since_ns, "has had requests waiting and none running")]
         return [Running(what, job.started_ns) for job in self._running.values()]
 
     @property
@@ -234,36 +219,29 @@ class BatchLoop:
 
     can_resize = True
 
+    @property
+    def instances(self) -> int:
+        """How many may run at a time."""
+        return self.crew.size
+
     def grow(self, instances: int) -> None:
         """There are so many now, the new ones idle."""
-        self._idle += range(self.instances, instances)
-        self.instances = instances
+        self.crew.grow(instances)
         if self._queue.requests:
             self.pump_soon()
 
     def shrink(self, instances: int, gone: Callable[[], None]) -> None:
         """From now on only the first `instances` get work; `gone` is called once the others run nothing."""
-        beyond = set(range(instances, self.instances))
-        self.instances = instances
-        self._on_shrunk = gone
-        self._leaving = beyond - set(self._idle)
-        self._idle = [instance for instance in self._idle if instance < instances]
-        for instance in beyond - self._leaving:
-            self._threads.retire(instance)
-        self._tell_if_shrunk()
-
-    def _tell_if_shrunk(self) -> None:
-        if not self._leaving and self._on_shrunk is not None:
-            self._scheduler.call_soon(self._on_shrunk)
-            self._on_shrunk = None
+        self.crew.shrink(instances, gone)
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def when_empty(self, callback: Callable[[], None]) -> None:
         """Calls back once nothing waits and nothing runs; new requests are refused from now on."""
         self._closed = True
-        if self.turns is not None:
-            callback = partial(_both, self.turns.leave, callback)
+        for gate in (self.turns, self._lane):
+            if gate is not None:
+                callback = partial(_both, gate.leave, callback)
         if self.is_empty:
             self._scheduler.call_soon(callback)
         else:
@@ -315,7 +293,7 @@ class BatchLoop:
         began = now = self._now_ns()
         self._expire(now)
         due_ns = 0
-        is_held_up = False
+        is_held_up = is_crossing = False
         while self._idle and queue.requests:
             if now - began > LOOP_BUSY_NS_MAX:
                 self.pump_soon()
@@ -327,13 +305,16 @@ class BatchLoop:
                 [waiter.arrival_ns for waiter in head],
                 self._limits,
                 times,
-                Callers(self._away, int(self._lag_ns), self._free_ns),
+                self._returning.callers(),
                 now,
             )
             if self._frames is not None and decision is not None:
                 decision = self._frames.settle(head, decision, now)
                 if decision is None:
                     continue
+            if self._lane is not None and self._lane.is_watched and isinstance(decision, Run):
+                decision = self._right_of_way(self._lane, decision, head, times, now)
+                is_crossing = isinstance(decision, Wait)
             if isinstance(decision, Run):
                 instance = self._idle[-1] if self.turns is None else self.turns.pick(self._idle)
                 if instance is None:
@@ -345,7 +326,7 @@ class BatchLoop:
                 if self._frames is not None:
                     self._frames.board(waiters, now)
                 if self._dispatch(waiters, instance, times, now):
-                    now = self._free_ns
+                    now = self._now_ns()  # riders may have run on
             elif isinstance(decision, Wait):
                 due_ns = decision.until_ns
                 break
@@ -353,10 +334,19 @@ class BatchLoop:
                 break
         if self.turns is not None:
             self.turns.settle(is_asking=is_held_up)
+        if self._lane is not None and self._lane.is_waiting:
+            self._lane.settle(now, is_asking=is_crossing)
         self._set_timer(due_ns, now)
         self._gauges()
         reached, self._reached = self._reached, []
         return reached
+
+    def _right_of_way(self, lane: Lane, decision: Run, head: Sequence[Waiter], times: RowTimes, now: int) -> Run | Wait:
+        """What of a batch may start while frames of other models are to be on time."""
+        due_ns = min((waiter.request.due_ns for waiter in head if waiter.request.due_ns), default=0)
+        if self._frames is not None and (frame_ns := self._frames.due_ns):
+            due_ns = min(due_ns or frame_ns, frame_ns)
+        return lane.ask([waiter.rows for waiter in head[: decision.requests]], times.estimate_ns, due_ns, now)
 
     def _dispatch(self, waiters: list[Waiter], instance: int, times: RowTimes, now: int) -> bool:
         """Runs a batch on the event loop, if it is short, or hands it to a thread. Whether it ran already."""
@@ -364,21 +354,30 @@ class BatchLoop:
         for waiter in waiters:
             rows += waiter.rows
         job = Job(waiters, rows, instance, times, now)
-        expected_ns = times.estimate_ns(rows) if self._run_inline_ns_max else 0
-        if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
+        part_rows = times.part_rows(rows)
+        if part_rows != rows and not any(waiter.goes_on for waiter in waiters):
+            job.part_rows = part_rows
+        if self._is_short(times, rows, job.requests):
             self._done(job, self._execute(job))
             return True
         self._running[job.instance] = job
+        if self._lane is not None:
+            self._lane.began(instance, rows, times.estimate_ns, now)
         self._threads.run(job)
         return False
 
+    def _is_short(self, times: RowTimes, rows: int, requests: int) -> bool:
+        """Whether a batch is short enough for the event loop."""
+        return self._run_inline_ns_max > 0 and is_short(times, rows, requests, self._run_inline_ns_max)
+
     def _execute(self, job: Job) -> Ran:
-        return run_batch(
+        return run_in_parts(
             self._executable,
             self.spec.outputs,
             job.waiters,
             job.instance,
             has_batch_axis=self._has_batch_axis,
+            part_rows=job.part_rows,
             now_ns=self._now_ns,
         )
 
@@ -386,56 +385,31 @@ class BatchLoop:
         was_elsewhere = self._running.pop(job.instance, None) is not None
         if self.turns is not None:
             self.turns.ran(job.instance)
-        if self.instances > 1 and (rest_s := self._rest_s(ran)):
+        if self._lane is not None and self._lane.running:
+            self._lane.ended(job.instance, self._now_ns())
+        if self.crew.size > 1 and (rest_s := self._rest_s(ran)):
             self._scheduler.call_later(rest_s, self._after_rest, job.instance)
         else:
-            self._rested(job.instance)
-        self._free_ns = end_ns = self._now_ns()
-        self._away = job.requests if self._frames is None else sum([waiter.comes_back for waiter in job.waiters])
+            self.crew.rested(job.instance)
+        returning = self._returning
+        returning.free_ns = end_ns = self._now_ns()
+        returning.away = job.requests if self._frames is None else sum([waiter.comes_back for waiter in job.waiters])
         for waiter in job.waiters:
             if waiter.request.trace is not None:
                 note_batch(self.spec, job, ran)
                 break
-        timing_rest = (ran.input_ns, ran.compute_ns, ran.output_ns, job.rows, job.requests)
-        queue_ns = 0
-        answered = 0
-        name, version, statistics = self.spec.name, self._version, self.statistics
+        statistics = self.statistics
         going_on = riders_of(job.waiters) if ran.whole is not None else {}
-        for riders in going_on.values():
-            answered += len(riders)
-            for arrival_ns, requests in Counter([rider.arrival_ns for rider in riders]).items():
-                waited_ns = ran.started_ns - arrival_ns
-                queue_ns += waited_ns * requests
-                statistics.request_done(end_ns - arrival_ns, waited_ns, requests)
-        for waiter, result in zip(job.waiters, ran.results, strict=True):
-            if result is None or waiter.state == ENDED:
-                continue  # it goes on below, or its client left meanwhile
-            if isinstance(result, FarthingError):
-                statistics.failed(_reason(result), 1, end_ns - waiter.arrival_ns)
-                self._answer(waiter, result)
-                continue
-            waited_ns = ran.started_ns - waiter.arrival_ns
-            queue_ns += waited_ns
-            answered += 1
-            statistics.request_done(end_ns - waiter.arrival_ns, waited_ns)
-            self._answer(
-                waiter,
-                InferResponse(
-                    model_name=name,
-                    model_version=version,
-                    id=waiter.request.id,
-                    outputs=result[0],
-                    parameters=result[1],
-                    timing=Timing(waited_ns, *timing_rest),
-                ),
-            )
+        answered, queue_ns = answer_batch(
+            job, ran, going_on.values(), end_ns, statistics, (self.spec.name, self._version), self._answer
+        )
         if answered:
             if job.rows and answered == job.requests:
-                self.times = job.times
+                self.forecast.latest = job.times
                 run_ns = ran.input_ns + ran.compute_ns + ran.output_ns
-                job.times.observe(job.rows, run_ns)
+                job.times.observe(job.part_rows, run_ns * job.part_rows // job.rows)
                 if was_elsewhere:
-                    job.times.observe_hand_over(end_ns - job.started_ns - run_ns)
+                    job.times.observe_hand_over(self._now_ns() - job.started_ns - run_ns)
             statistics.batch_done(
                 requests=answered,
                 rows=job.rows if self._has_batch_axis else answered,
@@ -446,19 +420,22 @@ class BatchLoop:
                 now_ms=time.time_ns() // 1_000_000,
             )
         if ran.whole is not None:
-            self._go_on(going_on, ran)
+            self._go_on(going_on, ran, is_last=was_elsewhere or not self._queue.requests)
         if self._on_empty:
             self._tell_if_empty()
 
-    def _go_on(self, going_on: Mapping[Onward, Sequence[Rider]], ran: Ran) -> None:
+    def _go_on(self, going_on: Mapping[Onward, Sequence[Rider]], ran: Ran, *, is_last: bool) -> None:
         assert ran.whole is not None
+        left = len(going_on)
         for onward, riders in going_on.items():
-            waiting = [rider for rider in riders if rider.state != ENDED]  # one that was answered may withdraw another
-            for rider in waiting:
-                rider.state = ENDED
-            reached = onward.arrived(waiting, ran.whole, ran) if waiting else None
-            if reached is not None:
-                self._reached.append(reached)
+            left -= 1
+            waiting = []
+            for rider in riders:
+                if rider.state != ENDED:  # one that was answered may withdraw another
+                    rider.state = ENDED
+                    waiting.append(rider)
+            if waiting:
+                self._reached += onward.arrived(waiting, ran.whole, ran, is_last=is_last and not left)
 
     def _rest_s(self, ran: Ran) -> float:
         """How long to give an instance no work. One that is down answers at once, and would draw all the work there is.
@@ -471,18 +448,9 @@ class BatchLoop:
         return 0.0
 
     def _after_rest(self, instance: int) -> None:
-        self._rested(instance)
+        self.crew.rested(instance)
         if self._queue.requests:
             self.pump_soon()
-
-    def _rested(self, instance: int) -> None:
-        """An instance may run again, unless there are fewer by now."""
-        if instance < self.instances:
-            self._idle.append(instance)
-        else:
-            self._leaving.discard(instance)
-            self._threads.retire(instance)
-            self._tell_if_shrunk()
 
     def _answer(self, waiter: Waiter, answer: InferResponse | FarthingError) -> None:
         waiter.state = ENDED
@@ -509,27 +477,6 @@ class BatchLoop:
             )
         if late:
             self._tell_if_empty()
-
-    def _check_in_time(self, waiter: Waiter) -> None:
-        """Refuses a request that can already be seen to wait too long."""
-        wait_ns = int(self.wait_s(self._queue.rows_before(waiter)) * 1e9)
-        timeout_ns = self._queue.refused_after_ns(waiter)
-        if timeout_ns and wait_ns > timeout_ns:
-            self.statistics.failed(FailureReason.REJECTED)
-            raise DeadlineExceeded(
-                f"Request timeout expired: model `{self.spec.name}` would start this request in about "
-                f"{wait_ns / 1e6:.0f} ms, and its timeout is {timeout_ns / 1e6:.0f} ms",
-                hint="allow more time, or come back later",
-                retry_after_s=wait_ns / 1e9,
-            )
-        if wait_ns > WAIT_NS_MAX:
-            self.statistics.failed(FailureReason.REJECTED)
-            raise Overloaded(
-                f"Exceeds maximum queue size: {self._queue.requests} requests wait for model `{self.spec.name}`, "
-                f"about {wait_ns / 1e9:.0f} s of work",
-                hint="come back after the time in Retry-After",
-                retry_after_s=wait_ns / 1e9,
-            )
 
     def _set_timer(self, due_ns: int, now: int) -> None:
         deadline_ns = self._queue.next_deadline_ns()
@@ -569,19 +516,3 @@ class BatchLoop:
 def _both(first: Callable[[], None], second: Callable[[], None]) -> None:
     first()
     second()
-
-
-def _is_time_told_by_signature(spec: ModelSpec) -> bool:
-    """Whether requests of one signature take about one time, so that a short run may be expected to be short.
-
-    Texts may have any length whatever their shape, and requests that run alone all have the same signature.
-    """
-    if any(tensor.datatype == "BYTES" for tensor in spec.inputs):
-        return False
-    return spec.batch_rows_max > 0 or all(-1 not in tensor.shape for tensor in spec.inputs)
-
-
-def _reason(error: FarthingError) -> FailureReason:
-    if isinstance(error, InvalidInput):
-        return FailureReason.INVALID
-    return FailureReason.UNAVAILABLE if isinstance(error, Unavailable) else FailureReason.BACKEND

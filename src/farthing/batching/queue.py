@@ -61,6 +61,8 @@ class Waiter:
     """Whether its caller may send the next one when it has the answer to this."""
     goes_on: ClassVar[bool] = False
     """Whether it is a `batching.rider.Rider`, whose answer another model reads next."""
+    ran_ns = 0
+    """How long it has run before it came here again, as requests of iterative sequences do."""
     start = -1
     """Which row of `inputs` is its first, of a rider that shares them with others; -1: all rows are its own."""
 
@@ -94,6 +96,11 @@ class Waiter:
         self.deadline_ns = 0
         self.level = 0
         self.state = WAITING
+
+    @property
+    def since_ns(self) -> int:
+        """Since when it has waited to run."""
+        return self.arrival_ns
 
 
 class _Level:

@@ -119,7 +119,8 @@ class Turns:
         self._last: dict[int, int] = {}
         self._asking: dict[int, int] = {}
         self._granted: dict[int, Claim] = {}
-        self._running: dict[int, Mapping[str, int]] = {}
+        self._running: dict[int, list[Mapping[str, int]]] = {}
+        """Of each instance what its runs hold: of a decoupled model several may be under way."""
         self._is_picking = False
 
     @property
@@ -135,7 +136,10 @@ class Turns:
 
     def holdings(self) -> list[Mapping[str, int]]:
         """What its instances hold."""
-        return [*self._running.values(), *(claim.resources for claim in self._granted.values())]
+        return [
+            *(held for runs in self._running.values() for held in runs),
+            *(claim.resources for claim in self._granted.values()),
+        ]
 
     def places(self) -> list[int]:
         """Its places in line."""
@@ -156,7 +160,10 @@ class Turns:
 
     def ran(self, instance: int) -> None:
         """A run that was picked has ended."""
-        self._limiter.free(self._running.pop(instance))
+        runs = self._running[instance]
+        self._limiter.free(runs.pop())
+        if not runs:
+            del self._running[instance]
         self._limiter.choose()
 
     def settle(self, *, is_asking: bool) -> None:
@@ -194,7 +201,7 @@ class Turns:
         for instance in idle:
             claim = self._granted.pop(instance, None)
             if claim is not None:
-                self._running[instance] = claim.resources
+                self._running.setdefault(instance, []).append(claim.resources)
                 self._last[instance] = claim.turn + self.demand(instance).priority
                 self._limiter.used(claim.turn)
                 return instance

@@ -2,15 +2,14 @@
 
 Rows that one batch made are the next batch as they are, so nobody takes them apart, makes an answer of each and puts
 them together again. `batching.run` lets them be, `batching.loop` tells where they go on (`Onward`), and that they go to
-which model belongs to `runtime.convoy`. A rider goes through one queue; for the next model there is another one.
+which model belongs to `runtime.convoy`. A rider goes through one queue; should it have to wait for the next model too,
+there is another one for that.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Protocol
 
-from farthing.batching.queue import ENDED, WAITING, Waiter
-from farthing.types.errors import FarthingError
-from farthing.types.requests import InferRequest, InferResponse
+from farthing.batching.queue import ENDED, Waiter
 from farthing.types.tensors import Tensor
 
 
@@ -26,11 +25,13 @@ class Arrival(Protocol):
 class Onward(Protocol):
     """What becomes of riders that their model has run."""
 
-    def arrived(self, riders: "Sequence[Rider]", outputs: Mapping[str, Tensor], ran: Arrival) -> "Pumped | None":
+    def arrived(
+        self, riders: "Sequence[Rider]", outputs: Mapping[str, Tensor], ran: Arrival, *, is_last: bool
+    ) -> "Sequence[Pumped]":
         """`outputs` are the whole batch's; each rider has the rows from its `start` on. Called on the event loop.
 
-        Answers where they are queued now. Never raises. Errors, and answers that a model gave one by one, go to `done`
-        instead.
+        `is_last`: no others follow in this turn, whose company would be worth waiting for. Answers where they are
+        queued now. Never raises. Errors, and answers that a model gave one by one, go to `done` instead.
         """
 
 
@@ -44,44 +45,17 @@ class Pumped(Protocol):
         """The same, in the next turn of the event loop."""
 
 
-class Trip(Protocol):
-    """The request that a rider is a part of."""
-
-    def answered(self, answer: InferResponse | FarthingError) -> None: ...
-
-
 class Rider(Waiter):
-    """A waiter whose rows stay where they are."""
+    """A waiter whose rows stay where they are. Its maker says what it has beside these, and what `done` does."""
 
     goes_on: ClassVar[bool] = True
 
-    __slots__ = ("onward", "start", "trip")
+    __slots__ = ("onward", "start")
 
-    def __init__(
-        self,
-        request: InferRequest,
-        inputs: Mapping[str, Tensor],
-        start: int,
-        rows: int,
-        signature: Hashable,
-        arrival_ns: int,
-        trip: Any,
-        onward: Onward,
-    ) -> None:
-        """`inputs` has the rows of several riders, this one's from `start` on; -1: of this one alone. `trip` is the
-        `Trip` that it is a part of, which `onward` knows better."""
-        self.request = request
-        self.inputs = inputs
-        self.start = start
-        self.rows = rows
-        self.signature = signature
-        self.arrival_ns = arrival_ns
-        self.done = trip.answered
-        self.trip = trip
-        self.onward = onward
-        self.deadline_ns = 0
-        self.level = 0
-        self.state = WAITING
+    onward: Onward
+    start: int
+    """Its first row: before it runs, in `inputs` that it shares with others (-1: they are its own); then, in what its
+    batch made."""
 
 
 def shared_rows(waiters: Sequence[Waiter]) -> Mapping[str, Tensor] | None:
@@ -106,10 +80,16 @@ def own_rows(waiter: Waiter, name: str) -> Tensor:
 def riders_of(waiters: Sequence[Waiter]) -> dict[Onward, list[Rider]]:
     """Those of a batch that has run whose clients are there, by where they go on; each is told where its rows begin."""
     going_on: dict[Onward, list[Rider]] = {}
+    onward: Onward | None = None
+    riders: list[Rider] = []
     start = 0
     for waiter in waiters:
-        if isinstance(waiter, Rider) and waiter.state != ENDED:
+        if waiter.goes_on and waiter.state != ENDED:
+            assert isinstance(waiter, Rider)
             waiter.start = start
-            going_on.setdefault(waiter.onward, []).append(waiter)
+            if waiter.onward is not onward:  # neighbours mostly have the same way
+                onward = waiter.onward
+                riders = going_on.setdefault(onward, [])
+            riders.append(waiter)
         start += waiter.rows
     return going_on

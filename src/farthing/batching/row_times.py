@@ -22,14 +22,24 @@ RUNS_KNOWN: Final = 3
 """Runs after which a size's time is trusted; until then the fastest run stands, since first runs pay for warm-up."""
 
 RETRY_RUNS: Final = 128
-"""Every so many runs the best size is held against the next larger or smaller one: what was slow at night may be fast
-by day, and a size that was first met while the machine was busy must not be condemned for good."""
+RETRY_RUNS_MAX: Final = 512
+"""After so many runs the best size is held against the next larger or smaller one: what was slow at night may be fast
+by day, and a size that was first met while the machine was busy must not be condemned for good. A trial costs: runs of
+a size that is slower, and none in company. So each that confirms what was known doubles the time until the next."""
 
 FIRST_TRIAL_RUNS: Final = 16
 """The first trial comes sooner: what was learned at load were few runs, none of them handed to a thread and back."""
 
 OUTLIER: Final = 2.0
 """A run so many times slower tells of the machine, not of the model: it counts as this much slower."""
+
+COMPANY_GAIN_MIN: Final = 0.01
+"""Two batches are handed over together if that raises rows per second by so much: one way to the instance and back for
+both. Those of the first then wait for the second, for less than fifty such ways."""
+
+COMPANY_WAITING: Final = 4
+"""And only while so many batches wait: then everybody waits for others, and how long is settled by the rate. Of a short
+queue the first are better answered first."""
 
 SIZES_MAX: Final = 64
 """Sizes remembered. When the table is full only powers of two are added, of which there are few."""
@@ -42,7 +52,9 @@ class RowTimes:
         "_best",
         "_first_aim",
         "_has_grown",
+        "_is_whole_faster",
         "_limit",
+        "_retry_runs",
         "_rows",
         "_runs",
         "_times_ns",
@@ -59,11 +71,14 @@ class RowTimes:
         self._times_ns: list[float] = []
         self._runs: list[int] = []
         self._best = 0
+        self._is_whole_faster = False
+        """Whether twice as many rows as the best size has are at least as fast in one run as in two."""
         self._limit = 0
         self._has_grown = False
         """Whether the first search for the best size has ended; from then on only trials move it."""
         self._trial: Trial | None = None
         self._trial_in = FIRST_TRIAL_RUNS
+        self._retry_runs = RETRY_RUNS
         self._tries_larger = True
         self.hand_over_ns = 0.0
         """What a run costs beside its own time: on its way to the instance and back, and until the loop has a turn for
@@ -117,18 +132,30 @@ class RowTimes:
         """The same, but more rows than were ever run are hoped to cost no more: who never tries them never learns."""
         return self.estimate_ns(min(rows, self._rows[-1])) if self._rows else 0
 
-    def best_rows(self, limit: int) -> int:
-        """The batch size to aim for, from 1 to `limit`.
+    def best_rows(self, limit: int, waiting: int = 0) -> int:
+        """The batch size to aim for, from 1 to `limit`, while so many rows are known to wait.
 
         At first sizes double for as long as each doubling gains `GAIN_MIN` in rows per second, then they stay; a model
         for which batching does not pay stays at one row after a few tries. From time to time the size takes turns with
-        a neighbour, which is then the answer for some runs, and the better one stays.
+        a neighbour, which is then the answer for some runs, and the better one stays. While many wait, two batches of
+        that size go together (`part_rows`), if the way to the instance and back is worth saving.
         """
         if self._trial is not None:
             return min(self._trial.next_rows, limit)
         if not self._best or (limit != self._limit and not self._has_grown):
             self._best, self._limit = self._choose(limit), limit
+        if waiting >= COMPANY_WAITING * self._best and self._is_company_worth_it():
+            return min(2 * self._best, limit)
         return min(self._best, limit)
+
+    def part_rows(self, rows: int) -> int:
+        """In runs of how many rows a batch of so many is best computed: of all, or two of half."""
+        is_company = rows == 2 * self._best and self._trial is None and not self._is_whole_faster
+        return self._best if is_company else rows
+
+    def _is_company_worth_it(self) -> bool:
+        saved_ns = self.hand_over_ns / 2
+        return saved_ns > COMPANY_GAIN_MIN * (self.estimate_ns(self._best) + saved_ns)
 
     def table(self) -> dict[int, float]:
         """Rows -> nanoseconds, as learned so far."""
@@ -149,11 +176,14 @@ class RowTimes:
         trial.observe(rows, elapsed_ns)
         winner = trial.winner(self.hand_over_ns)
         if winner and winner != self._best:  # and on in the same direction, as far as that pays
-            self._best = winner
+            self._best, self._is_whole_faster, self._retry_runs = winner, False, RETRY_RUNS
             self._begin_trial()
         elif winner or self._trial_in <= 0:  # decided, or never decided, since requests were too few for it
+            if winner == trial.smaller:
+                self._is_whole_faster = trial.gain(0) >= 0
             self._trial = None
-            self._trial_in = RETRY_RUNS
+            self._trial_in = self._retry_runs
+            self._retry_runs = min(2 * self._retry_runs, RETRY_RUNS_MAX)
             self._tries_larger = not self._tries_larger
 
     def _begin_trial(self) -> None:

@@ -46,6 +46,35 @@ class Ran:
         self.output_ns = output_ns
 
 
+def run_in_parts(
+    executable: Executable,
+    outputs: Sequence[TensorSpec],
+    waiters: Sequence[Waiter],
+    instance: int,
+    *,
+    has_batch_axis: bool,
+    part_rows: int,
+    now_ns: Callable[[], int] = time.monotonic_ns,
+) -> Ran:
+    """Runs requests that were handed over together, in runs of about `part_rows` rows, one after the other."""
+    rans, first, rows = [], 0, 0
+    for end, waiter in enumerate(waiters, 1):
+        rows += waiter.rows
+        if rows >= part_rows or end == len(waiters):
+            part = waiters if end - first == len(waiters) else waiters[first:end]
+            rans.append(run_batch(executable, outputs, part, instance, has_batch_axis=has_batch_axis, now_ns=now_ns))
+            first, rows = end, 0
+    if len(rans) == 1:
+        return rans[0]
+    return Ran(
+        [result for ran in rans for result in ran.results],
+        rans[0].started_ns,
+        sum([ran.input_ns for ran in rans]),
+        sum([ran.compute_ns for ran in rans]),
+        sum([ran.output_ns for ran in rans]),
+    )
+
+
 def run_batch(
     executable: Executable,
     outputs: Sequence[TensorSpec],
@@ -81,6 +110,27 @@ def run_batch(
     return Ran(results, started, ready - started, done - ready, now_ns() - done, whole)
 
 
+def run_whole(
+    executable: Executable, batch: Batch, rows: int, instance: int, *, now_ns: Callable[[], int] = time.monotonic_ns
+) -> Ran | None:
+    """Runs a batch that nobody had to put together, and takes nothing of it apart. Never raises.
+
+    None if anything but all `rows` of each output came of it: `run_batch` can tell what is wrong, and with whom.
+    """
+    started = now_ns()
+    try:
+        answer = executable.execute(batch, instance)
+    except BaseException:  # as in `run_batch`
+        return None
+    done = now_ns()
+    if not isinstance(answer, Mapping) or any(name not in answer for name in batch.outputs):
+        return None
+    for tensor in answer.values():
+        if tensor.ndim == 0 or len(tensor) != rows:
+            return None
+    return Ran((), started, 0, done - started, now_ns() - done, answer)
+
+
 def _alone(
     executable: Executable, outputs: Sequence[TensorSpec], one: Waiter, instance: int, *, has_batch_axis: bool
 ) -> MemberResult:
@@ -95,6 +145,15 @@ def as_error(error: BaseException) -> FarthingError:
     failed = EngineFailed(f"the engine failed: {type(error).__name__}: {error}")
     failed.__cause__ = error
     return failed
+
+
+def cannot_reschedule() -> EngineFailed:
+    """What is told to a request whose model wants to run it again, and may not; the first half is Triton's words."""
+    return EngineFailed(
+        "Request is released with TRITONSERVER_REQUEST_RELEASE_RESCHEDULE, while the model is not configured to handle "
+        "such a flag",
+        hint="set sequence_batching { iterative_sequence: true }",
+    )
 
 
 def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
@@ -115,10 +174,11 @@ def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
             name: np.concatenate([w.inputs[name] if w.start < 0 else own_rows(w, name) for w in waiters])
             for name in first.inputs
         }
-    return Batch(inputs, wanted, tuple(_members(waiters)), waiters)
+    return Batch(inputs, wanted, tuple(members_of(waiters)), waiters)
 
 
-def _members(waiters: Sequence[Waiter]) -> Iterator[Member]:
+def members_of(waiters: Sequence[Waiter]) -> Iterator[Member]:
+    """What the model may know of each."""
     request, member = None, Member(-1)
     for waiter in waiters:
         if waiter.request is not request or waiter.rows != member.rows:  # riders ask the same
@@ -202,6 +262,8 @@ def _apart(answer: Mapping[str, Tensor], waiters: Sequence[Waiter]) -> list[Memb
 def _member_result(one: MemberAnswer | FarthingError, waiter: Waiter, batch: Batch) -> MemberResult:
     if isinstance(one, FarthingError):
         return one
+    if one.is_rescheduled:
+        return cannot_reschedule()
     for name in [asked.name for asked in waiter.request.outputs] or batch.outputs:
         if name not in one.outputs:
             return EngineFailed(f"the model gave no output `{name}`; it gave: {', '.join(one.outputs) or 'none'}")

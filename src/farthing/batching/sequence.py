@@ -20,14 +20,31 @@ NO_STATES: Final[Mapping[str, Tensor]] = {}
 class SequenceWaiter(Waiter):
     """A request of a sequence."""
 
-    __slots__ = ("is_end", "is_start", "sequence", "sequence_id")
-
-    def __init__(self, *waiter: Any, sequence_id: SequenceId, is_start: bool, is_end: bool) -> None:
+    # Without slots of its own, so that requests that are answered often can be of a sequence too.
+    def __init__(
+        self, *waiter: Any, sequence_id: SequenceId, is_start: bool, is_end: bool, is_iterative: bool = False
+    ) -> None:
         super().__init__(*waiter)
         self.sequence_id = sequence_id
         self.is_start = is_start
+        """Of one that runs again: until it has run."""
         self.is_end = is_end
+        self.is_iterative = is_iterative
+        """It is all of its sequence, and its model may have it run again."""
         self.sequence: Sequence
+        self.ran_ns = 0
+        self.runs = 0
+        """That have ended without an answer."""
+        self.again_ns = 0
+        """Since when it waits for its next run."""
+        self.is_held = False
+        """It does not run again yet: its client is behind."""
+        self.is_timed = False
+        """Its deadline is in the table's."""
+
+    @property
+    def since_ns(self) -> int:
+        return self.again_ns or self.arrival_ns
 
 
 class Sequence:

@@ -25,6 +25,10 @@ class SequenceRules(msgspec.Struct, frozen=True, kw_only=True):
     idle_ns: int
     """A sequence of which nothing came for so long has ended."""
     is_direct: bool
+    is_iterative: bool = False
+    """Each request is a sequence, which runs again as often as the model likes."""
+    is_in_order: bool = False
+    """Answers come in the order in which the requests of an instance became ready (`preserve_ordering`)."""
     fill_min: float = 0.0
     """Share of the slots that must be ready, else `direct` waits (`minimum_slot_utilization`)."""
     fill_delay_ns: int = 0

@@ -1,16 +1,18 @@
 """The thin loop that runs sequences' requests: a batch loop whose queue is `sequences`.
 
 Answers, statistics, instances and the end of a model are those of `loop.BatchLoop`. What differs: who may run is up
-to `sequences`, what leaves together to `sequence_batcher`, states travel with their sequence, and sequences that rest
-for too long are ended.
+to `sequences`, what leaves together to `sequence_batcher`, states travel with their sequence, sequences that rest for
+too long are ended, and a request of an iterative sequence may run again. Those that are answered more than once belong
+to `sequence_stream_loop`.
 """
 
+import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final, cast
 
-from farthing.batching.batcher import NOBODY, Callers, Run, Wait
+from farthing.batching.batcher import NOBODY, Run, Wait
 from farthing.batching.instances import Job
-from farthing.batching.loop import LOOP_BUSY_NS_MAX, LOOP_RUN_NS_PER_REQUEST, BatchLoop
+from farthing.batching.loop import LOOP_BUSY_NS_MAX, BatchLoop
 from farthing.batching.queue import ENDED, RETRY_AFTER_S_DEFAULT, Queue, Waiter
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran
@@ -114,7 +116,7 @@ class SequenceLoop(BatchLoop):
                     break
                 ready, since_ns = sequences.runnable(instance, self._head_max)
                 times = self._times_for(ready[0].signature)
-                callers = Callers(self._away, int(self._lag_ns), self._free_ns)
+                callers = self._returning.callers()
                 decision = decide_batch(
                     since_ns, self._rules, times, callers if instance == self._last_instance else NOBODY, now
                 )
@@ -123,7 +125,7 @@ class SequenceLoop(BatchLoop):
                         is_held_up = True
                         break
                     if self._run(ready[: decision.requests], instance, times, now):
-                        now = self._free_ns
+                        now = self._returning.free_ns
                     continue
                 if isinstance(decision, Wait):
                     due_ns = min(due_ns, decision.until_ns) if due_ns else decision.until_ns
@@ -144,14 +146,16 @@ class SequenceLoop(BatchLoop):
                 by_row[waiter.sequence.slot] = waiter
         sequences.take(waiters)
         self._idle.remove(instance)
-        job = SequenceJob(by_row, waiters, instance, times, now)
-        expected_ns = times.estimate_ns(job.rows) if self._run_inline_ns_max else 0
-        if 0 < expected_ns <= self._run_inline_ns_max + LOOP_RUN_NS_PER_REQUEST * job.requests:
+        job = self._begin(by_row, waiters, instance, times, now)
+        if self._is_short(times, job.rows, job.requests):
             self._done(job, self._execute(job))
             return True
         self._running[instance] = job
         self._threads.run(job)
         return False
+
+    def _begin(self, by_row: list[Row], waiters: list[SequenceWaiter], instance: int, times: RowTimes, now: int) -> Job:
+        return SequenceJob(by_row, waiters, instance, times, now)
 
     def _execute(self, job: Job) -> Ran:
         assert isinstance(job, SequenceJob)
@@ -162,25 +166,58 @@ class SequenceLoop(BatchLoop):
             job.by_row,
             job.instance,
             rows_are_slots=self._rules.is_direct,
+            is_iterative=self._rules.is_iterative,
             now_ns=self._now_ns,
         )
         return ran
 
     def _done(self, job: Job, ran: Ran) -> None:
         assert isinstance(job, SequenceJob)
-        tensors = self._tensors
-        for waiter, left in zip(job.requests_of_sequences, job.states, strict=True):
-            if left is not None:
-                waiter.sequence.states = left
-                if tensors.has_free_states:
-                    waiter.sequence.state_shapes = tuple(tensor.shape for tensor in left.values())
+        now = self._now_ns()
+        through: list[SequenceWaiter] = []
+        again = 0
         # First, so that a client who hears of its answer finds its sequence ready for the next request.
-        self._sequences.finished(job.requests_of_sequences, self._now_ns())
+        for waiter, left, result in zip(job.requests_of_sequences, job.states, ran.results, strict=True):
+            if left is not None:
+                self._keep(waiter, left)
+            again += result is None
+            if result is None and waiter.state != ENDED:
+                waiter.ran_ns += now - ran.started_ns
+                self._sequences.again(waiter, now)
+            else:
+                through.append(waiter)
+        self._sequences.finished(through, now)
         self._last_instance = job.instance
-        runs = self.statistics.execution_count
+        statistics = self.statistics
+        runs, rows = statistics.execution_count, statistics.inference_count
         super()._done(job, ran)
-        if self.statistics.execution_count > runs and self._has_batch_axis:
-            self.statistics.inference_count -= job.rows - job.requests  # padding is nobody's row
+        if again:
+            self._returning.away -= again  # their callers still wait
+            if statistics.execution_count == runs:
+                self._ran_for_nobody_yet(job, ran)
+        if statistics.execution_count > runs:
+            # Padding is nobody's row, and who runs again is counted by the last run.
+            statistics.inference_count = rows + sum(isinstance(result, tuple) for result in ran.results)
+
+    def _keep(self, waiter: SequenceWaiter, states: States) -> None:
+        """What a request has left for the next, or for its own next run."""
+        waiter.sequence.states = states
+        if self._tensors.has_free_states:
+            waiter.sequence.state_shapes = tuple(tensor.shape for tensor in states.values())
+
+    def _ran_for_nobody_yet(self, job: Job, ran: Ran) -> None:
+        """A run that answered nobody, since all its requests run again."""
+        if not any(isinstance(result, FarthingError) for result in ran.results):
+            job.times.observe(job.rows, ran.input_ns + ran.compute_ns + ran.output_ns)
+        self.statistics.batch_done(
+            requests=0,
+            rows=job.rows,
+            queue_ns=0,
+            input_ns=ran.input_ns,
+            compute_ns=ran.compute_ns,
+            output_ns=ran.output_ns,
+            now_ms=time.time_ns() // 1_000_000,
+        )
 
     def _done_elsewhere(self, job: Job, ran: Ran) -> None:
         self._done(job, ran)

@@ -5,12 +5,13 @@ Runs wherever it is called and touches nothing but its arguments; what becomes o
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Final
 
 import numpy as np
 
-from farthing.batching.run import NO_PARAMETERS, MemberResult, Ran, as_error
+from farthing.batching.run import NO_PARAMETERS, MemberResult, Ran, as_error, cannot_reschedule
+from farthing.batching.sequence import SequenceWaiter
 from farthing.batching.sequence_tensors import Row, SequenceTensors
 from farthing.engines.contract import Answer, Batch, Executable, Member, MemberAnswer
 from farthing.types.errors import EngineFailed, FarthingError
@@ -30,9 +31,11 @@ def run_sequences(
     instance: int,
     *,
     rows_are_slots: bool,
+    is_iterative: bool = False,
     now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> tuple[Ran, Sequence[States | None]]:
-    """Runs a batch. Answers what its requests got and the states they left (None: the old ones stand); never raises.
+    """Runs a batch. Answers what its requests got (None: they run again, which is for `is_iterative` ones) and the
+    states they left (None: the old ones stand); never raises.
 
     When a batch of several requests fails as a whole and the model keeps nothing of it, each is run by itself in its
     own row, so one that poisons its batch fails alone.
@@ -42,11 +45,11 @@ def run_sequences(
     results: Sequence[MemberResult]
     states: Sequence[States | None]
     try:
-        batch = _gather(tensors, outputs, rows)
+        batch = gather_rows(tensors, outputs, rows)
         ready = now_ns()
         answer = executable.execute(batch, instance)
         done = now_ns()
-        results, states = _hand_back(tensors, outputs, answer, batch, rows)
+        results, states = _hand_back(tensors, outputs, answer, batch, rows, is_iterative=is_iterative)
     except BaseException as error:  # also SystemExit: nothing that user code raises may cost the answers or a thread
         done = now_ns()
         if len(asked) > 1 and executable.is_pure:
@@ -58,6 +61,7 @@ def run_sequences(
                     _only(rows, place, rows_are_slots=rows_are_slots),
                     instance,
                     rows_are_slots=rows_are_slots,
+                    is_iterative=is_iterative,
                 )
                 for place, row in enumerate(rows)
                 if row is not None
@@ -75,7 +79,8 @@ def _only(rows: Sequence[Row], place: int, *, rows_are_slots: bool) -> list[Row]
     return [row if index == place else None for index, row in enumerate(rows)]
 
 
-def _gather(tensors: SequenceTensors, outputs: Sequence[TensorSpec], rows: Sequence[Row]) -> Batch:
+def gather_rows(tensors: SequenceTensors, outputs: Sequence[TensorSpec], rows: Sequence[Row]) -> Batch:
+    """The batch of these rows, with their controls and states."""
     first = next(row for row in rows if row is not None)
     inputs = dict(first.inputs)
     if len(rows) > 1:
@@ -83,12 +88,17 @@ def _gather(tensors: SequenceTensors, outputs: Sequence[TensorSpec], rows: Seque
             blank = _blank(sample) if None in rows else sample
             inputs[name] = np.concatenate([blank if row is None else row.inputs[name] for row in rows])
     inputs.update(tensors.inputs(rows))
-    members = tuple(
-        PADDING if row is None else Member(row.rows, row.request.id, row.request.parameters) for row in rows
-    )
+    members = tuple(PADDING if row is None else _member(row) for row in rows)
     wanted = _wanted(outputs, rows)
     wanted += tuple(state.output_name for state in tensors.states if state.output_name not in wanted)
     return Batch(inputs, wanted, members, rows)
+
+
+def _member(row: SequenceWaiter) -> Member:
+    parameters = row.request.parameters
+    if row.is_iterative:  # whose id the client may not have given, and which starts once
+        parameters = {**parameters, "sequence_id": row.sequence_id, "sequence_start": row.is_start}
+    return Member(row.rows, row.request.id, parameters)
 
 
 def _blank(sample: Tensor) -> Tensor:
@@ -108,7 +118,13 @@ def _wanted(outputs: Sequence[TensorSpec], rows: Sequence[Row]) -> tuple[str, ..
 
 
 def _hand_back(
-    tensors: SequenceTensors, outputs: Sequence[TensorSpec], answer: Answer, batch: Batch, rows: Sequence[Row]
+    tensors: SequenceTensors,
+    outputs: Sequence[TensorSpec],
+    answer: Answer,
+    batch: Batch,
+    rows: Sequence[Row],
+    *,
+    is_iterative: bool,
 ) -> tuple[list[MemberResult], list[States | None]]:
     each = _by_rows(answer, batch, len(rows), has_batch_axis=tensors.has_batch_axis)
     shown = {spec.name for spec in outputs}
@@ -121,15 +137,22 @@ def _hand_back(
         result: MemberResult
         if isinstance(one, FarthingError):
             result = one
+        elif one.is_rescheduled and not is_iterative:
+            result = cannot_reschedule()
         else:
             try:
-                left = tensors.states_after(one.outputs)
-                result = ({name: tensor for name, tensor in one.outputs.items() if name in shown}, one.parameters)
+                if not one.is_rescheduled or tensors.has_states(one.outputs):
+                    left = tensors.states_after(one.outputs)
+                result = None if one.is_rescheduled else _shown(one, shown)
             except EngineFailed as failed:
                 result = failed
         results.append(result)
         states.append(left)
     return results, states
+
+
+def _shown(one: MemberAnswer, shown: Collection[str]) -> MemberResult:
+    return {name: tensor for name, tensor in one.outputs.items() if name in shown}, one.parameters
 
 
 def _by_rows(
@@ -157,7 +180,7 @@ def _by_rows(
 
 
 def _complete(one: MemberAnswer, batch: Batch) -> MemberAnswer | EngineFailed:
-    for name in batch.outputs:
+    for name in () if one.is_rescheduled else batch.outputs:
         if name not in one.outputs:
             return EngineFailed(f"the model gave no output `{name}`; it gave: {', '.join(one.outputs) or 'none'}")
     return one

@@ -105,11 +105,17 @@ class SequenceTensors(msgspec.Struct, frozen=True, kw_only=True):
             made[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return made
 
+    def has_states(self, outputs: Mapping[str, Tensor]) -> bool:
+        """Whether outputs hold any state at all."""
+        return any(state.output_name in outputs for state in self.states)
+
     def states_after(self, outputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         """The states that one request's own outputs hold. Raises `EngineFailed` if they are not what was declared."""
         left: dict[str, Tensor] = {}
         for state in self.states:
-            tensor = outputs[state.output_name]
+            tensor = outputs.get(state.output_name)
+            if tensor is None:
+                raise EngineFailed(f"the model gave no state `{state.output_name}`; it gave: {', '.join(outputs)}")
             if datatype_of(tensor) != state.datatype or not shape_fits(tensor.shape, state.shape):
                 raise EngineFailed(
                     f"state `{state.output_name}` is {datatype_of(tensor)} {list(tensor.shape)}; configured is "

@@ -9,22 +9,22 @@ A sequence's life:
 
     add(START) -> a slot is free? holds it : backlog -> ... requests, one at a time ...
         -> END has run, or it was idle for too long, or its START never ran: ended; the slot goes to the next
+
+In an iterative sequence there is one request, which may run again and again, each time behind all that are ready.
 """
 
 from collections.abc import Hashable, Iterator
-from heapq import heapify, heappop, heappush
 
 from farthing.batching.queue import (
     ENDED,
     RETRY_AFTER_S_DEFAULT,
     RUNNING,
     SIGNATURE_ALONE,
-    TIDY_LEFT,
-    TIDY_LEFT_PER_WAITING,
     WAITING,
     Waiter,
 )
 from farthing.batching.sequence import NO_STATES, Sequence, SequenceId, SequenceWaiter
+from farthing.batching.sequence_places import Deadlines, FreeSlots, next_id
 from farthing.types.errors import InvalidInput, Overloaded
 
 
@@ -33,9 +33,10 @@ class Sequences:
 
     has_timeouts = False
 
-    def __init__(self, *, model: str, instances: int, slots: int, idle_ns: int, requests_max: int) -> None:
-        """`slots` are those of each instance.
-
+    def __init__(
+        self, *, model: str, instances: int, slots: int, idle_ns: int, requests_max: int, is_in_order: bool = False
+    ) -> None:
+        """`slots` are those of each instance. `is_in_order`: nobody runs before whoever has been ready for longer.
         `requests_max` bounds the requests that wait in slots, and again those in the backlog: else a full backlog would
         turn away the very requests whose sequences could end and make room.
         """
@@ -43,21 +44,23 @@ class Sequences:
         self._slots = slots
         self._idle_ns = idle_ns
         self._requests_max = requests_max
+        self._is_in_order = is_in_order
+        self._last_id = 0
         self._by_id: dict[SequenceId, Sequence] = {}
         self._backlog: dict[Sequence, None] = {}
         self._idle: dict[Sequence, None] = {}  # by how long they have been idle, the longest first
-        # Of each instance: who holds which slot, slots that were given back, and who may run, the longest ready first.
+        # Of each instance: who holds which slot, which are free, and who may run, the longest ready first.
         self._held: list[dict[int, Sequence]] = [{} for _ in range(instances)]
-        self._free: list[list[int]] = [[] for _ in range(instances)]
-        self._unused = [0] * instances  # slots from here on were never held
+        self._free = [FreeSlots(slots) for _ in range(instances)]
         self._ready: list[dict[Sequence, int]] = [{} for _ in range(instances)]
-        self._by_deadline: list[tuple[int, int, SequenceWaiter]] = []
-        self._added = 0
+        self._deadlines = Deadlines()
         self._orphans: list[SequenceWaiter] = []
         self.requests = 0
         """That wait to run."""
         self._without_slot = 0
         """Of these, those of sequences that have no slot."""
+        self._again = 0
+        """Of these, those that have run already; as many as there are slots, at most."""
         self.sequences = 0
         """That have begun and not ended."""
         self.active = 0
@@ -85,14 +88,14 @@ class Sequences:
         self._check_room(waiter, known, retry_after_s)
         if waiter.request.timeout_us:
             waiter.deadline_ns = waiter.arrival_ns + waiter.request.timeout_us * 1000
-            self._remember_deadline(waiter)
+            self._deadlines.add(waiter, self.requests)
         now_ns = waiter.arrival_ns
         sequence = self._begin(waiter.sequence_id, known, now_ns) if waiter.is_start or known is None else known
         waiter.sequence = sequence
         sequence.waiting.append(waiter)
         self.requests += 1
         self._without_slot += sequence.slot < 0
-        if waiter.is_end:
+        if waiter.is_end or waiter.is_iterative:
             sequence.is_closed = True
         self._idle.pop(sequence, None)
         if sequence.slot >= 0:
@@ -101,15 +104,13 @@ class Sequences:
             self._fill(now_ns)
 
     def _check_room(self, waiter: SequenceWaiter, known: Sequence | None, retry_after_s: float) -> None:
-        if waiter.is_start:
-            has_slot = known is None and self.active < len(self._held) * self._slots
-        else:
-            has_slot = known is not None and known.slot >= 0
-        count = self.requests - self._without_slot if has_slot else self._without_slot
+        is_slot_free = known is None and self.active < len(self._held) * self._slots
+        has_slot = is_slot_free if waiter.is_start else known is not None and known.slot >= 0
+        count = self.requests - self._without_slot - self._again if has_slot else self._without_slot
         if count >= self._requests_max:
+            wanted = "" if has_slot else " to get a slot"
             raise Overloaded(
-                f"Exceeds maximum queue size: {count} requests of sequences wait for model `{self._model}`"
-                f"{'' if has_slot else ' to get a slot'}",
+                f"Exceeds maximum queue size: {count} requests of sequences wait for model `{self._model}`{wanted}",
                 hint="come back after the time in Retry-After; sequences that end make room for others",
                 retry_after_s=retry_after_s,
             )
@@ -129,13 +130,17 @@ class Sequences:
             self._end(known, now_ns)
         return new
 
+    def new_id(self) -> int:
+        """An id that no sequence has, for a request that is a sequence of its own."""
+        self._last_id = next_id(self._last_id, self._by_id)
+        return self._last_id
+
     def no_start(self, waiter: SequenceWaiter) -> InvalidInput:
         """Triton's words for a request of a sequence that never started, has ended or was idle for too long."""
         return InvalidInput(
             f"inference request for sequence {waiter.sequence_id} to model '{self._model}' must specify the START flag "
             "on the first request of the sequence",
-            hint=f"it never started, has ended, or nothing came for {self._idle_ns / 1e9:g} s "
-            "(max_sequence_idle_microseconds): send sequence_start",
+            hint=f"it never started, has ended, or was idle for {self._idle_ns / 1e9:g} s: send sequence_start",
         )
 
     # -- requests run ----------------------------------------------------------------------------------------------
@@ -151,6 +156,8 @@ class Sequences:
             if not found:
                 signature = mine
             elif mine != signature:
+                if self._is_in_order:
+                    break
                 continue
             found.append(waiter)
             since.append(ready_ns)
@@ -170,6 +177,7 @@ class Sequences:
             sequence.waiting.popleft()
             sequence.running = waiter
             waiter.state = RUNNING
+            self._again -= waiter.runs > 0
             del self._ready[sequence.instance][sequence]
         self.requests -= len(waiters)
 
@@ -182,6 +190,33 @@ class Sequences:
                 self._end(sequence, now_ns)
             else:
                 self._settle(sequence, now_ns)
+
+    def again(self, waiter: SequenceWaiter, now_ns: int, *, is_held: bool = False) -> None:
+        """A request of an iterative sequence has run and is to run again, behind all that are ready now.
+
+        One that `is_held` is not ready before it is let `go_on`.
+        """
+        sequence = waiter.sequence
+        assert sequence.running is waiter
+        assert not sequence.waiting
+        sequence.running = None
+        sequence.waiting.append(waiter)
+        waiter.state = WAITING
+        waiter.is_start = False
+        waiter.runs += 1
+        waiter.again_ns = now_ns
+        waiter.is_held = is_held
+        self.requests += 1
+        self._again += 1
+        if waiter.deadline_ns and not waiter.is_timed:
+            self._deadlines.add(waiter, self.requests)
+        self._maybe_ready(sequence, now_ns)
+
+    def go_on(self, waiter: SequenceWaiter, now_ns: int) -> None:
+        """A request that was held is ready."""
+        waiter.is_held = False
+        if waiter.state == WAITING:
+            self._maybe_ready(waiter.sequence, now_ns)
 
     # -- requests leave --------------------------------------------------------------------------------------------
 
@@ -211,13 +246,7 @@ class Sequences:
 
     def expired(self, now_ns: int) -> list[SequenceWaiter]:
         """Requests whose own timeout has passed, taken out."""
-        heap = self._by_deadline
-        out: list[SequenceWaiter] = []
-        while heap and heap[0][0] <= now_ns:
-            waiter = heappop(heap)[2]
-            if self.remove(waiter, now_ns):
-                out.append(waiter)
-        return out
+        return [waiter for waiter in self._deadlines.passed(now_ns) if self.remove(waiter, now_ns)]
 
     def end_idle(self, now_ns: int) -> int:
         """Ends sequences of which nothing came for too long; how many."""
@@ -232,10 +261,7 @@ class Sequences:
 
     def next_deadline_ns(self) -> int:
         """When a request's or a sequence's time runs out next; 0 for never."""
-        heap = self._by_deadline
-        while heap and heap[0][2].state != WAITING:
-            heappop(heap)
-        due_ns = heap[0][0] if heap else 0
+        due_ns = self._deadlines.next_ns()
         if self._idle:
             idle_ns = next(iter(self._idle)).idle_since_ns + self._idle_ns
             due_ns = min(due_ns, idle_ns) if due_ns else idle_ns
@@ -280,7 +306,7 @@ class Sequences:
             self._idle[sequence] = None
 
     def _maybe_ready(self, sequence: Sequence, now_ns: int) -> None:
-        if sequence.running is None:
+        if sequence.running is None and not sequence.waiting[0].is_held:
             self._ready[sequence.instance].setdefault(sequence, now_ns)
 
     def _end(self, sequence: Sequence, now_ns: int) -> None:
@@ -313,7 +339,7 @@ class Sequences:
             if successor is not None and successor.inherits_slot:
                 self._hold(successor, instance, slot, now_ns)
                 return
-            heappush(self._free[instance], slot)
+            self._free[instance].give_back(slot)
         if successor is not None:
             self._backlog[successor] = None
         self._fill(now_ns)
@@ -326,12 +352,7 @@ class Sequences:
                 return
             sequence = next(iter(self._backlog))
             del self._backlog[sequence]
-            if self._free[instance]:
-                slot = heappop(self._free[instance])
-            else:
-                slot = self._unused[instance]
-                self._unused[instance] += 1
-            self._hold(sequence, instance, slot, now_ns)
+            self._hold(sequence, instance, self._free[instance].take(), now_ns)
 
     def _hold(self, sequence: Sequence, instance: int, slot: int, now_ns: int) -> None:
         self._without_slot -= len(sequence.waiting)
@@ -345,13 +366,7 @@ class Sequences:
         waiter.state = ENDED
         self.requests -= 1
         self._without_slot -= waiter.sequence.slot < 0
-
-    def _remember_deadline(self, waiter: SequenceWaiter) -> None:
-        self._added += 1  # breaks ties, so waiters are never compared
-        if len(self._by_deadline) > TIDY_LEFT + TIDY_LEFT_PER_WAITING * self.requests:
-            self._by_deadline = [entry for entry in self._by_deadline if entry[2].state == WAITING]
-            heapify(self._by_deadline)
-        heappush(self._by_deadline, (waiter.deadline_ns, self._added, waiter))
+        self._again -= waiter.runs > 0
 
     def _all(self) -> Iterator[Sequence]:
         for first in (*self._backlog, *(sequence for held in self._held for sequence in held.values())):
@@ -364,16 +379,16 @@ class Sequences:
         """Asserts what must hold between any two calls (for tests and simulations)."""
         everyone = list(self._all())
         assert len({id(sequence) for sequence in everyone}) == len(everyone) == self.sequences
-        assert self.requests == sum(len(sequence.waiting) for sequence in everyone) <= 2 * self._requests_max
+        assert self.requests == sum(len(sequence.waiting) for sequence in everyone)
+        assert self._again == sum(waiter.runs > 0 for sequence in everyone for waiter in sequence.waiting)
+        assert self.requests - self._again <= 2 * self._requests_max
         assert self._without_slot == sum(len(s.waiting) for s in everyone if s.slot < 0) <= self._requests_max
-        holders = [sequence for held in self._held for sequence in held.values()]
-        assert len(holders) == self.active
+        assert sum(map(len, self._held)) == self.active
         assert self.active == len(self._held) * self._slots or not self._backlog, "a slot is free and somebody waits"
         for instance, held in enumerate(self._held):
-            assert len(held) + len(self._free[instance]) == self._unused[instance] <= self._slots
-            assert not held.keys() & set(self._free[instance])
+            assert set(held) == self._free[instance].taken()
             assert all((s.instance, s.slot) == (instance, slot) for slot, s in held.items())
-            can_run = {s for s in held.values() if s.waiting and s.running is None}
+            can_run = {s for s in held.values() if s.waiting and s.running is None and not s.waiting[0].is_held}
             assert can_run == self._ready[instance].keys()
         for sequence in everyone:
             assert sequence.slot >= 0 or (sequence.waiting and sequence.running is None)
@@ -381,5 +396,5 @@ class Sequences:
             is_resting = not sequence.waiting and sequence.running is None
             assert is_resting == (sequence in self._idle)
             assert not (is_resting and sequence.is_closed)
-        assert len(self._by_deadline) <= 1 + TIDY_LEFT + 2 * TIDY_LEFT_PER_WAITING * self._requests_max
+        self._deadlines.check_integrity(2 * self._requests_max + self.active)
         assert all(known.id == sequence_id and known.successor is None for sequence_id, known in self._by_id.items())

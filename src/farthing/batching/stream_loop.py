@@ -11,17 +11,18 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
+from farthing.batching.answers import reason_of
 from farthing.batching.instances import Job
 from farthing.batching.loop import BatchLoop
 from farthing.batching.mailbox import Mailbox
 from farthing.batching.queue import ENDED, Waiter
 from farthing.batching.row_times import RowTimes
-from farthing.batching.run import NO_PARAMETERS, MemberResult, Ran, as_error, gather
+from farthing.batching.run import NO_PARAMETERS, MemberResult, Ran, as_error, cannot_reschedule, gather
 from farthing.engines.contract import MemberAnswer
 from farthing.engines.streaming import Part, StreamedBatch, StreamingExecutable
 from farthing.telemetry.statistics import FailureReason, ResponseKind
 from farthing.telemetry.watchdog import Running
-from farthing.types.errors import FarthingError, InvalidInput, Unavailable
+from farthing.types.errors import FarthingError
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse, Timing
 from farthing.types.tensors import Tensor
 
@@ -39,7 +40,7 @@ BEGUN: Final[MemberResult] = ({}, NO_PARAMETERS)
 class StreamWaiter(Waiter):
     """One request of a stream."""
 
-    __slots__ = ("failure", "hear", "job", "place", "said", "said_ns")
+    __slots__ = ("begun_ns", "failure", "hear", "is_in_batch", "job", "place", "said", "said_ns")
 
     def __init__(
         self,
@@ -49,11 +50,15 @@ class StreamWaiter(Waiter):
         signature: Hashable,
         arrival_ns: int,
         hear: HearResponse,
+        **of_sequence: Any,
     ) -> None:
-        super().__init__(request, inputs, rows, signature, arrival_ns, self._answered_at_once)
+        super().__init__(request, inputs, rows, signature, arrival_ns, self._answered_at_once, **of_sequence)
         self.hear = hear
         self.job: StreamJob | None = None
         """Its batch, once it runs."""
+        self.is_in_batch = False
+        self.begun_ns = 0
+        """When the first of its batches began."""
         self.place = 0
         self.said = 0
         """Responses so far."""
@@ -69,18 +74,22 @@ class StreamWaiter(Waiter):
 class StreamJob(Job):
     """A batch whose members are being answered."""
 
-    __slots__ = ("answered", "begun_ns", "input_ns", "left", "queue_ns", "running")
+    __slots__ = ("answered", "begun_ns", "has_returned", "holds_turn", "input_ns", "left", "queue_ns", "running")
 
     def __init__(self, waiters: list[StreamWaiter], rows: int, instance: int, times: RowTimes, now: int) -> None:
         super().__init__(list(waiters), rows, instance, times, now)
         self.running: StreamedBatch | None = None
         self.left = len(waiters)
         self.answered = 0
+        self.has_returned = False
+        self.holds_turn = True
+        """Of those that take turns at resources: it holds what its instance needs."""
         self.begun_ns = now
         self.input_ns = 0
         self.queue_ns = 0
         for place, waiter in enumerate(waiters):
-            waiter.job, waiter.place, waiter.said_ns = self, place, now
+            waiter.job, waiter.place, waiter.said_ns, waiter.is_in_batch = self, place, now, True
+            waiter.begun_ns = waiter.begun_ns or now
 
 
 class StreamLoop(BatchLoop):
@@ -177,16 +186,18 @@ class StreamLoop(BatchLoop):
     def _done(self, job: Job, ran: Ran) -> None:
         assert isinstance(job, StreamJob)
         self._running.pop(job.instance, None)
-        self._free_ns = now = self._now_ns()
+        job.has_returned = True
+        self._returning.free_ns = now = self._now_ns()
         error = ran.results[0]
         rest_s = self._rest_s(ran) if self.instances > 1 else 0.0
         if isinstance(error, FarthingError):
             for waiter in job.waiters:
                 if isinstance(waiter, StreamWaiter) and waiter.state != ENDED:
                     self._stop_hearing(waiter)
-                    self.statistics.failed(_reason(error), 1, now - waiter.arrival_ns)
+                    self.statistics.failed(reason_of(error), 1, now - waiter.arrival_ns)
                     self._answer(waiter, error)
                     self._end(waiter, now)
+        self._maybe_free_turn(job)
         if rest_s:
             self._scheduler.call_later(rest_s, self._after_rest, job.instance)
         elif len(self._streams) >= self._streams_max:
@@ -194,6 +205,13 @@ class StreamLoop(BatchLoop):
         else:
             self._idle.append(job.instance)
         self._tell_if_empty()
+
+    def _maybe_free_turn(self, job: StreamJob) -> None:
+        """Gives back what the instance needed once the model is through with a batch, as far as can be seen."""
+        is_through = job.has_returned and not (job.left and self._streaming.returns_at_once)
+        if self.turns is not None and is_through and job.holds_turn:
+            job.holds_turn = False
+            self.turns.ran(job.instance)
 
     # -- what is said --------------------------------------------------------------------------------------------
 
@@ -206,6 +224,8 @@ class StreamLoop(BatchLoop):
         job = waiter.job
         if waiter.state == ENDED or job is None:
             return
+        if part.is_rescheduled:
+            part = Part(cannot_reschedule(), is_last=True)
         infer_ns = max(0, made_ns - waiter.said_ns)
         waiter.said_ns = made_ns
         answer = part.answer
@@ -227,9 +247,9 @@ class StreamLoop(BatchLoop):
         if not part.is_last or waiter.state == ENDED:
             return
         if waiter.failure is not None:
-            statistics.failed(_reason(waiter.failure), 1, now - waiter.arrival_ns)
+            statistics.failed(reason_of(waiter.failure), 1, now - waiter.arrival_ns)
         else:
-            waited_ns = job.begun_ns - waiter.arrival_ns
+            waited_ns = job.begun_ns - waiter.arrival_ns - waiter.ran_ns
             statistics.request_done(now - waiter.arrival_ns, waited_ns)
             job.answered += 1
             job.queue_ns += waited_ns
@@ -245,7 +265,12 @@ class StreamLoop(BatchLoop):
             outputs={name: outputs[name] for name in asked if name in outputs} if asked else outputs,
             parameters=answer.parameters,
             timing=Timing(
-                job.begun_ns - waiter.arrival_ns, job.input_ns, made_ns - job.begun_ns, 0, job.rows, job.requests
+                job.begun_ns - waiter.arrival_ns - waiter.ran_ns,
+                job.input_ns,
+                made_ns - job.begun_ns,
+                0,
+                job.rows,
+                job.requests,
             ),
         )
 
@@ -258,13 +283,24 @@ class StreamLoop(BatchLoop):
         """Nothing more is said to this request."""
         waiter.state = ENDED
         self._streams.discard(waiter)
-        job = waiter.job
-        assert job is not None
         trace = waiter.request.trace
         if trace is not None:
             error = type(waiter.failure).__name__ if waiter.failure is not None else ""
-            trace.note("queue", waiter.arrival_ns, job.begun_ns)
-            trace.note("stream", job.begun_ns, now, {"farthing.responses": waiter.said}, error=error)
+            trace.note("queue", waiter.arrival_ns, waiter.begun_ns)
+            trace.note("stream", waiter.begun_ns, now, {"farthing.responses": waiter.said}, error=error)
+        self._leave_batch(waiter, now)
+        if self._parked and len(self._streams) < self._streams_max:
+            self._idle += self._parked
+            self._parked.clear()
+            self.pump_soon()
+        self._tell_if_empty()
+
+    def _leave_batch(self, waiter: StreamWaiter, now: int) -> None:
+        """Nothing more is said to this request in its batch, which is counted when that holds for all."""
+        job = waiter.job
+        if job is None or not waiter.is_in_batch:
+            return
+        waiter.is_in_batch = False
         job.left -= 1
         if not job.left and job.answered:
             self.statistics.batch_done(
@@ -276,14 +312,4 @@ class StreamLoop(BatchLoop):
                 output_ns=0,
                 now_ms=time.time_ns() // 1_000_000,
             )
-        if self._parked and len(self._streams) < self._streams_max:
-            self._idle += self._parked
-            self._parked.clear()
-            self.pump_soon()
-        self._tell_if_empty()
-
-
-def _reason(error: FarthingError) -> FailureReason:
-    if isinstance(error, InvalidInput):
-        return FailureReason.INVALID
-    return FailureReason.UNAVAILABLE if isinstance(error, Unavailable) else FailureReason.BACKEND
+        self._maybe_free_turn(job)

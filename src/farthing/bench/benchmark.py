@@ -5,15 +5,16 @@ What was asked is a value (`Asked`), read from the command line by `cli.bench`, 
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from farthing.bench.arrivals import OpenLoad, Process, Times, arrivals
+from farthing.bench.asked import Asked, settings_of
 from farthing.bench.comparison import Side, order, ratio
 from farthing.bench.endpoint import Measurable, model_inputs, open_target
+from farthing.bench.frame_load import FramesAsked, frame_load, frame_plan
 from farthing.bench.in_process import InProcess
 from farthing.bench.inputs import Inputs, inputs_from_file, random_inputs
 from farthing.bench.knee import knee
@@ -29,7 +30,7 @@ from farthing.bench.mlperf import (
     run_loadgen,
 )
 from farthing.bench.mlperf import Asked as LoadGenAsked
-from farthing.bench.prompts import LENGTH_MAX, Turn, conversations, parse_lengths, replayed
+from farthing.bench.prompts import LENGTH_MAX, Turn, conversations, parse_lengths, prompts_of_file, replayed
 from farthing.bench.report import Compared, Report, report
 from farthing.bench.search import Found, Limits, Trial, decide
 from farthing.bench.targets import Metric, Target, Verdict, judge, parse_targets
@@ -48,45 +49,6 @@ CHAT_FIELDS: Final = {"ignore_eos": True}
 Shown = Callable[[str, float], AbstractContextManager[OnProgress]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
-    """The command line, read."""
-
-    url: str
-    models: tuple[str, ...]
-    """Empty: the only one, in process."""
-    kind: str
-    api_key: str
-    concurrency: tuple[int, ...]
-    rate: tuple[float, float | None] | None
-    arrivals: str
-    burstiness: float
-    trace: Path | None
-    speed: float
-    find: str
-    against: str
-    rounds: int
-    duration_s: float
-    warm_up_s: float | None
-    goal: str
-    input: str
-    shapes: dict[str, tuple[int, ...]]
-    is_json: bool
-    prompt_tokens: str
-    output_tokens: str
-    prefix_tokens: int
-    prefixes: int
-    turns: int
-    pause_s: float
-    timeout_s: float
-    connections_max: int
-    seed: int
-    mlperf: str = ""
-    is_accuracy: bool = False
-    mlperf_conf: Path | None = None
-    mlperf_logs: Path = Path()
-
-
 def benchmark(asked: Asked, shown: Shown) -> Report:
     """Does what is asked. `shown` is entered for each load, with its name and seconds; it gives what to call."""
     with ExitStack() as opened:
@@ -101,7 +63,7 @@ def _benchmark(asked: Asked, shown: Shown, opened: ExitStack) -> Report:
     targets = parse_targets(asked.find or asked.goal) if asked.find or asked.goal else ()
     bench = _Bench(asked, endpoint, targets, shown)
     check_answers(endpoint, bench.work, timeout_s=asked.timeout_s)
-    settings = _settings(asked)
+    settings = settings_of(asked)
     if asked.mlperf:
         try:
             return bench.mlperf(settings)
@@ -114,6 +76,8 @@ def _benchmark(asked: Asked, shown: Shown, opened: ExitStack) -> Report:
         return bench.search(settings)
     if asked.rate or asked.trace:
         return report(asked.url, settings, [bench.run(*bench.open_load(asked.rate))])
+    if asked.frames:
+        return bench.frames(settings)
     runs: list[Measured] = []
     for connections in asked.concurrency:
         runs.append(bench.run(*bench.closed_load(connections)))
@@ -133,19 +97,12 @@ def _open(target: str, asked: Asked, opened: ExitStack) -> Measurable:
     return found
 
 
-def _settings(asked: Asked) -> dict[str, Any]:
-    """What the report says of how it was made: all of it but the key."""
-    return {name: getattr(asked, name) for name in Asked.__slots__ if name not in {"api_key", "url"}} | {
-        name: str(value) if (value := getattr(asked, name)) else "" for name in ("trace", "mlperf_conf", "mlperf_logs")
-    }
-
-
 def _check_mlperf(asked: Asked) -> None:
     """Before anything is loaded."""
-    if asked.find or asked.against or asked.trace or asked.kind != "http":
+    if asked.find or asked.against or asked.trace or asked.turns > 1:
         raise InvalidSetting(
-            "--mlperf measures a model of tensors, over HTTP or in process, by MLPerf's own rules",
-            hint="leave out --find, --against, --trace and --kind",
+            "--mlperf sends single requests by MLPerf's own rules",
+            hint="leave out --find, --against, --trace and --turns",
         )
     if Scenario(asked.mlperf) is Scenario.CONSTANT_STREAM:
         if asked.rate is None or asked.is_accuracy:
@@ -165,11 +122,12 @@ def _asked_of_loadgen(asked: Asked) -> LoadGenAsked:
         timeout_s=asked.timeout_s,
         connections=max(asked.concurrency),
         rate=asked.rate[0] if asked.rate else None,
-        target=targets[0] if targets else None,
+        targets=targets,
         config=asked.mlperf_conf,
         model=",".join(asked.models),
         logs=asked.mlperf_logs,
         seed=asked.seed,
+        is_text=asked.kind == "openai",
     )
 
 
@@ -178,7 +136,8 @@ class _Bench:
 
     def __init__(self, asked: Asked, endpoint: Measurable, targets: tuple[Target, ...], shown: Shown) -> None:
         self._asked, self._endpoint, self._targets, self._shown = asked, endpoint, targets, shown
-        self.work = _work(asked, endpoint)
+        self._inputs = {} if asked.kind == "openai" else _inputs(asked, endpoint)
+        self.work = _work(asked, endpoint, self._inputs)
 
     def run(
         self, load: Load, label: str, at: float, endpoint: Measurable | None = None, work: Work | None = None
@@ -253,7 +212,7 @@ class _Bench:
         if Scenario(asked.mlperf) is Scenario.CONSTANT_STREAM:
             assert asked.rate is not None
             target = (self._targets or parse_targets(f"p99<{1e3 / asked.rate[0]:.6f}ms"))[0]
-            run = self.run(*self.open_load((asked.rate[0], None)))
+            run = self._frame_run(1, asked.rate[0], target.limit_s)
             return report(asked.url, settings, [run], mlperf=constant_stream(run, target))
         wanted = _asked_of_loadgen(asked)
         probe = Load(connections=probe_connections(wanted), duration_s=PROBE_S, timeout_s=asked.timeout_s)
@@ -264,10 +223,39 @@ class _Bench:
             )
         return report(asked.url, settings, [run], mlperf=judged)
 
+    def frames(self, settings: dict[str, Any]) -> Report:
+        """So many streams of frames at once, one number of streams after the other."""
+        asked = self._asked
+        assert asked.frames is not None
+        runs: list[Measured] = []
+        for streams in asked.concurrency:
+            runs.append(self._frame_run(streams, asked.frames, asked.deadline_s))
+            if runs[-1].is_interrupted:
+                break
+        return report(asked.url, settings, runs)
+
+    def _frame_run(self, streams: int, rate: float, deadline_s: float | None) -> Measured:
+        asked = self._asked
+        if len(self._inputs) != 1:
+            raise InvalidSetting("a stream of frames is to one model", hint="give one --model")
+        ((model, requests),) = self._inputs.items()
+        wanted = FramesAsked(
+            model=model,
+            rate=rate,
+            deadline_s=deadline_s,
+            policy=asked.policy,
+            duration_s=asked.duration_s,
+            timeout_s=asked.timeout_s,
+            connections_max=asked.connections_max,
+        )
+        plan = frame_plan(wanted, self._endpoint)
+        work, load, label = frame_load(wanted, plan, streams, self.work, requests)
+        return self.run(load, label, float(streams), work=work)
+
     def compare(self, other: Measurable, settings: dict[str, Any]) -> Report:
 
         asked = self._asked
-        other_work = _work(asked, other)
+        other_work = _work(asked, other, {} if asked.kind == "openai" else _inputs(asked, other))
         check_answers(other, other_work, timeout_s=asked.timeout_s)
         sides: dict[Side, list[Measured]] = {Side.A: [], Side.B: []}
         for turn, side in enumerate(order(asked.rounds)):
@@ -323,29 +311,36 @@ def _verdict(run: Measured, targets: tuple[Target, ...]) -> Verdict:
     )
 
 
-def _work(asked: Asked, endpoint: Measurable) -> Work:
-
+def _work(asked: Asked, endpoint: Measurable, inputs: dict[str, list[Inputs]]) -> Work:
     if asked.kind == "openai":
         if len(asked.models) != 1 or isinstance(endpoint, InProcess):
             raise InvalidSetting("a chat is with one model", hint="give one --model")
         return chat_work(endpoint, asked.models[0], _chains(asked), CHAT_FIELDS)
+    weights = dict(_weighted(text) for text in asked.models) if asked.models else dict.fromkeys(inputs, 1.0)
+    if not sum(weights.values()) > 0:
+        raise InvalidSetting("--model: the weights of a mix must not all be 0")
+    return infer_work(endpoint, inputs, weights, is_json=asked.is_json)
+
+
+def _inputs(asked: Asked, endpoint: Measurable) -> dict[str, list[Inputs]]:
+    """What each model is sent."""
     if asked.trace:
         raise InvalidSetting("traces are of language models", hint="add --kind openai")
-    weights: dict[str, float] = {}
     requests: dict[str, list[Inputs]] = {}
-    for text in asked.models or (_only_model(endpoint),):
-        name, colon, weight = text.rpartition(":")
-        name, share = (name, float(weight)) if colon and weight.replace(".", "", 1).isdecimal() else (text, 1.0)
+    for name in [_weighted(text)[0] for text in asked.models] or [_only_model(endpoint)]:
         specs = model_inputs(endpoint, name)
-        weights[name] = share
         requests[name] = (
             random_inputs(specs, asked.shapes, asked.seed)
             if asked.input == "random"
             else inputs_from_file(Path(asked.input), specs)
         )
-    if not sum(weights.values()) > 0:
-        raise InvalidSetting("--model: the weights of a mix must not all be 0")
-    return infer_work(endpoint, requests, weights, is_json=asked.is_json)
+    return requests
+
+
+def _weighted(text: str) -> tuple[str, float]:
+    """A model of a mix and its weight: `a:3`; 1 where none is said."""
+    name, colon, weight = text.rpartition(":")
+    return (name, float(weight)) if colon and weight.replace(".", "", 1).isdecimal() else (text, 1.0)
 
 
 def _only_model(endpoint: Measurable) -> str:
@@ -363,6 +358,10 @@ def _chains(asked: Asked) -> list[list[Turn]]:
     if asked.trace:
         rows = scaled(read_trace(asked.trace), speed=asked.speed, duration_s=asked.duration_s)
         return replayed(rows, prompt_tokens_max=LENGTH_MAX, output_tokens_max=LENGTH_MAX, seed=asked.seed)
+    if asked.input != "random":
+        if asked.turns > 1:
+            raise InvalidSetting("--turns makes sessions of synthetic prompts", hint="leave out --input")
+        return prompts_of_file(Path(asked.input), parse_lengths(asked.output_tokens), asked.seed)
     count = PROMPTS_CLOSED
     if asked.rate and not asked.find:
         count = min(int(max(asked.rate[0], asked.rate[1] or 0) * asked.duration_s * 1.3) + 16, 100_000)

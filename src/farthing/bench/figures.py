@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from farthing.bench.frames import FrameFigures, FramePlan, frame_figures
 from farthing.bench.means import Estimate, rate
 from farthing.bench.percentiles import Percentile, percentiles
 from farthing.bench.records import ABANDONED, Records, kind_of
@@ -24,7 +25,8 @@ STARVED_MAX: Final = 0.05
 """Share of the time for which other programs may keep the generator from its core."""
 LAG_S: Final = 0.001
 LAG_SHARE: Final = 0.10
-"""Requests may leave late (p99) by a millisecond, or by a tenth of the median latency where that is more."""
+"""Requests may leave late (p99) by a millisecond, or by a tenth of the median latency, or of frames' deadline, where
+that is more."""
 BARS: Final = 60
 SLICES: Final = 60
 SLICE_REQUESTS: Final = 20
@@ -69,6 +71,11 @@ class Slice:
     p50_s: float | None
     p99_s: float | None
     errors: int
+    tokens_s: float | None
+
+
+Histogram = tuple[tuple[float, float, int], ...]
+"""From, to (seconds, equal ratios), how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,10 +103,13 @@ class Figures:
     prompt_tokens_mean: float | None
     cached_share: float | None
     """Of prompt tokens that the server counted, those it found in its cache."""
+    frames: FrameFigures | None
     generator: Generator
     timeline: tuple[Slice, ...]
-    histogram: tuple[tuple[float, float, int], ...]
-    """Latencies: from, to (seconds, equal ratios), how many."""
+    histogram: Histogram
+    """Of latencies."""
+    ttft_histogram: Histogram
+    itl_histogram: Histogram
     samples: Mapping[str, str]
     """Kind of error -> what the server said first."""
 
@@ -115,15 +125,16 @@ def figures(
     warm_up_s: float | None,
     targets: tuple[Target, ...] = (),
     is_stream: bool = False,
+    frames: FramePlan | None = None,
 ) -> Figures:
-    """`warm_up_s` None: found. `duration_s` is how long the load was meant to send."""
+    """`warm_up_s` None: found, but of frames, all of which count. `duration_s` is how long the load was to send."""
     answered = records.is_answered
     intended = (records.intended_ns - records.started_ns) / 1e9
     ended = (records.end_ns - records.started_ns) / 1e9
     stop = min(duration_s, records.wall_s)
     problem = ""
     begin = min(warm_up_s or 0.0, stop / 2)
-    if warm_up_s is None and answered.any():
+    if warm_up_s is None and frames is None and answered.any():
         rest = steadiness(records.latency_s[answered])
         problem = rest.problem
         begin = float(intended[answered][rest.warm_up])
@@ -137,9 +148,10 @@ def figures(
     if targets:
         all_good = good(targets, {Metric.LATENCY: latency, **per_request})
         goodput = rate(ended[kept][all_good], begin, stop)
-    errors, samples = _errors(records, inside & ~answered)
+    errors, samples = _errors(records, inside & ~answered & ~records.is_dropped)
     weights = (tokens / np.maximum(records.tokens, 1))[records.event_record] if is_stream else None
     event_s = (records.event_ns - records.started_ns) / 1e9
+    gaps = _gaps(records, kept) if is_stream else np.zeros(0)
     prompts = records.prompt_tokens[kept]
     known = prompts >= 0
     cached = records.cached_tokens[kept]
@@ -156,7 +168,7 @@ def figures(
         latency=spread(latency),
         service=spread(service),
         ttft=spread(per_request[Metric.TTFT]) if is_stream else None,
-        itl=spread(_gaps(records, kept)) if is_stream else None,
+        itl=spread(gaps) if is_stream else None,
         tpot=spread(per_request[Metric.TPOT]) if is_stream else None,
         user_tokens_s=spread(1 / per_request[Metric.TPOT]) if is_stream else None,
         tokens_s=rate(event_s, begin, stop, weights) if is_stream else None,
@@ -167,9 +179,12 @@ def figures(
         cached_share=float(cached[cached >= 0].sum() / max(int(prompts[cached >= 0].sum()), 1))
         if (cached >= 0).any()
         else None,
-        generator=_generator(records, latency),
-        timeline=_timeline(records, intended, ended),
+        frames=frame_figures(records, frames) if frames else None,
+        generator=_generator(records, latency, frames),
+        timeline=_timeline(records, intended, ended, event_s, weights),
         histogram=_histogram(latency),
+        ttft_histogram=_histogram(per_request[Metric.TTFT]) if is_stream else (),
+        itl_histogram=_histogram(gaps),
         samples=samples,
     )
 
@@ -225,11 +240,13 @@ def _errors(records: Records, failed: NDArray[np.bool_]) -> tuple[dict[str, int]
     return errors, said
 
 
-def _generator(records: Records, latency: Values) -> Generator:
+def _generator(records: Records, latency: Values, frames: FramePlan | None) -> Generator:
     wall_s = max(records.wall_s, 1e-9)
     cpu, starved = records.cpu_s / wall_s, records.starved_s / wall_s
     lag = float(np.percentile(records.lag_s, 99)) if len(records) else 0.0
     lag_max = max(LAG_S, LAG_SHARE * float(np.median(latency))) if len(latency) else LAG_S
+    if frames:
+        lag_max = max(lag_max, LAG_SHARE * frames.deadline_s)
     problems = []
     if cpu > BUSY_MAX:
         problems.append(f"the generator used {cpu:.0%} of its core: it was the bottleneck, not the server")
@@ -251,13 +268,19 @@ def _generator(records: Records, latency: Values) -> Generator:
     )
 
 
-def _timeline(records: Records, intended: Values, ended: Values) -> tuple[Slice, ...]:
+def _timeline(
+    records: Records, intended: Values, ended: Values, event_s: Values, weights: Values | None
+) -> tuple[Slice, ...]:
     if not len(records):
         return ()
     slices_max = min(SLICES, max(len(records) // SLICE_REQUESTS, 8))
     width = max(float(ended.max()), 1e-9) / slices_max
     answered, latency = records.is_answered, records.latency_s
     done = np.bincount(np.minimum((ended[answered] / width).astype(int), slices_max - 1), minlength=slices_max)
+    tokens = None
+    if weights is not None:
+        at = np.clip((event_s / width).astype(int), 0, slices_max - 1)
+        tokens = np.bincount(at, weights=weights, minlength=slices_max) / width
     began = np.clip((intended / width).astype(int), 0, slices_max - 1)
     slices = []
     for part in range(slices_max):
@@ -270,14 +293,15 @@ def _timeline(records: Records, intended: Values, ended: Values) -> tuple[Slice,
                 rate=float(done[part] / width),
                 p50_s=p50,
                 p99_s=p99,
-                errors=int((here & ~answered & (records.status != ABANDONED)).sum()),
+                errors=int((here & ~answered & ~records.is_dropped & (records.status != ABANDONED)).sum()),
+                tokens_s=None if tokens is None else float(tokens[part]),
             )
         )
     return tuple(slices)
 
 
-def _histogram(latency: Values) -> tuple[tuple[float, float, int], ...]:
-    positive = latency[latency > 0]
+def _histogram(latency: Values) -> Histogram:
+    positive = latency[np.isfinite(latency) & (latency > 0)]
     if not len(positive):
         return ()
     low, high = float(positive.min()), float(positive.max())

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Final
 
 import hpack
 
+from farthing.bench.load import Message
 from farthing.bench.wire import grpc_message
 from farthing.types.errors import EngineFailed, Unavailable
 
@@ -19,11 +20,24 @@ _WINDOW_BYTES: Final = 0x7FFFFFFF
 SERVICE_PATH: Final = "/inference.GRPCInferenceService/"
 
 
+class RefusedCall(EngineFailed):
+    """The call ended with a status of its own (0 to 16; 2 where there was none)."""
+
+    def __init__(self, status: int, said: str) -> None:
+        super().__init__(f"the server refused: {said}")
+        self.status, self.said = status, said
+
+
 def call(endpoint: "Endpoint", method: str, request: bytes) -> bytes:
-    """The answer's message, serialised. Raises `EngineFailed` with the server's words, `Unavailable` without any."""
+    """The answer's message, serialised. Raises `RefusedCall` with the server's words, `Unavailable` without any."""
     message = grpc_message(SERVICE_PATH + method, endpoint.netloc, endpoint.headers, request)
+    return exchange(endpoint, message, TIMEOUT_S)
+
+
+def exchange(endpoint: "Endpoint", message: Message, timeout_s: float) -> bytes:
+    """The same of a message that is framed already."""
     try:
-        with socket.create_connection((endpoint.host, endpoint.port), TIMEOUT_S) as wire:
+        with socket.create_connection((endpoint.host, endpoint.port), timeout_s) as wire:
             wire.sendall(_PREFACE + _frame(_SETTINGS, 0, 0, b"\0\4" + _WINDOW_BYTES.to_bytes(4, "big")))
             wire.sendall(_frame(_WINDOW, 0, 0, (_WINDOW_BYTES - 65_535).to_bytes(4, "big")))
             wire.sendall(_frame(_HEADERS, 4, 1, message.head))
@@ -68,8 +82,8 @@ def _answer(wire: socket.socket, unsent: bytes) -> bytes:
             wire.sendall(_frame(_PING, 1, 0, payload))
         if (kind == _DATA and flags & 1) or (is_last and kind in {_HEADERS, _CONTINUATION} and flags & 4):
             if headers.get("grpc-status") != "0":
-                said = headers.get("grpc-message", f"status {headers.get('grpc-status', headers)}")
-                raise EngineFailed(f"the server refused: {said}")
+                status = headers.get("grpc-status", "2")
+                raise RefusedCall(int(status), headers.get("grpc-message", f"status {status}: {headers}"))
             return bytes(body[5:])
 
 

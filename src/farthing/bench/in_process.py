@@ -72,10 +72,10 @@ class InProcess:
     def inputs(self, model: str) -> list[TensorSpec]:
         """What a model takes. Raises `NotFound`, or `Unsupported` for what does not answer once for each request."""
         from farthing.runtime.language_model import LanguageModel
-        from farthing.runtime.served_streams import ServedStreams
+        from farthing.runtime.served_streams import Streaming
 
         served = self._runtime.resolve(model)
-        if isinstance(served, LanguageModel | ServedStreams):
+        if isinstance(served, LanguageModel | Streaming):
             raise Unsupported(
                 f"`{model}` answers in parts, and is measured through a server",
                 hint=f"farthing serve {self.target}; then farthing bench http://127.0.0.1:8000 -m {model}",

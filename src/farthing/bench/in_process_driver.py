@@ -21,8 +21,6 @@ from farthing.bench.load import Load, Progress, Work
 from farthing.bench.records import Records
 from farthing.types.errors import FarthingError
 
-ANSWERED: Final = 200
-"""Answers have HTTP's statuses: those that a server would have sent."""
 SWEEP_S: Final = 0.05
 """Between looks for requests whose time is over."""
 SAMPLE_BYTES: Final = 1_024
@@ -136,12 +134,12 @@ class InProcessDriver:
             self._samples.setdefault(answer.http_status, answer.message.encode()[:SAMPLE_BYTES])
             self._ended(number, answer.http_status)
         else:
-            self._ended(number, ANSWERED)
+            self._ended(number, noted.ANSWERED)
 
     def _ended(self, number: int, status: int) -> None:
         self._end[number], self._status[number] = time.monotonic_ns(), status
         del self._under_way[number]
-        if status == ANSWERED:
+        if status == noted.ANSWERED:
             self._answered += 1
         else:
             self._failed += 1

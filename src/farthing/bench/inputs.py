@@ -1,7 +1,7 @@
 """What is sent to a model of tensors: random values of its own spec, or what stands in files.
 
 A file gives one request (.npz: an array an input; .json: a KServe request or name -> values; a picture or a sound) or
-many (.jsonl: one a line). Prompts of language models are made by `prompts`.
+many (.jsonl, .txt: one a line); a folder those of all its files. Prompts of language models are `prompts`'.
 """
 
 import json
@@ -51,9 +51,17 @@ def _random(spec: TensorSpec, shape: Sequence[int] | None, random: np.random.Gen
 
 
 def inputs_from_file(path: Path, specs: Sequence[TensorSpec]) -> list[Inputs]:
-    """The requests in a file, by its name's ending. Raises `InvalidInput` with what cannot be read."""
+    """The requests in a file, by its name's ending, or in a folder's files, by their names' order.
+
+    Raises `InvalidInput` with what cannot be read.
+    """
     ending = path.suffix.lower()
     try:
+        if path.is_dir():
+            files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+            if not files:
+                raise InvalidInput(f"{path} has no files in it")
+            return [inputs for file in files for inputs in inputs_from_file(file, specs)]
         if ending == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 return [_typed({name: arrays[name] for name in arrays.files}, specs, str(path))]
@@ -69,6 +77,8 @@ def inputs_from_file(path: Path, specs: Sequence[TensorSpec]) -> list[Inputs]:
             if not found:
                 raise InvalidInput(f"{path} has no requests in it")
             return found
+        if ending == ".txt":
+            return [{spec.name: _text(line, spec)} for spec in _one(path, specs) for line in lines_of(path)]
         return [_only(path, specs)]
     except InvalidInput:
         raise
@@ -98,24 +108,50 @@ def _typed(values: Mapping[str, Any], specs: Sequence[TensorSpec], where: str) -
     return typed
 
 
-def _only(path: Path, specs: Sequence[TensorSpec]) -> Inputs:
-    """A file that is one value: for the model's only input."""
-    if len(specs) != 1:
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text that are not empty. Raises `InvalidInput` where there are none, `OSError`, `ValueError`."""
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise InvalidInput(f"{path} has no lines in it")
+    return lines
+
+
+def _text(line: str, spec: TensorSpec) -> Tensor:
+    if spec.datatype != "BYTES":
+        raise InvalidInput(f"input `{spec.name}` is {spec.datatype}, and text is for BYTES")
+    return _whole(line.encode(), spec)
+
+
+def _whole(value: bytes, spec: TensorSpec) -> Tensor:
+    """One element, in as many dimensions as the input has."""
+    whole = np.empty((1,) * max(len(spec.shape), 1), object)
+    whole[...] = value
+    return whole
+
+
+def _one(path: Path, specs: Sequence[TensorSpec]) -> Sequence[TensorSpec]:
+    """The model's only input that must be there."""
+    wanted = [spec for spec in specs if not spec.is_optional]
+    if len(wanted) != 1:
         raise InvalidInput(
-            f"{path.name} is one value, and the model has inputs {', '.join(spec.name for spec in specs)}",
+            f"{path.name} is one value, and the model has inputs {', '.join(spec.name for spec in wanted)}",
             hint="give an .npz or .json with a value for each",
         )
-    (spec,) = specs
+    return wanted
+
+
+def _only(path: Path, specs: Sequence[TensorSpec]) -> Inputs:
+    """A file that is one value: for the model's only input."""
+    (spec,) = _one(path, specs)
     if spec.datatype == "BYTES":
-        whole = np.empty((1,) * max(len(spec.shape), 1), object)
-        whole[...] = path.read_bytes()
-        return {spec.name: whole}
+        return {spec.name: _whole(path.read_bytes(), spec)}
     if path.suffix.lower() in PICTURES:
         return {spec.name: _picture(path, spec)}
     if path.suffix.lower() in SOUNDS:
         return {spec.name: _sound(path, spec)}
     raise InvalidInput(
-        f"{path.name}: `{path.suffix}` is not known", hint="give .npz, .json, .jsonl, a picture, a sound, or `random`"
+        f"{path.name}: `{path.suffix}` is not known",
+        hint="give .npz, .json, .jsonl, .txt, a picture, a sound, a folder of them, or `random`",
     )
 
 

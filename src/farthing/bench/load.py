@@ -11,6 +11,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from farthing.bench.arrivals import Times
+from farthing.bench.frames import FramePlan
 from farthing.bench.records import Records
 from farthing.types.requests import InferRequest
 
@@ -36,7 +37,7 @@ class Work:
     """Chains of messages, and the order in which they start (again from the front when it ends)."""
 
     wire: str
-    """`http`, `stream` (server-sent events), `grpc` or `process`."""
+    """`http`, `stream` (server-sent events), `grpc`, `process`, or `frames` (WebSocket)."""
     chains: Sequence[Sequence[Message]]
     order: Sequence[int]
 
@@ -52,6 +53,8 @@ class Load:
     pause_s: float = 0.0
     """Between an answer and the next turn of its session."""
     requests_max: int = REQUESTS_MAX
+    frames: FramePlan | None = None
+    """Each connection is a stream of frames, with one at every arrival."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,6 +95,7 @@ def measured(
         warm_up_s=warm_up_s,
         targets=tuple(targets),
         is_stream=work.wire == "stream",
+        frames=load.frames,
     )
     return Measured(
         label=label,
@@ -128,6 +129,10 @@ def driver_for(endpoint: Measurable, work: Work, load: Load) -> Driver:
         from farthing.bench.in_process_driver import InProcessDriver
 
         return InProcessDriver(endpoint, work, load)
+    if work.wire == "frames":
+        from farthing.bench.frame_driver import FrameDriver
+
+        return FrameDriver(endpoint, work, load)
     if not endpoint.is_tls:
         try:
             from farthing.bench.native_driver import NativeDriver
@@ -195,6 +200,8 @@ def _cost(server: ServerProcess, cpu_before_s: float, records: Records) -> Serve
 
 def _notes(work: Work, load: Load, records: Records) -> tuple[str, ...]:
     notes = []
+    if load.frames and not load.frames.is_told:
+        notes.append("the server has no streams of frames: they were plain requests, and on time is by our clock")
     messages = sum(len(chain) for chain in work.chains)
     if work.wire == "stream" and len(records) > messages:
         notes.append(

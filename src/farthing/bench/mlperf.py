@@ -6,18 +6,18 @@ does not have, is an open load of ours, judged by `constant_stream`. Rules: MLCo
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
-from farthing.bench.endpoint import Measurable
+from farthing.bench.endpoint import Endpoint, Measurable
 from farthing.bench.figures import Figures
 from farthing.bench.in_process import InProcess
 from farthing.bench.load import Load, Message, Work
 from farthing.bench.measure import PROGRESS_EVERY_S, Measured, OnProgress, find_local, measured
-from farthing.bench.sut import HttpSut, InProcessSut, Sut
+from farthing.bench.sut import InProcessSut, Sut
 from farthing.bench.targets import Metric, Target, Verdict, judge
 from farthing.types.errors import EngineFailed, InvalidSetting, Unsupported
 
@@ -55,13 +55,15 @@ class Asked:
     connections: int
     rate: float | None
     """Server: queries a second."""
-    target: Target | None
-    """Server: the latency they must meet."""
+    targets: Sequence[Target]
+    """Server: the latency they must meet; of text, the first token's and that of each token after it."""
     config: Path | None
     """A `user.conf`, which overrides all of these."""
     model: str
     logs: Path
     seed: int
+    is_text: bool = False
+    """A language model's: LoadGen is told of first tokens, and of how many there were."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,12 +99,19 @@ class Judged:
 
 def check_asked(asked: Asked) -> None:
     """Raises `InvalidSetting` for what is missing or has no meaning here."""
+    is_text = asked.is_text
+    if is_text and (asked.is_accuracy or asked.scenario is Scenario.MULTI_STREAM):
+        raise InvalidSetting(
+            "of language models LoadGen measures the SingleStream, Server and Offline scenarios",
+            hint="leave out --accuracy; farthing perplexity says what a model's answers are worth",
+        )
     if asked.scenario is Scenario.SERVER and not asked.is_accuracy:
-        is_latency = asked.target is not None and asked.target.metric is Metric.LATENCY
-        if asked.rate is None or not is_latency:
+        wanted = {Metric.TTFT, Metric.TPOT} if is_text else {Metric.LATENCY}
+        if asked.rate is None or {target.metric for target in asked.targets} != wanted:
+            goal = "ttft p99<2s,tpot p99<200ms" if is_text else "p99<15ms"
             raise InvalidSetting(
                 "MLPerf's Server scenario wants a rate and the latency it must meet",
-                hint="add --rate 200 --goal 'p99<15ms'",
+                hint=f"add --rate 200 --goal '{goal}'",
             )
     if asked.config is not None and not asked.config.is_file():
         raise InvalidSetting(f"--mlperf-conf {asked.config}: no such file")
@@ -129,15 +138,14 @@ def run_loadgen(
 ) -> tuple[Measured, Judged]:
     """Blocks until LoadGen is done, which nothing can make it before. `expected_rate` is samples a second."""
     lg = loadgen()
-    messages = [work.chains[chain][0] for chain in work.order]
+    messages = samples_of(work)
     asked.logs.mkdir(parents=True, exist_ok=True)
     server = find_local(endpoint)
     cpu_s = server.cpu_s() if server else 0.0
-    sut = _sut(endpoint, messages, asked, lg)
+    sut = _sut(endpoint, work, asked, lg)
     _start(lg, sut, _settings(lg, asked, expected_rate), len(messages), asked.logs, on_progress)
     sut.close()
-    is_by_query = asked.scenario is Scenario.MULTI_STREAM
-    records = sut.notes.records(is_by_query=is_by_query, has_own_core=not isinstance(endpoint, InProcess))
+    records = sut.records(is_by_query=asked.scenario is Scenario.MULTI_STREAM)
     mode = "accuracy" if asked.is_accuracy else "performance"
     load = Load(connections=asked.connections, duration_s=max(records.wall_s, 1e-9), timeout_s=asked.timeout_s)
     run = measured(
@@ -149,15 +157,25 @@ def run_loadgen(
         warm_up_s=0.0,
         server=server,
         cpu_before_s=cpu_s,
-        targets=(asked.target,) if asked.target else (),
+        targets=asked.targets,
     )
     return run, _judged(asked, mode, run.figures)
 
 
-def _sut(endpoint: Measurable, messages: Sequence[Message], asked: Asked, lg: Any) -> Sut:
-    """LoadGen copies an answer's bytes while it is told of it, so they need not outlive the call."""
+def _sut(endpoint: Measurable, work: Work, asked: Asked, lg: Any) -> Sut:
+    """The native loop where it can; it keeps no answers and speaks no TLS."""
+    connections = 1 if asked.scenario is Scenario.SINGLE_STREAM else asked.connections
+    if not isinstance(endpoint, InProcess) and not endpoint.is_tls and not asked.is_accuracy:
+        try:
+            from farthing.bench.sut_native import NativeSut
+        except ImportError:
+            if asked.is_text:
+                raise Unsupported("LoadGen's tokens are counted by the native loop, which was not built here") from None
+        else:
+            return _native_sut(NativeSut, endpoint, work, asked, connections, lg)
 
     def complete(sample: int, outputs: bytes) -> None:
+        """LoadGen copies an answer's bytes while it is told of it, so they need not outlive the call."""
         if not outputs:
             lg.QuerySamplesComplete([lg.QuerySampleResponse(sample, 0, 0)])
             return
@@ -166,15 +184,43 @@ def _sut(endpoint: Measurable, messages: Sequence[Message], asked: Asked, lg: An
         view = np.frombuffer(outputs, np.uint8)
         lg.QuerySamplesComplete([lg.QuerySampleResponse(sample, view.ctypes.data, len(outputs))])
 
-    connections = 1 if asked.scenario is Scenario.SINGLE_STREAM else asked.connections
     how: dict[str, Any] = {
         "connections": connections,
         "timeout_s": asked.timeout_s,
         "is_kept": asked.is_accuracy,
     }
+    messages = samples_of(work)
     if isinstance(endpoint, InProcess):
         return InProcessSut(endpoint, messages, complete, **how)
-    return HttpSut(endpoint, messages, complete, **how)
+    if asked.is_text:
+        raise Unsupported("LoadGen measures language models over plain HTTP", hint="measure the port without TLS")
+    from farthing.bench.sut_threads import ThreadSut
+
+    return ThreadSut(endpoint, messages, complete, **how)
+
+
+def _native_sut(make: Any, endpoint: Endpoint, work: Work, asked: Asked, connections: int, lg: Any) -> Sut:
+    def first(samples: Sequence[int]) -> None:
+        lg.FirstTokenComplete([lg.QuerySampleResponse(sample, 0, 0, 1) for sample in samples])
+
+    def last(samples: Sequence[tuple[int, int]]) -> None:
+        # LoadGen refuses an answer of no tokens; one that failed is reported by us.
+        lg.QuerySamplesComplete([lg.QuerySampleResponse(sample, 0, 0, max(tokens, 1)) for sample, tokens in samples])
+
+    sut: Sut = make(
+        endpoint,
+        replace(work, chains=[[message] for message in samples_of(work)], order=range(len(work.order))),
+        first=first,
+        last=last,
+        connections=connections,
+        timeout_s=asked.timeout_s,
+    )
+    return sut
+
+
+def samples_of(work: Work) -> list[Message]:
+    """The first message of each chain, in the order of the load: what LoadGen draws from."""
+    return [work.chains[chain][0] for chain in work.order]
 
 
 def _settings(lg: Any, asked: Asked, expected_rate: float) -> Any:
@@ -190,9 +236,16 @@ def _settings(lg: Any, asked: Asked, expected_rate: float) -> Any:
     settings.offline_expected_qps = expected_rate * SLACK
     if asked.rate is not None:
         settings.server_target_qps = asked.rate
-    if asked.target is not None and asked.scenario is Scenario.SERVER:
-        settings.server_target_latency_ns = int(asked.target.limit_s * 1e9)
-        settings.server_target_latency_percentile = asked.target.percent / 100
+    settings.use_token_latencies = asked.is_text
+    for target in asked.targets if asked.scenario is Scenario.SERVER else ():
+        limit_ns = int(target.limit_s * 1e9)
+        if target.metric is Metric.TTFT:
+            settings.ttft_latency = limit_ns
+        elif target.metric is Metric.TPOT:
+            settings.tpot_latency = limit_ns
+        else:
+            settings.server_target_latency_ns = limit_ns
+        settings.server_target_latency_percentile = target.percent / 100
     settings.qsl_rng_seed = settings.sample_index_rng_seed = settings.schedule_rng_seed = asked.seed
     if asked.config is not None and settings.FromConfig(str(asked.config), asked.model, name):
         raise InvalidSetting(f"--mlperf-conf {asked.config}: LoadGen cannot read it")
@@ -228,7 +281,7 @@ def _start(lg: Any, sut: Sut, settings: Any, samples: int, logs: Path, on_progre
     while thread.is_alive():
         thread.join(PROGRESS_EVERY_S)
         waited_s += PROGRESS_EVERY_S
-        on_progress(waited_s, sut.notes.progress())
+        on_progress(waited_s, sut.progress())
     if failed:
         raise EngineFailed(f"LoadGen failed: {failed[0]}") from failed[0]
 
@@ -240,10 +293,16 @@ def read_summary(text: str) -> dict[str, str]:
 
 
 _RATES: Final = {
-    Scenario.SINGLE_STREAM: ("queries/s", "QPS w/ loadgen overhead"),
-    Scenario.SERVER: ("samples/s", "Completed samples per second"),
-    Scenario.OFFLINE: ("samples/s", "Samples per second"),
+    Scenario.SINGLE_STREAM: ("queries/s", "QPS w/ loadgen overhead", "TPS w/ loadgen overhead"),
+    Scenario.SERVER: ("samples/s", "Completed samples per second", "Completed tokens per second"),
+    Scenario.OFFLINE: ("samples/s", "Samples per second", "Tokens per second"),
 }
+"""Our name of a scenario's rate, LoadGen's in its summary, and LoadGen's of tokens."""
+_LATENCIES: Final = (
+    ("latency", "percentile latency (ns)"),
+    ("TTFT", "percentile first token latency (ns)"),
+    ("TPOT", "percentile time to output token (ns)"),
+)
 
 
 def _judged(asked: Asked, mode: str, ours: Figures) -> Judged:
@@ -251,13 +310,16 @@ def _judged(asked: Asked, mode: str, ours: Figures) -> Judged:
     pairs: dict[str, Pair] = {}
     if not asked.is_accuracy:
         if asked.scenario in _RATES:
-            name, key = _RATES[asked.scenario]
+            name, key, tokens_key = _RATES[asked.scenario]
             pairs[name] = Pair(loadgen=_number(summary, key, 1.0), farthing=ours.rate.value)
+            if ours.tokens_s:
+                pairs["tokens/s"] = Pair(loadgen=_number(summary, tokens_key, 1.0), farthing=ours.tokens_s.value)
         if asked.scenario is not Scenario.OFFLINE:  # where latency is only a place in one long row
-            for percent in (50.0, 90.0, 99.0):
-                theirs = _number(summary, f"{percent:.2f} percentile latency (ns)", 1e-9)
-                found = ours.latency.at(percent).value if ours.latency else None
-                pairs[f"p{percent:g} latency"] = Pair(loadgen=theirs, farthing=found)
+            for (what, key), spread in zip(_LATENCIES, (ours.latency, ours.ttft, ours.tpot), strict=True):
+                for percent in (50.0, 90.0, 99.0) if spread else ():
+                    theirs = _number(summary, f"{percent:.2f} {key}", 1e-9)
+                    found = spread.at(percent).value if spread else None
+                    pairs[f"p{percent:g} {what}"] = Pair(loadgen=theirs, farthing=found)
     problems = [f"{sum(ours.errors.values()):,} failed, which LoadGen counts as answered"] if ours.errors else []
     return Judged(
         scenario=asked.scenario.loadgen_name,
@@ -277,9 +339,15 @@ def _number(summary: Mapping[str, str], key: str, unit: float) -> float | None:
 
 
 def constant_stream(run: Measured, target: Target) -> Judged:
-    """ConstantStream, by our own driver: frames at a constant rate, whose latency must meet the target."""
-    verdict = judge(target, run.figures.latency.at(target.percent)) if run.figures.latency else Verdict.MISSED
-    problems = [f"{sum(run.figures.errors.values()):,} frames failed"] if run.figures.errors else []
+    """ConstantStream, by our own driver: frames at a constant rate. So many in a hundred as the target says must have
+    been answered within its limit, by our clock; one that the server dropped was not.
+    """
+    found = run.figures.frames
+    assert found is not None
+    problems = [f"{found.failed:,} frames failed"] if found.failed else []
+    problems += [found.problem] if found.problem else []
+    missed = next((one for one in found.judged if one.percent == target.percent), None)
+    verdict = judge(replace(target, limit_s=0.5), missed) if missed else Verdict.MISSED
     results = {Verdict.MET: "VALID", Verdict.MISSED: "INVALID", Verdict.UNSURE: "UNSURE"}
     return Judged(
         scenario=Scenario.CONSTANT_STREAM.loadgen_name,

@@ -14,24 +14,7 @@ class NativeDriver:
     """One load against one address."""
 
     def __init__(self, host: str, port: int, work: Work, load: Load) -> None:
-        messages = [message for chain in work.chains for message in chain]
-        arrivals = np.empty(0) if load.arrivals_s is None else load.arrivals_s
-        self._run = Run(
-            address=numeric(host, port),
-            port=port,
-            wire=work.wire,
-            requests=tuple(message.data for message in messages),
-            heads=tuple(message.head for message in messages) if work.wire == "grpc" else (),
-            chain_starts=chain_starts(work.chains),
-            order=np.asarray(work.order, np.int32),
-            arrivals_ns=np.asarray(arrivals * 1e9, np.int64),
-            pause_ns=int(load.pause_s * 1e9),
-            duration_ns=int(load.duration_s * 1e9),
-            timeout_ns=int(load.timeout_s * 1e9),
-            requests_max=load.requests_max,
-            events_max=EVENTS_MAX,
-            connections=load.connections,
-        )
+        self._run = native_run(host, port, work, load)
 
     def run(self) -> Records:
         self._run.run()
@@ -42,6 +25,29 @@ class NativeDriver:
 
     def progress(self) -> Progress:
         return Progress(**self._run.progress())
+
+
+def native_run(host: str, port: int, work: Work, load: Load, *, is_fed: bool = False) -> Run:
+    """The loop, ready to run. `is_fed`: requests are handed over while it runs, and the load says only how."""
+    messages = [message for chain in work.chains for message in chain]
+    arrivals = np.empty(0) if load.arrivals_s is None else load.arrivals_s
+    return Run(
+        address=numeric(host, port),
+        port=port,
+        wire=work.wire,
+        requests=tuple(message.data for message in messages),
+        heads=tuple(message.head for message in messages) if work.wire == "grpc" else (),
+        chain_starts=chain_starts(work.chains),
+        order=np.asarray(work.order, np.int32),
+        arrivals_ns=np.asarray(arrivals * 1e9, np.int64),
+        pause_ns=int(load.pause_s * 1e9),
+        duration_ns=int(load.duration_s * 1e9),
+        timeout_ns=int(load.timeout_s * 1e9),
+        requests_max=load.requests_max,
+        events_max=EVENTS_MAX,
+        connections=load.connections,
+        is_fed=is_fed,
+    )
 
 
 def numeric(host: str, port: int) -> str:

@@ -1,16 +1,19 @@
-"""Synthetic conversations: of given lengths, with beginnings shared or not, of one turn or several.
+"""Conversations: synthetic ones of given lengths, with beginnings shared or not, of one turn or several; or a file's.
 
 Words are short and common, so that a word is close to a token for any vocabulary; what the server itself counted stands
 in the report. Nothing is repeated unless it is meant to be: a prefix cache must not be measured by accident.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from farthing.bench.inputs import lines_of
 from farthing.bench.traces import BLOCK_TOKENS, TraceRow
 from farthing.types.errors import InvalidInput
 
@@ -93,6 +96,35 @@ def conversations(
             messages.append(("assistant", _text(output_tokens[turn], random)))
         found.append(chain)
     return found
+
+
+def prompts_of_file(path: Path, output: Lengths, seed: int) -> list[list[Turn]]:
+    """A conversation of one turn for each line: of `.jsonl` its `prompt` (a text) or its `messages` (role and content,
+    as the API has them), of any other file the line itself. Raises `InvalidInput` with the line that cannot be used.
+    """
+    try:
+        lines = lines_of(path)
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} cannot be read: {error}") from error
+    lengths = output.draw(len(lines), np.random.default_rng(seed))
+    found = []
+    for number, (line, length) in enumerate(zip(lines, lengths, strict=True), 1):
+        messages = ((("user", line),)) if path.suffix.lower() != ".jsonl" else _messages(line, f"{path}, line {number}")
+        found.append([Turn(messages=messages, output_tokens=length)])
+    return found
+
+
+def _messages(line: str, where: str) -> tuple[tuple[str, str], ...]:
+    try:
+        document = json.loads(line)
+        if isinstance(prompt := document.get("prompt"), str):
+            return (("user", prompt),)
+        return tuple((str(one["role"]), str(one["content"])) for one in document["messages"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidInput(
+            f"{where} is no prompt: {error}",
+            hint='write {"prompt": "..."} or {"messages": [{"role": "user", "content": "..."}]}',
+        ) from error
 
 
 def replayed(

@@ -4,7 +4,7 @@ One array a column, one row a request, in the order in which requests began. All
 nanoseconds. What follows from them is told by `figures`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,6 +19,13 @@ MALFORMED: Final = -5
 STREAM_ERROR: Final = -6
 STREAM_CUT: Final = -7
 ABANDONED: Final = -8
+SUPERSEDED: Final = -20
+TOO_LATE: Final = -21
+OVERLOAD: Final = -22
+FRAME_FAILED: Final = -23
+"""What a server says became of a frame; the first three are its decision, not an error."""
+ANSWERED: Final = 200
+"""Also of requests that had no HTTP."""
 GRPC: Final = -100
 """A gRPC call that ended with a status of its own: GRPC - status. (All of these mirror native/bench/loop.h.)"""
 
@@ -31,6 +38,10 @@ _KINDS: Final = {
     STREAM_ERROR: "error within the stream",
     STREAM_CUT: "stream ended early",
     ABANDONED: "abandoned",
+    SUPERSEDED: "dropped: superseded",
+    TOO_LATE: "dropped: late",
+    OVERLOAD: "dropped: overload",
+    FRAME_FAILED: "frame failed",
 }
 
 
@@ -75,6 +86,10 @@ class Records:
     waited_for_connection: int
     """Requests of an open loop that were due when all connections were busy."""
     events_lost: int
+    on_time: NDArray[np.bool_] | None = None
+    """Of frames: whether the server said that it was answered by its deadline."""
+    summaries: Sequence[Mapping[str, Any]] = ()
+    """Of streams of frames: what the server said of all of them at their end; empty where a stream broke off."""
 
     def __len__(self) -> int:
         return len(self.end_ns)
@@ -82,6 +97,11 @@ class Records:
     @property
     def is_answered(self) -> NDArray[np.bool_]:
         return (self.status >= 200) & (self.status < 300)
+
+    @property
+    def is_dropped(self) -> NDArray[np.bool_]:
+        """Frames that the server decided not to run."""
+        return (self.status <= SUPERSEDED) & (self.status >= OVERLOAD)
 
     @property
     def latency_s(self) -> NDArray[np.float64]:
@@ -96,4 +116,4 @@ class Records:
 
 def records_of(taken: Mapping[str, Any]) -> Records:
     """From what the native loop noted."""
-    return Records(**taken)
+    return Records(**{name: taken[name] for name in taken if name != "number"})

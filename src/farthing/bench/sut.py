@@ -1,37 +1,27 @@
-"""The system under test as LoadGen sees it: takes queries, asks an endpoint over many connections or in process, and
-reports each sample when it is answered. What LoadGen does with that belongs to `mlperf`.
+"""The system under test as LoadGen sees it: takes queries, asks, and reports each sample when it is answered. What
+LoadGen does with that belongs to `mlperf`; over sockets it is `sut_native` that asks, or where that cannot
+`sut_threads`; here stand what they share, and the one that asks a model in process.
 
-It notes its own times of everything, so that two clocks can be held against each other.
+Each notes its own times of everything, so that two clocks can be held against each other.
 """
 
 import asyncio
-import contextlib
-import queue
-import socket
-import ssl
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final, Protocol
 
-import httptools
 import numpy as np
 
 from farthing.bench import records as noted
-from farthing.bench.endpoint import Endpoint
 from farthing.bench.in_process import Answer, InProcess
 from farthing.bench.load import Message, Progress
 from farthing.bench.records import Records
-from farthing.client.client import HEADER_LENGTH
-from farthing.client.tensors import decode_response
 from farthing.protocols.kserve.encode import tensor_bytes
-from farthing.types.errors import EngineFailed, FarthingError
+from farthing.types.errors import FarthingError
 from farthing.types.tensors import Tensor
 
-READ_BYTES: Final = 1 << 18
 SAMPLE_BYTES: Final = 1_024
 
 Complete = Callable[[int, bytes], None]
@@ -54,12 +44,12 @@ class Sample:
 
 
 class Sut(Protocol):
-    """Takes queries on LoadGen's threads. `close` comes when all are answered."""
-
-    notes: "Notes"
+    """Takes queries on LoadGen's threads. `close` comes when all are answered, `records` after it."""
 
     def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None: ...
     def close(self) -> None: ...
+    def progress(self) -> Progress: ...
+    def records(self, *, is_by_query: bool) -> Records: ...
 
 
 @dataclass(slots=True)
@@ -117,7 +107,7 @@ class Notes:
         end, status = column("end_ns", np.int64), column("status", np.int32)
         waiting = column("is_waiting", np.bool_)
         issued, sent = column("issued_ns", np.int64), column("sent_ns", np.int64)
-        nothing = {name: np.full(count, -1, np.int32) for name in ("prompt_tokens", "completion_tokens")}
+        unknown = np.full(count, -1, np.int32)
         return Records(
             intended_ns=issued,
             sent_ns=sent,
@@ -126,8 +116,9 @@ class Notes:
             request=column("index", np.int32),
             status=status,
             tokens=np.zeros(count, np.int32),
-            **nothing,
-            cached_tokens=np.full(count, -1, np.int32),
+            prompt_tokens=unknown,
+            completion_tokens=unknown,
+            cached_tokens=unknown,
             lag_s=np.where(waiting, 0, (sent - issued) / 1e9).astype(np.float32),
             held_s=np.zeros(count, np.float32),
             event_record=np.zeros(0, np.uint32),
@@ -153,133 +144,6 @@ def _last_of_queries(ordered: list[Sample]) -> list[Sample]:
     return list(last.values())
 
 
-class HttpSut:
-    """Over HTTP/1.1: a thread a connection, each kept open. With one connection LoadGen's own thread speaks.
-
-    `messages` are those of a `Work`, by sample; `is_kept`: outputs' bytes are wanted.
-    """
-
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        messages: Sequence[Message],
-        complete: Complete,
-        *,
-        connections: int,
-        timeout_s: float,
-        is_kept: bool,
-    ) -> None:
-        self.notes = Notes()
-        self._messages, self._complete, self._is_kept = messages, complete, is_kept
-        self._open = partial(_Connection, endpoint, timeout_s)
-        self._count = connections
-        self._own = self._open() if connections == 1 else None
-        self._queue: queue.SimpleQueue[Sample | None] = queue.SimpleQueue()
-        self._threads = [
-            threading.Thread(target=self._serve, name=f"sut-{number}", daemon=True)
-            for number in range(connections if connections > 1 else 0)
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
-        for sample in self.notes.samples(ids, indices, self._count):
-            if self._own is not None:
-                self._ask(self._own, sample)
-            else:
-                self._queue.put(sample)
-
-    def close(self) -> None:
-        for _ in self._threads:
-            self._queue.put(None)
-        for thread in self._threads:
-            thread.join()
-        if self._own is not None:
-            self._own.close()
-
-    def _serve(self) -> None:
-        connection = self._open()
-        while (sample := self._queue.get()) is not None:
-            self._ask(connection, sample)
-        connection.close()
-
-    def _ask(self, connection: "_Connection", sample: Sample) -> None:
-        outputs = b""
-        try:
-            sample.sent_ns = time.monotonic_ns()
-            status = connection.exchange(self._messages[sample.index].data)
-            if self._is_kept and 200 <= status < 300:
-                length = connection.headers.get(HEADER_LENGTH.lower())
-                outputs = outputs_bytes(decode_response(connection.body, int(length) if length else None)[1])
-            self.notes.end(sample, status, bytes(connection.body[:SAMPLE_BYTES]))
-        except (OSError, EOFError, httptools.HttpParserError, EngineFailed) as error:
-            connection.close()
-            self.notes.end(sample, _kind(error))
-        finally:
-            self._complete(sample.id, outputs)
-
-
-def _kind(error: Exception) -> int:
-    for kind, status in (
-        (TimeoutError, noted.TIMEOUT),
-        (ConnectionResetError, noted.RESET),
-        (EOFError, noted.CLOSED),
-        (httptools.HttpParserError, noted.MALFORMED),
-        (EngineFailed, noted.MALFORMED),
-    ):
-        if isinstance(error, kind):
-            return status
-    return noted.CONNECT
-
-
-class _Connection:
-    """One socket that blocks; opened when it is needed, kept while the server keeps it."""
-
-    def __init__(self, endpoint: Endpoint, timeout_s: float) -> None:
-        self._endpoint, self._timeout_s = endpoint, timeout_s
-        self._tls = ssl.create_default_context() if endpoint.is_tls else None
-        self._socket: socket.socket | None = None
-        self._is_done = False
-        self.headers: dict[str, str] = {}
-        self.body = bytearray()
-
-    def exchange(self, data: bytes) -> int:
-        """The answer's status; `headers` (in lower case) and `body` are its. Raises `OSError`, `EOFError`."""
-        if self._socket is None:
-            self._socket = self._opened()
-        self._is_done, self.headers, self.body = False, {}, bytearray()
-        parser: Any = httptools.HttpResponseParser(self)
-        self._socket.sendall(data)
-        while not self._is_done:
-            part = self._socket.recv(READ_BYTES)
-            if not part:
-                raise EOFError
-            parser.feed_data(part)
-        if not parser.should_keep_alive():
-            self.close()
-        return int(parser.get_status_code())
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
-
-    def on_body(self, data: bytes) -> None:
-        self.body += data
-
-    def on_message_complete(self) -> None:
-        self._is_done = True
-
-    def close(self) -> None:
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                self._socket.close()
-            self._socket = None
-
-    def _opened(self) -> socket.socket:
-        made = socket.create_connection((self._endpoint.host, self._endpoint.port), self._timeout_s)
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return self._tls.wrap_socket(made, server_hostname=self._endpoint.host) if self._tls else made
-
-
 class InProcessSut:
     """A runtime in this process, with as many requests under way as a server would have connections."""
 
@@ -302,6 +166,12 @@ class InProcessSut:
     def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         samples = self.notes.samples(ids, indices, self._connections)
         self._host.loop.call_soon_threadsafe(self._take, samples)
+
+    def progress(self) -> Progress:
+        return self.notes.progress()
+
+    def records(self, *, is_by_query: bool) -> Records:
+        return self.notes.records(is_by_query=is_by_query, has_own_core=False)
 
     def close(self) -> None:
         """Nothing is under way any more: LoadGen has been told of every sample."""

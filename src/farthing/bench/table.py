@@ -9,6 +9,7 @@ from rich.table import Table
 
 from farthing.bench.comparison import Verdict
 from farthing.bench.figures import Figures, Spread
+from farthing.bench.frames import FrameFigures
 from farthing.bench.means import Estimate
 from farthing.bench.measure import Measured
 from farthing.bench.mlperf import Judged
@@ -55,6 +56,9 @@ def _tables(runs: Sequence[Measured], title: str, knee: int | None) -> list[Tabl
     if any(run.figures.ttft for run in runs):
         tokens = ["load", "tok/s", "tok/s a user", "TTFT p50", "TTFT p95", "TPOT p50", "TPOT p95", "ITL p50", "ITL p99"]
         found.append(_table(runs, "tokens (ms)", knee, tokens))
+    if any(run.figures.frames for run in runs):
+        frames = ["load", "frames", "on time", "late", "superseded", "too late", "overload", "failed", "in time here"]
+        found.append(_table(runs, "frames", knee, frames))
     found[-1].caption = "± is half of a 95 % interval; n<N: too few requests to say"
     return found
 
@@ -86,6 +90,8 @@ def _cell(column: str, run: Measured, *, is_knee: bool) -> str:
         case ["TTFT" | "TPOT" | "ITL" as name, percent]:
             spreads = {"TTFT": figures.ttft, "TPOT": figures.tpot, "ITL": figures.itl}
             return _ms(spreads[name], float(percent[1:]))
+        case ["frames" | "on" | "late" | "superseded" | "too" | "overload" | "failed" | "in", *_]:
+            return _frames(column, figures.frames) if figures.frames else "-"
         case ["errors"]:
             errors = sum(figures.errors.values())
             return f"[red]{errors:,}[/]" if errors else "0"
@@ -95,6 +101,15 @@ def _cell(column: str, run: Measured, *, is_knee: bool) -> str:
             return f"{run.server.memory_bytes / 1e6:,.0f}" if run.server else "-"
         case _:
             return f"{figures.generator.cpu_share:.0%}"
+
+
+def _frames(column: str, found: FrameFigures) -> str:
+    """What became of frames; shares of all of them where that reads better."""
+    share = {"on time": found.on_time, "in time here": found.seen_in_time}
+    if column in share:
+        return f"{share[column]:,} ({share[column] / max(found.sent, 1):.1%})"
+    counts = {"frames": found.sent, "late": found.late, "failed": found.failed}
+    return f"{counts.get(column, found.dropped.get(column.removeprefix('too '), 0)):,}"
 
 
 def _rate(found: Estimate | None) -> str:
@@ -141,7 +156,7 @@ def _show_mlperf(judged: Judged, console: Console) -> None:
         for name in ("", "LoadGen", "farthing", "ratio"):
             table.add_column(name, justify="right" if name else "left")
         for name, pair in judged.pairs.items():
-            unit = 1e3 if "latency" in name else 1.0
+            unit = 1e3 if name.startswith("p") else 1.0
             cells = ["-" if one is None else _short(one * unit) for one in (pair.loadgen, pair.farthing)]
             ratio = f"{pair.farthing / pair.loadgen:.3f}" if pair.loadgen and pair.farthing else "-"
             table.add_row(f"{name}{', ms' if unit != 1 else ''}", *cells, ratio)
@@ -168,6 +183,8 @@ def _remarks(run: Measured) -> list[str]:
     for kind, count in found.errors.items():
         said = found.samples.get(kind, "")
         remarks.append(f"[red]errors[/] {run.label}: {count:,} x {kind}{': ' if said else ''}{escape(said[:200])}")
+    if found.frames and found.frames.problem:
+        remarks.append(f"[red]not to be believed[/] {run.label}: {escape(found.frames.problem)}")
     remarks += [f"note {run.label}: {note}" for note in run.notes]
     if run.is_interrupted:
         remarks.append(f"note {run.label}: interrupted; this is what was measured until then")

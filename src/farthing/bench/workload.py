@@ -45,6 +45,15 @@ def infer_work(
     return Work(wire=wire, chains=chains, order=order)
 
 
+def frame_work(requests: Sequence[Inputs]) -> Work:
+    """Frames as they go over a stream of them, in turn."""
+    from farthing.client.frames import frame_bytes
+
+    return Work(
+        wire="frames", chains=[[Message(data=frame_bytes(inputs))] for inputs in requests], order=range(len(requests))
+    )
+
+
 def _infer(endpoint: Measurable, model: str, inputs: Inputs, *, is_json: bool) -> Message:
     if isinstance(endpoint, InProcess):
         return Message(data=b"", request=InferRequest(model_name=model, inputs=dict(inputs)))

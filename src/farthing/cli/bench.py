@@ -2,8 +2,10 @@
 
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
     from farthing.bench.measure import OnProgress
 
 CONCURRENCY_DEFAULT: Final = "1,8,64"
+SPARKS: Final = " ▁▂▃▄▅▆▇█"
+RATES_SHOWN: Final = 24
+"""Of the last seconds, beside the bar."""
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -79,6 +84,17 @@ def _warm_up(text: str) -> float | None:
 @click.option(
     "--burstiness", type=float, default=1.0, show_default=True, help="Of gamma: below 1 is burstier than Poisson."
 )
+@click.option("--frames", type=click.FloatRange(0.01, 100_000), help="Streams of so many frames a second; -c of them.")
+@click.option(
+    "--deadline", type=click.FloatRange(0.001), metavar="MS", help="Of --frames: until the next one by default."
+)
+@click.option(
+    "--policy",
+    type=click.Choice(["latest", "all"]),
+    default="latest",
+    show_default=True,
+    help="Of --frames: the newest alone is worth running, or all are.",
+)
 @click.option("--trace", type=click.Path(path_type=Path), help="Replay Azure's or Mooncake's recorded load (openai).")
 @click.option("--speed", type=float, default=1.0, show_default=True, help="Play the trace so many times as fast.")
 @click.option("--find", default="", help="Search the highest load that meets targets: 'p99<20ms'.")
@@ -95,7 +111,11 @@ def _warm_up(text: str) -> float | None:
 @click.option("--duration", "-d", type=float, default=10.0, show_default=True, help="Seconds of each load.")
 @click.option("--warmup", default="auto", show_default=True, help="Seconds left out at the beginning; auto finds out.")
 @click.option(
-    "--input", "input_", default="random", show_default=True, help="random, or .npz .json .jsonl, a picture, a sound."
+    "--input",
+    "input_",
+    default="random",
+    show_default=True,
+    help="random, or .npz .json .jsonl .txt, a picture, a sound, a folder of them.",
 )
 @click.option("--shape", multiple=True, metavar="NAME:SIZES", help="Sizes of a random input's open dimensions.")
 @click.option("--json-tensors", is_flag=True, help="Tensors as JSON instead of bytes (http).")
@@ -122,7 +142,7 @@ def _warm_up(text: str) -> float | None:
 def command(
     url: str, json_out: Path | None, html_out: Path | None, model: str, concurrency: str, rate: str | None,
     warmup: str, input_: str, shape: tuple[str, ...], json_tensors: bool, duration: float, pause: float, timeout: float,
-    mlperf: str | None,
+    mlperf: str | None, frames: float | None, deadline: float | None,
     **rest: Any,
 ) -> None:  # fmt: skip
     """Measure the inference endpoint at URL, or a model in process, so that a sceptic believes it.
@@ -141,7 +161,8 @@ def command(
     farthing bench model.onnx                                         the model without a server
     farthing bench sample:magika -c 8 --against http://B              what the server adds to it
     farthing bench http://A -m mlp --mlperf server --rate 200 --goal 'p99<15ms'    MLPerf's LoadGen asks and judges
-    farthing bench cam.onnx --mlperf constant-stream --rate 30 -d 25  frames, each answered before the next
+    farthing bench http://A -m cam --frames 25 -c 1,4 --deadline 100  cameras: on time, late, dropped and why
+    farthing bench http://A -m cam --mlperf constant-stream --rate 30 -d 25    frames, each answered before the next
     farthing bench http://A -m chat --kind openai --prompt-tokens 64-256 --goal 'ttft p95<300ms,tpot p95<40ms'
     farthing bench http://A -m chat --kind openai --trace azure.csv --speed 2 --html report.html
 
@@ -149,8 +170,16 @@ def command(
     """
     if not (duration > 0 and timeout > 0):
         raise InvalidSetting("--duration and --timeout must be above 0")
-    from farthing.bench.benchmark import Asked, benchmark
+    from farthing.bench.asked import Asked
+    from farthing.bench.benchmark import benchmark
 
+    if frames and (rate or mlperf or rest["trace"] or rest["find"] or rest["against"] or rest["kind"] == "openai"):
+        raise InvalidSetting(
+            "--frames is a load of its own",
+            hint="leave out --rate, --mlperf, --trace, --find, --against, --kind openai",
+        )
+    if frames and concurrency == CONCURRENCY_DEFAULT:
+        concurrency = "1"
     _pull(url, rest["against"])
     asked = Asked(
         url=url,
@@ -164,6 +193,8 @@ def command(
         duration_s=duration,
         pause_s=pause,
         timeout_s=timeout,
+        frames=frames,
+        deadline_s=deadline / 1e3 if deadline else None,
         mlperf=mlperf or "",
         mlperf_logs=(json_out or Path("farthing-bench")).with_suffix(".mlperf") if mlperf else Path(),
         **rest,
@@ -218,10 +249,22 @@ def _progress(label: str, duration_s: float) -> "Iterator[OnProgress]":
     with Progress(*columns, TextColumn("{task.fields[doing]}"), console=console, transient=True) as bars:
         task = bars.add_task(label, total=duration_s, doing="")
 
+        seen: deque[tuple[float, int]] = deque([(0.0, 0)], RATES_SHOWN + 1)
+
         def on_progress(seconds: float, now: "LoadProgress") -> None:
+            seen.append((seconds, now.done))
+            rates = [(b[1] - a[1]) / max(b[0] - a[0], 1e-9) for a, b in pairwise(seen)]
             tokens = f", {now.tokens / seconds:,.0f} tok/s" if now.tokens else ""
-            failed = f", {now.failed:,} failed" if now.failed else ""
-            doing = f"{now.done / seconds:,.0f}/s{tokens}, {now.in_flight:,} under way{failed}"
+            failed = f", [red]{now.failed:,} failed[/]" if now.failed else ""
+            doing = f"{sparks(rates)} {rates[-1]:,.0f}/s{tokens}, {now.in_flight:,} under way{failed}"
             bars.update(task, completed=min(seconds, duration_s), doing=doing)
 
         yield on_progress
+
+
+def sparks(rates: Sequence[float]) -> str:
+    """Rates as bars of one character each, the highest one full."""
+    most = max(rates, default=0.0)
+    return "".join(
+        SPARKS[min(int(rate / most * len(SPARKS)), len(SPARKS) - 1)] if most else SPARKS[0] for rate in rates
+    )

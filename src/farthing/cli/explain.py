@@ -34,10 +34,11 @@ def command(model: str, html: Path | None, is_json: bool) -> None:
     if html is not None:
         from farthing.cli.plan_page import to_html
 
-        html.write_text(to_html(plan, file), encoding="utf-8")
+        html.write_text(to_html(plan, file, why), encoding="utf-8")
     if is_json:
         click.echo(json.dumps({**told_json(plan), "stale": why}, indent=2))
         return
     told(plan, file, is_short=False)
     if why:
         click.echo(f"stale, and not used here: {why}")
+        click.echo(f"measure it again: farthing optimize {model} --remeasure")

@@ -5,9 +5,7 @@ What the options mean is in `config.server`; serving is `server`'s business.
 
 import asyncio
 import contextlib
-import json
 import os
-import re
 import signal
 import sys
 from pathlib import Path
@@ -17,7 +15,7 @@ import click
 import msgspec
 
 from farthing import __version__
-from farthing.cli.curl import chat_line, curl_line, stream_line
+from farthing.cli.option_types import AddressType, BudgetType, BytesType
 from farthing.cli.scheduling_options import scheduling_settings
 from farthing.config.server import (
     Address,
@@ -37,50 +35,9 @@ from farthing.types.errors import CannotListen, LoadFailed
 if TYPE_CHECKING:
     from farthing.server.server import Server
     from farthing.telemetry.logs import LogOutput
-    from farthing.types.models import ModelSpec
-    from farthing.types.tensors import TensorSpec
 
 HTTP_DEFAULT = "127.0.0.1:8000"
 GRPC_DEFAULT = Address("127.0.0.1", 8001)
-
-
-class AddressType(click.ParamType[Address]):
-    """HOST:PORT, :PORT or PORT."""
-
-    name = "HOST:PORT"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Address:
-        if isinstance(value, Address):
-            return value
-        host, _, port = str(value).rpartition(":")
-        if not port.isdigit() or int(port) > 65535:
-            self.fail(f"`{value}` is not HOST:PORT, such as 127.0.0.1:8000 (port 0 takes a free one)", param, ctx)
-        return Address(host.strip("[]") or "127.0.0.1", int(port))
-
-
-class BudgetType(click.ParamType[int | None]):
-    """A number of bytes, or `none`."""
-
-    name = "BYTES|none"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
-        return None if value == "none" else BytesType().convert(value, param, ctx)
-
-
-class BytesType(click.ParamType[int]):
-    """A number of bytes, with or without a unit."""
-
-    name = "BYTES"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]?)(i?)B?", str(value).strip())
-        if found is None:
-            self.fail(f"`{value}` is no amount of memory; write 2GB, 512MiB or a number of bytes", param, ctx)
-        number, unit, is_binary = found.groups()
-        power = ["", "K", "M", "G", "T"].index(unit.upper())
-        return int(float(number) * (1024 if is_binary else 1000) ** power)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -349,10 +306,12 @@ async def _serve(options: Options, output: "LogOutput") -> bool:
     await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
     if loading.done():
         loading.result()
-        _say_what_is_served(server, f"{scheme}://{server.http}")
+        from farthing.cli.serve_told import say_what_is_served, write_ready_file
+
+        say_what_is_served(server, f"{scheme}://{server.http}")
         ready_file = options["ready_file"]
         if isinstance(ready_file, Path):
-            _write_ready_file(ready_file, server)
+            write_ready_file(ready_file, server)
         await stopping
     else:
         loading.cancel()
@@ -404,56 +363,3 @@ def _paths(options: Options) -> list[Path]:
         else:
             paths.append(Path(model))
     return paths
-
-
-def _say_what_is_served(server: "Server", url: str) -> None:
-    """A line a model and one that calls the first, for the person who started it."""
-    from farthing.repository import model_key
-    from farthing.runtime.language_model import LanguageModel
-    from farthing.runtime.resting import RESTING
-    from farthing.runtime.served_streams import ServedStreams
-
-    lines = server.runtime.index()
-    if not lines:
-        click.echo("no models: name some, or load them with --model-control-mode explicit", err=True)
-    first, first_served = None, None
-    for line in lines:
-        if line.state == "READY":
-            served = server.runtime.resolve(line.name, line.version, line.namespace)
-            spec, key = served.spec, model_key(line.name, line.namespace)
-            if first is None and len(server.runtime.catalog.namespaces(line.name)) == 1:
-                first, first_served = spec, served
-            if isinstance(served, LanguageModel):
-                click.echo(f"  {key} v{spec.version}  {served.description}", err=True)
-                continue
-            batching = f"up to {spec.batch_rows_max} rows" if spec.batch_rows_max else "no batching"
-            click.echo(f"  {key} v{spec.version}  {spec.platform}  {_tensors(spec)}  {batching}", err=True)
-        elif line.reason == RESTING:
-            click.echo(f"  {model_key(line.name, line.namespace)} v{line.version}  {line.reason}", err=True)
-        elif line.state:
-            key = model_key(line.name, line.namespace)
-            click.echo(click.style(f"  {key} v{line.version}  {line.state}: {line.reason}", fg="red"), err=True)
-    if first is not None:
-        if isinstance(first_served, LanguageModel):
-            call = chat_line(url, first.name)
-        elif isinstance(first_served, ServedStreams):
-            call = stream_line(url, first)
-        else:
-            call = curl_line(url, first)
-        click.echo(f"try it:\n  {call}", err=True)
-
-
-def _tensors(spec: "ModelSpec") -> str:
-    def side(tensors: "tuple[TensorSpec, ...]") -> str:
-        shown = [f"{t.name}:{t.datatype}[{','.join(map(str, t.shape))}]" for t in tensors[:3]]
-        return ", ".join(shown) + (", ..." if len(tensors) > 3 else "")
-
-    return f"{side(spec.inputs)} -> {side(spec.outputs)}"
-
-
-def _write_ready_file(path: Path, server: "Server") -> None:
-    """Written beside and renamed, so that whoever waits for it never reads half of it."""
-    beside = path.with_name(path.name + ".part")
-    addresses = {"http": str(server.http)} | ({"grpc": str(server.grpc)} if server.grpc is not None else {})
-    beside.write_text(json.dumps(addresses) + "\n")
-    beside.replace(path)

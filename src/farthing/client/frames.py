@@ -109,9 +109,11 @@ class Frames:
     def send(self, inputs: Mapping[str, ArrayLike], *, request_id: str = "", deadline_ms: float = 0) -> None:
         """Sends the next frame, tensors as raw bytes; a deadline of its own goes before the stream's."""
         parameters = {"timeout": round(deadline_ms * 1000)} if deadline_ms else {}
-        body, json_bytes = encode_request(inputs, self._outputs, parameters, request_id, is_binary=True)
-        assert json_bytes is not None
-        self._send(json_bytes.to_bytes(PREFIX_BYTES, "little") + body)
+        self._send(frame_bytes(inputs, self._outputs, parameters, request_id))
+
+    def send_encoded(self, frame: bytes) -> None:
+        """The same of a frame that `frame_bytes` has made before, for who has no time to make it now."""
+        self._send(frame)
 
     def end(self) -> None:
         """Says that no more frames will come; what is under way is still answered, then `summary` is there."""
@@ -152,6 +154,18 @@ class Frames:
             self._socket.send(message)
         except ConnectionClosed as closed:
             raise errors.Unavailable(f"the stream broke off: {closed}") from None
+
+
+def frame_bytes(
+    inputs: Mapping[str, ArrayLike],
+    outputs: Sequence[str] = (),
+    parameters: Mapping[str, Any] | None = None,
+    request_id: str = "",
+) -> bytes:
+    """A frame as its message: the length of the JSON, the JSON, raw tensors."""
+    body, json_bytes = encode_request(inputs, outputs, parameters or {}, request_id, is_binary=True)
+    assert json_bytes is not None
+    return json_bytes.to_bytes(PREFIX_BYTES, "little") + body
 
 
 def _result(document: Mapping[str, Any], outputs: Mapping[str, Any]) -> FrameResult:

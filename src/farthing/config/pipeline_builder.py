@@ -121,10 +121,14 @@ class Pipeline:
         /,
         *,
         version: int = 0,
+        namespace: str = "",
         items_max: int | None = None,
         **more: "TensorRef | Each",
     ) -> Outputs:
-        """A model fed with tensors, by the names its inputs have; names that are no Python names go into a dict."""
+        """A model fed with tensors, by the names its inputs have; names that are no Python names go into a dict.
+
+        `namespace` is the repository that is meant, where several have the model; empty: the pipeline's own first.
+        """
         given = {**(inputs or {}), **more}
         whole: dict[str, str] = {}
         items: dict[str, str | list[str]] = {}
@@ -134,7 +138,8 @@ class Pipeline:
                 items[name] = refs[0] if len(refs) == 1 else refs
             else:
                 whole[name] = self._own(tensor, name)
-        written: dict[str, Any] = {"model": model, "version": version, "inputs": whole, "each": items}
+        written: dict[str, Any] = {"model": model, "version": version, "namespace": namespace}
+        written |= {"inputs": whole, "each": items}
         if items_max is not None:
             written["items_max"] = items_max
         outputs = Outputs(self, len(self._steps))

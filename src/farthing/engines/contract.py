@@ -99,6 +99,15 @@ class Subrequest(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """None: no batch waits for its answer."""
     batch: Sequence[Parent | None]
     """All requests in the sender's batch."""
+    lineage: tuple[object, ...] = ()
+    """The models (`Sender.model`) that asked each other until it came to this: the outermost first, then the one that
+    sends it."""
+
+
+def lineage(parents: Sequence[Parent | None]) -> tuple[object, ...]:
+    """The longest of those of requests that models sent; empty for clients' own."""
+    origins = [parent.request.origin for parent in parents if parent is not None]
+    return max((origin.lineage for origin in origins if isinstance(origin, Subrequest)), key=len, default=())
 
 
 class Subrequests(Protocol):
@@ -137,6 +146,8 @@ class MemberAnswer(msgspec.Struct, frozen=True):
 
     outputs: Mapping[str, Tensor]
     parameters: Mapping[str, Parameter] = {}
+    is_rescheduled: bool = False
+    """No answer yet: the request is to run again. `outputs` may hold states of its sequence."""
 
 
 Answer = Mapping[str, Tensor] | Sequence[MemberAnswer | FarthingError]

@@ -6,7 +6,7 @@ text pass through `onnxruntime_values`.
 
 Parameters of a model's configuration that are read here, by Triton's names: `intra_op_thread_count` (threads inside
 one operator; default: the cores shared among the instances) and `inter_op_thread_count` (operators run side by side;
-default 1, which is one after the other).
+default 1, which is one after the other); and `layout` of our own, `blocked` (the default) or `plain`.
 """
 
 import mmap
@@ -20,7 +20,7 @@ import numpy as np
 
 from farthing.engines.contract import Answer, Batch, ModelSource
 from farthing.engines.cores import count_parameter, threads_per_instance
-from farthing.engines.failure import reason_of
+from farthing.engines.failure import reason_of, shown
 from farthing.engines.onnx_file import check_onnx_file, onnx_file
 from farthing.engines.onnxruntime_values import DATATYPES, Run, running_bfloat16, running_text
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed
@@ -32,6 +32,10 @@ ONNX Runtime's own default burns a core for some 20 ms after every call. Twelve 
 least of ten interleaved rounds, and the CPU time of a call when 50 come a second:
     default    1.32 ms, 14 ms CPU         50 us    1.34 ms, 3.1 ms CPU
     no spin    1.80 ms, 2.7 ms CPU      1000 us    1.32 ms, 4.6 ms CPU"""
+
+LAYOUTS: Final = ("blocked", "plain")
+"""What `layout` may say: channels in blocks as wide as a register, which most convolutions run faster on, or as they
+are, which saves turning them around; `farthing optimize` measures which."""
 
 LOG_FATAL: Final = 4
 """ONNX Runtime's severity from which it may write to stderr. Its errors reach us as exceptions; as log lines they would
@@ -77,8 +81,15 @@ def _open_session(source: ModelSource, path: Path, external: Mapping[str, Path])
         options.add_external_initializers_from_files_in_memory(list(external), lent, [len(data) for data in lent])
         # A fallback would print to stdout and load again; options stored inside a model file are not obeyed.
         return onnxruntime.InferenceSession(
-            str(path), options, ["CPUExecutionProvider"], enable_fallback=0, read_config_from_model=0
+            str(path),
+            options,
+            ["CPUExecutionProvider"],
+            enable_fallback=0,
+            read_config_from_model=0,
+            disabled_optimizers=_disabled(source, path),
         )
+    except FarthingError:
+        raise
     except Exception as error:  # each of its statuses is a class of its own, straight below Exception
         raise LoadFailed(
             f"{path}: ONNX Runtime cannot load it: {reason_of(error)}",
@@ -100,6 +111,14 @@ def _session_options(onnxruntime: Any, source: ModelSource, path: Path) -> Any:
     # Never ONNX Runtime's own flat format, whose reader trusts the file.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
+
+
+def _disabled(source: ModelSource, path: Path) -> list[str]:
+    """Of ONNX Runtime's passes over the graph, those not to be made."""
+    layout = source.parameters.get("layout", LAYOUTS[0])
+    if layout not in LAYOUTS:
+        raise LoadFailed(f"{path}: parameter `layout` is `{shown(layout)}`; allowed: {', '.join(LAYOUTS)}")
+    return ["NchwcTransformer"] if layout == "plain" else []
 
 
 def _lent(file: Path) -> bytes | mmap.mmap:

@@ -19,12 +19,15 @@ class Part(msgspec.Struct, frozen=True):
     """One thing that a model says to a request."""
 
     answer: MemberAnswer | FarthingError | None
-    """None: there is nothing more to say than that this was the last."""
+    """None: there is nothing more to say than that this was the last, or that the request runs again."""
     is_last: bool
+    is_rescheduled: bool = False
+    """Nothing more is said in this batch: the request is to run again, in another."""
 
 
 Hear = Callable[[Part], None]
-"""Gets one member's parts in their order, on a thread of the engine's. Must be quick. The last one `is_last`."""
+"""Gets one member's parts in their order, on a thread of the engine's. Must be quick. The last one `is_last`, or
+`is_rescheduled` before the batch has returned."""
 
 
 class StreamedBatch(Protocol):
@@ -47,6 +50,10 @@ class StreamingExecutable(Executable, Protocol):
     @property
     def is_decoupled(self) -> bool:
         """Whether this model has to be run by `begin`: it answers as often as it likes."""
+
+    @property
+    def returns_at_once(self) -> bool:
+        """Whether a batch has returned as soon as it is begun, so that `wait` says nothing of what still runs."""
 
     def begin(self, batch: Batch, instance: int, hears: Sequence[Hear]) -> StreamedBatch:
         """Begins a batch; `hears` has one function a member. Each hears a last part, whatever happens.
@@ -74,7 +81,7 @@ def run_to_the_end(executable: StreamingExecutable, batch: Batch, instance: int)
             running[0].take(member)
         else:
             untaken.append(member)
-        left -= part.is_last
+        left -= part.is_last or part.is_rescheduled
         if not left:
             is_done.set()
 

@@ -10,12 +10,14 @@ Student bound and an empirical Bernstein bound's leading term, since scores crow
 """
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
 import numpy as np
 
+from farthing.optimizer.custom_metric import CustomMetric
 from farthing.types.errors import InvalidInput
 from farthing.types.tensors import Tensor
 
@@ -25,7 +27,13 @@ SAME_RELATIVE: Final = 1e-3
 """Answers this near, relative to an output's own spread, are the same answer in another order of summing: over 48
 samples of MiniLM and of EfficientNet-Lite0 two engines in float32 differ by 0.00001 at most, bf16 by 0.025 and 0.75."""
 
-METRICS: Final = ("auto", "top1", "cosine", "neighbour", "auc", "accuracy")
+METRICS: Final = ("auto", "top1", "cosine", "neighbour", "ranking", "auc", "accuracy")
+
+DRAWS: Final = 400
+"""Of a bootstrap (Efron, 1979): its 95th percentile is known to a fifth of its spread."""
+DRAWS_MIN: Final = 40
+BOOTSTRAP_SECONDS: Final = 3.0
+"""What drawing may take for a metric of the user's own, beyond the fewest draws."""
 
 NEIGHBOUR_ROWS_MAX: Final = 4096
 """Rows among which nearest neighbours are looked for; their number enters as the square."""
@@ -68,9 +76,12 @@ def is_same(errors: tuple[OutputError, ...]) -> bool:
     return all(error.bad_values == 0 and error.relative <= SAME_RELATIVE for error in errors)
 
 
-def drop(metric: str, original: Outputs, other: Outputs, labels: Tensor | None) -> Drop:
+def drop(metric: str | CustomMetric, original: Outputs, other: Outputs, labels: Tensor | None) -> Drop:
     """What `other` loses against `original`. Raises `InvalidInput` for a metric that these data cannot feed."""
+    if isinstance(metric, CustomMetric):
+        return _custom_drop(metric, original, other, labels)
     name = chosen_metric(metric, original, labels)
+    assert isinstance(name, str)
     if name == "auc":
         return _auc_drop(original, other, labels)
     lost = _SCORES[name](original, other, labels)
@@ -111,27 +122,77 @@ def samples_needed(drop_max: float) -> int:
     return math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-min(max(drop_max, 1e-9), 1 - 1e-9)))
 
 
-def chosen_metric(metric: str, original: Outputs, labels: Tensor | None) -> str:
-    """`auto` made definite: what the outputs look like, and whether there are labels."""
+def chosen_metric(metric: str | CustomMetric, original: Outputs, labels: Tensor | None) -> str | CustomMetric:
+    """`auto` made definite: what the outputs look like, and whether there are labels. Raises `InvalidInput`."""
+    if isinstance(metric, CustomMetric):
+        return metric
     if metric not in METRICS:
-        raise InvalidInput(f"metric `{metric}` is unknown; metrics: {', '.join(METRICS)}")
+        raise InvalidInput(
+            f"metric `{metric}` is unknown; metrics: {', '.join(METRICS)}", hint="or FILE.py:FUNCTION for your own"
+        )
     if metric != "auto":
-        if metric in ("auc", "accuracy") and labels is None:
-            raise InvalidInput(f"metric `{metric}` needs labels", hint="add an array `labels` to the data file")
+        if metric in ("auc", "accuracy"):
+            if labels is None:
+                raise InvalidInput(f"metric `{metric}` needs labels", hint="add an array `labels` to the data file")
+            _check_labels(metric, original, labels)
         return metric
     scores = _first(original)
-    has_classes = scores.ndim == 2 and scores.shape[1] > 1
+    has_classes = scores.ndim == 2 and scores.shape[1] > 1 and np.issubdtype(scores.dtype, np.number)
     if labels is not None and labels.ndim == 1 and has_classes and np.issubdtype(labels.dtype, np.integer):
+        _check_labels("accuracy", original, labels)
         return "accuracy"
     if has_classes and _are_probabilities(scores):
         return "top1"
     return "cosine"
 
 
+def _check_labels(metric: str, original: Outputs, labels: Tensor) -> None:
+    """Raises `InvalidInput` for labels that tell a right answer from none."""
+    if len(np.unique(labels)) < 2:
+        raise InvalidInput(
+            f"all {len(labels)} labels to judge by are alike ({labels.flat[0]}): a model that always says so would be "
+            "perfect",
+            hint="give samples of at least two classes, or leave the labels out: the model as it is is the truth then",
+        )
+    scores = _first(original)
+    classes = int(scores.size / len(scores))
+    if metric == "accuracy" and (
+        labels.ndim != 1
+        or not np.issubdtype(labels.dtype, np.integer)
+        or not 0 <= int(labels.min()) <= int(labels.max()) < classes
+    ):
+        raise InvalidInput(
+            f"labels for `accuracy` are numbers of classes, 0 to {classes - 1}, one a sample; found: {labels.dtype} "
+            f"{list(labels.shape)} from {labels.min()} to {labels.max()}",
+            hint="give classes by number, or leave the labels out: the model as it is is the truth then",
+        )
+
+
+def _custom_drop(metric: CustomMetric, original: Outputs, other: Outputs, labels: Tensor | None) -> Drop:
+    """By the spread of the scores of samples, or, where the metric gives one for all, by paired bootstrap."""
+    count = len(_first(original))
+
+    def score(outputs: Outputs, rows: Tensor | slice) -> Tensor | float:
+        truth = labels[rows] if labels is not None else {name: array[rows] for name, array in original.items()}
+        some = {name: array[rows] for name, array in outputs.items()}
+        return metric.scores(some, truth, len(_first(some)))
+
+    before, after = score(original, slice(None)), score(other, slice(None))
+    if not isinstance(before, float) or not isinstance(after, float):
+        return bounded(metric.name, np.asarray(before) - np.asarray(after))
+    mean = before - after
+    chance, deadline = np.random.default_rng(0), time.monotonic() + BOOTSTRAP_SECONDS
+    lost: list[float] = []
+    while len(lost) < DRAWS and (len(lost) < DRAWS_MIN or time.monotonic() < deadline):
+        rows = chance.integers(0, count, count)
+        lost.append(float(score(original, rows)) - float(score(other, rows)))
+    return Drop(metric=metric.name, mean=mean, upper=max(mean, float(np.quantile(lost, CONFIDENCE))), samples=count)
+
+
 def _top1(original: Outputs, other: Outputs, labels: Tensor | None) -> Tensor:
     was, now = _first(original), _first(other)
-    classes: Tensor = was.reshape(len(was), -1).argmax(1)
-    lost: Tensor = (classes != now.reshape(len(now), -1).argmax(1)).astype(np.float64)
+    moved = was.argmax(-1) != now.argmax(-1)  # of a text, [samples, steps, classes], any step
+    lost: Tensor = moved.reshape(len(was), -1).any(1).astype(np.float64)
     return lost
 
 
@@ -145,20 +206,30 @@ def _accuracy(original: Outputs, other: Outputs, labels: Tensor | None) -> Tenso
 
 
 def _cosine(original: Outputs, other: Outputs, labels: Tensor | None) -> Tensor:
+    first = _first(original)
+    if labels is not None and labels.shape == first.shape and np.issubdtype(labels.dtype, np.floating):
+        nearer: Tensor = _cosines(first, labels) - _cosines(_first(other), labels)
+        return nearer
     worst = np.zeros(len(_first(original)))
     for name, was in original.items():
         if not np.issubdtype(was.dtype, np.floating):
             moved = (was != other[name]).reshape(len(was), -1).any(1)
             worst = np.maximum(worst, moved)
             continue
-        before = was.reshape(len(was), -1).astype(np.float64)
-        after = other[name].reshape(len(was), -1).astype(np.float64)
-        length = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
-        same = (before == after).all(1)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            cosine = np.where(same, 1.0, (before * after).sum(1) / length)
-        worst = np.maximum(worst, 1 - np.nan_to_num(cosine, nan=0.0))
+        worst = np.maximum(worst, 1 - _cosines(was, other[name]))
     return worst
+
+
+def _cosines(some: Tensor, others: Tensor) -> Tensor:
+    """Of each row with its counterpart; 1 where they are equal, 0 where one of them has no direction."""
+    before = some.reshape(len(some), -1).astype(np.float64)
+    after = others.reshape(len(some), -1).astype(np.float64)
+    length = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+    same = (before == after).all(1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        cosine = np.where(same, 1.0, (before * after).sum(1) / length)
+    found: Tensor = np.nan_to_num(cosine, nan=0.0)
+    return found
 
 
 def _neighbour(original: Outputs, other: Outputs, labels: Tensor | None) -> Tensor:
@@ -170,7 +241,25 @@ def _neighbour(original: Outputs, other: Outputs, labels: Tensor | None) -> Tens
     return lost
 
 
-_SCORES: Final[dict[str, Metric]] = {"top1": _top1, "accuracy": _accuracy, "cosine": _cosine, "neighbour": _neighbour}
+def _ranking(original: Outputs, other: Outputs, labels: Tensor | None) -> Tensor:
+    """1 minus Spearman's correlation between each row's likenesses to all others, by cosine, before and now."""
+    was, now = (_unit(_first(outputs)[:NEIGHBOUR_ROWS_MAX]) for outputs in (original, other))
+    if len(was) < 3:
+        raise InvalidInput("metric `ranking` needs at least 3 samples to judge by", hint="give more samples")
+    others = ~np.eye(len(was), dtype=bool)
+    before, after = ((unit @ unit.T)[others].reshape(len(was), -1).argsort(1).argsort(1) for unit in (was, now))
+    count = before.shape[1]
+    lost: Tensor = 6 * ((before - after) ** 2).sum(1) / (count * (count**2 - 1.0))
+    return lost
+
+
+_SCORES: Final[dict[str, Metric]] = {
+    "top1": _top1,
+    "accuracy": _accuracy,
+    "cosine": _cosine,
+    "neighbour": _neighbour,
+    "ranking": _ranking,
+}
 
 
 def area_under_curve(scores: Tensor, positive: Tensor) -> float:
@@ -186,17 +275,15 @@ def area_under_curve(scores: Tensor, positive: Tensor) -> float:
 
 
 def _auc_drop(original: Outputs, other: Outputs, labels: Tensor | None) -> Drop:
-    """By paired bootstrap (Efron, 1979): 400 draws of the judged samples, both models on the same ones."""
+    """By paired bootstrap: draws of the judged samples, both models on the same ones."""
     assert labels is not None
-    positive = labels.reshape(len(labels)) == 1
+    positive = labels.reshape(len(labels), -1)[:, 0] == 1
     if positive.all() or not positive.any():
-        raise InvalidInput(
-            "metric `auc` needs samples of both classes; all labels are alike", hint="labels are 0 and 1"
-        )
+        raise InvalidInput("metric `auc` needs samples of both classes", hint="labels are 0 and 1")
     was, now = _positive_scores(_first(original)), _positive_scores(_first(other))
     chance = np.random.default_rng(0)
     lost = []
-    for _ in range(400):
+    for _ in range(DRAWS):
         rows = chance.integers(0, len(labels), len(labels))
         if 0 < positive[rows].sum() < len(rows):
             lost.append(area_under_curve(was[rows], positive[rows]) - area_under_curve(now[rows], positive[rows]))
@@ -211,6 +298,9 @@ def _positive_scores(scores: Tensor) -> Tensor:
 
 
 def _output_error(name: str, was: Tensor, now: Tensor) -> OutputError:
+    if was.dtype.hasobject:  # text: it is the same or it is not
+        moved = (was != now).mean()
+        return OutputError(output=name, largest_abs=0.0, mean_abs=0.0, relative=float(moved > 0), bad_values=0)
     before, after = was.astype(np.float64), now.astype(np.float64)
     bad = int((np.isfinite(before) & ~np.isfinite(after)).sum())
     known = np.isfinite(before) & np.isfinite(after)

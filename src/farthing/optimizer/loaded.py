@@ -17,8 +17,9 @@ Place = tuple[str, int, int]
 class Loaded:
     """Executables by recipe, threads and instances. One owner, one thread; `close` ends it."""
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, cores: int) -> None:
         self.model = model
+        self.cores = cores
         self.files: dict[tuple[Artefact, int], Path] = {("", 0): model}
         """`Recipe.file` -> the file made for it."""
         self._executables: dict[Place, Executable] = {}

@@ -20,7 +20,7 @@ import msgspec
 import tomli_w
 
 from farthing.optimizer.agreement import Drop, OutputError
-from farthing.optimizer.machine import Machine
+from farthing.optimizer.machine import ENGINES, Machine
 from farthing.repository.listing import PLAN_SUFFIX
 from farthing.types.errors import InvalidInput, LoadFailed
 
@@ -28,6 +28,9 @@ FORMAT: Final = 1
 FILE: Final = "plan.toml"
 TOML_BYTES_MAX: Final = 4 << 20
 HASH_CHUNK: Final = 1 << 20
+
+LIBRARY_OF: Final = {"compiled": "llvmlite"}
+"""Ways of running trees that are not called as their library is."""
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,10 +41,70 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+class Asked(msgspec.Struct, frozen=True, kw_only=True):
+    """What was asked for, beside the target's figures: enough to ask again."""
+
+    metric: str = "auto"
+    data: str = ""
+    """The file; empty where arrays were given."""
+    tokenizer: str = ""
+    outputs: tuple[str, ...] = ()
+    has_fixed_shapes: bool = False
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True):
+    """What was judged by."""
+
+    sha256: str
+    """Of all values (`samples.digest_of`)."""
+    samples: int
+    judged_by: str
+    """The metric, `auto` made definite."""
+
+
+class Companion(msgspec.Struct, frozen=True, kw_only=True):
+    """A model that shares the machine."""
+
+    place: str
+    """Its file, seen from this model's folder."""
+    bytes: int
+    sha256: str
+
+
+class Together(msgspec.Struct, frozen=True, kw_only=True):
+    """How a model runs beside others, all at full load."""
+
+    others: tuple[Companion, ...]
+    alone_rows_per_s: float
+    """As it was planned, with the machine to itself."""
+    share: float
+    """Of the machine's cost that is this model's: its part of what it does alone, in parts of all models' sum."""
+    memory_bytes: int
+    """What the process grew by when it was loaded and had run, about."""
+    tried: tuple["Shared", ...] = ()
+
+
+class Shared(msgspec.Struct, frozen=True, kw_only=True):
+    """One way of sharing the machine."""
+
+    name: str
+    """Such as `2 x 1 thread | 1 x 2 threads`, in the order of the models."""
+    parts: tuple[float, ...]
+    """Each model's rate in parts of what it does alone."""
+    answer_ms: tuple[float, ...]
+    turns: int
+    out: str = ""
+    """Why it was not chosen; empty for the winner."""
+
+
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """One candidate, and how far it came."""
 
     name: str
+    recipe: str = ""
+    """The recipe of a setting; empty for a recipe that was not timed."""
+    why: str = ""
+    """What it was hoped to gain."""
     rows_per_s: float = 0.0
     low: float = 0.0
     high: float = 0.0
@@ -65,6 +128,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """The target: how long the answer to the unluckiest request may take."""
     drop_max: float
     price_usd_per_hour: float | None = None
+    asked: Asked = Asked()
+    data: Data | None = None
     # what to do
     engine: str
     precision: str
@@ -80,9 +145,15 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     answer_ms: float
     default_rows_per_s: float
     """Of the model as it came: ONNX Runtime (or its own engine) on all cores, one request at a time."""
+    default: str = ""
+    """Its name among `tried`."""
+    together: Together | None = None
+    """None: it has the machine to itself. Else the figures above are of all models at full load together."""
     drop: Drop | None = None
     """None: answers are the same but for the order of sums."""
     errors: tuple[OutputError, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What people should know of the model, the data and the machine."""
     tried: tuple[Tried, ...] = ()
 
     @property
@@ -90,11 +161,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         """Than the default, on the same machine."""
         return self.rows_per_s / self.default_rows_per_s
 
+    def is_for(self, asked: Asked, data: Data | None, answer_ms_max: float | None, drop_max: float) -> bool:
+        """Whether it was made for this."""
+        return (
+            self.data is not None
+            and data is not None
+            and self.data.sha256 == data.sha256
+            and (self.answer_ms_max, self.drop_max) == (answer_ms_max, drop_max)
+            and self.asked == asked
+        )
+
     def usd_per_million(self, rows_per_s: float | None = None) -> float | None:
-        """Dollars for a million rows at this rate, the machine fully used; None without a price."""
+        """Dollars for a million rows at this rate, the machine fully used, or this model's share of it; None without a
+        price."""
         if self.price_usd_per_hour is None:
             return None
-        return self.price_usd_per_hour / 3600 / (rows_per_s or self.rows_per_s) * 1e6
+        share = self.together.share if self.together else 1.0
+        return share * self.price_usd_per_hour / 3600 / (rows_per_s or self.rows_per_s) * 1e6
 
 
 def folder_of(model: Path) -> Path:
@@ -165,6 +248,12 @@ def stale(plan: Plan, model: Path, machine: Machine) -> str:
     reasons = machine_differences(plan, machine)
     if plan.artefact and not (folder_of(model) / plan.artefact).is_file():
         reasons.append(f"its file {plan.artefact} is missing")
+    for other in plan.together.others if plan.together else ():
+        file = model.parent / other.place
+        if not file.is_file():
+            reasons.append(f"it shares the machine with {other.place}, which is not there any more")
+        elif file.stat().st_size != other.bytes or digest(file) != other.sha256:
+            reasons.append(f"it shares the machine with {other.place}, which has changed since")
     if not reasons and (model.stat().st_size != plan.source.bytes or digest(model) != plan.source.sha256):
         reasons.append("the model has changed since")
     return "; ".join(reasons)
@@ -172,7 +261,9 @@ def stale(plan: Plan, model: Path, machine: Machine) -> str:
 
 def machine_differences(plan: Plan, machine: Machine) -> list[str]:
     """How this machine is not the one that was measured."""
-    return plan.machine.differences(machine)
+    own = plan.parameters.get("runtime")
+    used = LIBRARY_OF.get(own, own) if own else None
+    return plan.machine.differences(machine, (*ENGINES, *([used] if used else [])))
 
 
 def source_of(model: Path) -> Source:

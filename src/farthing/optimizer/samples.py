@@ -1,9 +1,10 @@
 """The user's data: one array an input, a row a sample, perhaps labels; read, checked, and divided.
 
 Part of it may steer how a model is made cheaper (calibration); the rest alone judges whether it is still right. No
-sample does both. What "right" means belongs to `optimizer.agreement`.
+sample does both. What "right" means belongs to `optimizer.agreement`, reading text to `optimizer.texts`.
 """
 
+import hashlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Final
 import msgspec
 import numpy as np
 
+from farthing.optimizer.texts import SUFFIXES, bytes_array, read_texts
 from farthing.types.errors import InvalidInput
 from farthing.types.tensors import Tensor, TensorSpec
 
@@ -48,12 +50,32 @@ class Samples(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def read_samples(path: Path, inputs: Sequence[TensorSpec], *, has_batch_axis: bool) -> Samples:
-    """Reads a `.npz`, or an `.npy` for a model with one input. Nothing pickled is ever loaded.
+def digest_of(samples: Samples) -> str:
+    """SHA-256 of all values, hexadecimal: the same data, the same digest, whatever file they came in."""
+    whole = hashlib.sha256()
+    labelled = {} if samples.labels is None else {LABELS: samples.labels}
+    for name, array in sorted({**samples.inputs, **labelled}.items()):
+        whole.update(f"{name} {array.dtype} {array.shape}".encode())
+        if array.dtype.hasobject:
+            for value in array.flat:
+                whole.update(len(value).to_bytes(8, "big") + value)
+        else:
+            whole.update(np.ascontiguousarray(array).view(np.uint8).data if array.size else b"")
+    return whole.hexdigest()
+
+
+def read_samples(
+    path: Path, inputs: Sequence[TensorSpec], *, has_batch_axis: bool, tokenizer: Path | None = None
+) -> Samples:
+    """Reads a `.npz`, an `.npy` for a model with one input, or text (`optimizer.texts`); never anything pickled.
 
     Raises `InvalidInput` saying which array does not fit which input.
     """
-    arrays = _read_npy(path, inputs) if path.suffix.lower() == ".npy" else _read_npz(path)
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        arrays = read_texts(path, inputs, tokenizer)
+    else:
+        arrays = _read_npy(path, inputs) if suffix == ".npy" else _read_npz(path)
     return fit_samples(arrays, inputs, has_batch_axis=has_batch_axis, where=str(path))
 
 
@@ -98,10 +120,14 @@ def divide(samples: Samples, seed: int = 0) -> tuple[Samples, Samples]:
 
 
 def _fitted(array: Tensor, spec: TensorSpec, has_batch_axis: bool, where: str) -> Tensor:
-    if spec.datatype == "BYTES":
-        raise InvalidInput(f"{where}: input `{spec.name}` takes text, which cannot be optimised for yet")
     row = spec.shape[1:] if has_batch_axis else spec.shape
-    if array.ndim == len(row) and row[:1] == (1,):  # [samples, 3, 224, 224] for a model that takes [1, 3, 224, 224]
+    if spec.datatype == "BYTES":
+        if array.dtype.kind not in "SUO":
+            raise InvalidInput(f"{where}: `{spec.name}` is {array.dtype}; the model wants text", hint=HINT)
+        array = bytes_array(array)
+        if array.ndim == 1 and all(d in (-1, 1) for d in row):  # a text a sample, for a model that takes [batch, 1]
+            array = array.reshape(len(array), *[1] * len(row))
+    if array.ndim == len(row) and row[:1] in ((1,), (-1,)):  # [samples, 3, 224, 224] for [1, 3, 224, 224]
         array = array[:, None]
     if array.ndim != len(row) + 1 or any(want not in (-1, got) for want, got in zip(row, array.shape[1:], strict=True)):
         raise InvalidInput(
@@ -109,7 +135,7 @@ def _fitted(array: Tensor, spec: TensorSpec, has_batch_axis: bool, where: str) -
             f"[samples, {', '.join(str(d) if d >= 0 else 'any' for d in row)}]",
             hint=HINT,
         )
-    if array.dtype != spec.dtype:
+    if array.dtype != spec.dtype and spec.datatype != "BYTES":
         if not np.can_cast(array.dtype, spec.dtype, "same_kind"):
             raise InvalidInput(f"{where}: `{spec.name}` is {array.dtype}; the model wants {spec.datatype}")
         array = array.astype(spec.dtype)

@@ -6,7 +6,7 @@ The engines' contract and nothing else, so it measures what a server runs. Who i
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -36,16 +36,25 @@ def batch_of(samples: Samples, rows: Sequence[int], outputs: Sequence[str], *, h
     if has_batch_axis:
         inputs = {name: array[list(rows)] for name, array in samples.inputs.items()}
     else:
-        inputs = {name: np.ascontiguousarray(array[rows[0]]) for name, array in samples.inputs.items()}
+        inputs = {name: np.asarray(array[rows[0]], order="C") for name, array in samples.inputs.items()}
     return Batch(inputs, tuple(outputs), members)
 
 
-def answers(executable: Executable, samples: Samples, *, rows: int, has_batch_axis: bool) -> dict[str, Tensor]:
-    """Outputs for all samples, [samples, ...]. Raises what the engine raises."""
-    names = tuple(spec.name for spec in executable.outputs)
+def answers(
+    executable: Executable,
+    samples: Samples,
+    *,
+    rows: int,
+    has_batch_axis: bool,
+    wanted: Sequence[str] = (),
+    check: Callable[[], None] = lambda: None,
+) -> dict[str, Tensor]:
+    """Outputs for all samples, [samples, ...]; those `wanted`, or all. Raises what the engine and `check` raise."""
+    names = tuple(wanted) or tuple(spec.name for spec in executable.outputs)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
     step = rows if has_batch_axis else 1
     for start in range(0, len(samples), step):
+        check()
         taken = range(start, min(start + step, len(samples)))
         answer = run(executable, batch_of(samples, taken, names, has_batch_axis=has_batch_axis), 0)
         for name in names:
@@ -70,31 +79,50 @@ def run(executable: Executable, batch: Batch, instance: int) -> dict[str, Tensor
     return answer
 
 
+Work = tuple[Executable, Sequence[Batch], int]
+"""What runs, on which batches in turn, in how many instances at once."""
+
+
 def take_turn(executable: Executable, batches: Sequence[Batch], *, instances: int, seconds: float) -> Turn:
     """Runs for so long, at least three times an instance (once, if a run is longer than the turn)."""
-    rows = len(batches[0].members)
-    run(executable, batches[0], 0)  # what a first run of a shape costs is paid once in a server's life
-    times: list[list[int]] = [[] for _ in range(instances)]
-    failed: list[Exception] = []
-    begin = threading.Barrier(instances + 1)
-    deadline = [0]
+    [turn] = take_turns([(executable, batches, instances)], seconds=seconds)
+    return turn
 
-    def work(instance: int) -> None:
-        at, mine = instance, times[instance]
+
+def take_turns(work: Sequence[Work], *, seconds: float) -> list[Turn]:
+    """The same for several models at full load together; nobody ends before all have run often enough."""
+    for executable, batches, _ in work:
+        run(executable, batches[0], 0)  # what a first run of a shape costs is paid once in a server's life
+    times: list[list[list[int]]] = [[[] for _ in range(instances)] for _, _, instances in work]
+    failed: list[Exception] = []
+    workers = sum(instances for _, _, instances in work)
+    begin = threading.Barrier(workers + 1)
+    deadline = [0]
+    enough: set[tuple[int, int]] = set()
+
+    def go(model: int, instance: int) -> None:
+        executable, batches, _ = work[model]
+        at, mine = instance, times[model][instance]
         begin.wait()
         try:
-            while True:
+            while not failed:
                 before = time.perf_counter_ns()
                 run(executable, batches[at % len(batches)], instance)
                 now = time.perf_counter_ns()
                 mine.append(now - before)
                 at += 1
-                if now >= deadline[0] and (len(mine) >= 3 or now - before > seconds * 1e9):
+                if len(mine) >= 3 or now - before > seconds * 1e9:
+                    enough.add((model, instance))
+                if now >= deadline[0] and len(enough) == workers:
                     return
         except Exception as error:
             failed.append(error)
 
-    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(instances)]
+    threads = [
+        threading.Thread(target=go, args=(model, instance), daemon=True)
+        for model, (_, _, instances) in enumerate(work)
+        for instance in range(instances)
+    ]
     for thread in threads:
         thread.start()
     deadline[0] = time.perf_counter_ns() + int(seconds * 1e9)
@@ -103,6 +131,11 @@ def take_turn(executable: Executable, batches: Sequence[Batch], *, instances: in
         thread.join()
     if failed:
         raise failed[0]
+    return [_turn_of(mine, len(batches[0].members)) for mine, (_, batches, _) in zip(times, work, strict=True)]
+
+
+def _turn_of(times: Sequence[Sequence[int]], rows: int) -> Turn:
+    """What the runs of a model's instances, in nanoseconds, come to."""
     # Each instance's own rate, summed: they do not end at the same moment.
     rate = sum(len(mine) * rows / (sum(mine) / 1e9) for mine in times)
     everything = np.array([t for mine in times for t in mine], np.float64) / 1e6

@@ -1,141 +1,29 @@
 """The requests of a chain of models that go from step to step together.
 
 In a chain each step reads nothing but what the one before it made, so a whole batch can be the next model's batch as it
-is (`batching.rider`): one look-up of the model, one check and one place in its queue's turn for all of them, where a
-`Passage` takes each request by itself. Each is still one request: it is counted, refused, withdrawn and answered alone.
-Whatever is out of the ordinary (a trace, a timeout, a model with a cache, one that answers one by one) is taken, or
-taken over, by a `Passage`. Lives on the event loop.
+is. If that model is idle and quick the batch runs there at once (`batching.at_once`) and nothing is done for each
+request but at both ends of the chain; else they wait there together (`batching.rider`). Whatever is out of the ordinary
+(a trace, a timeout, a model with a cache, one that answers one by one) is taken, or taken over, by a `Passage`, request
+by request. Lives on the event loop.
 """
 
-import logging
 import time
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Hashable, Mapping, Sequence
 
-from farthing.batching.loop import BatchLoop
-from farthing.batching.queue import FIXED_SHAPES
-from farthing.batching.rider import Arrival, Rider
-from farthing.runtime.graph import Graph, Step
-from farthing.runtime.passage import Owner, Passage, told
+from farthing.batching.at_once import AtOnce
+from farthing.batching.loop import LOOP_BUSY_NS_MAX, BatchLoop
+from farthing.batching.queue import ENDED, FIXED_SHAPES
+from farthing.batching.rider import Arrival, Pumped, Rider
+from farthing.batching.run import members_of
+from farthing.engines.contract import Batch
+from farthing.runtime.chain import Link
+from farthing.runtime.passage import told
 from farthing.runtime.served import Done, Served, ServedVersion
+from farthing.runtime.trip import Convoy, Convoying, Ride, Trip
 from farthing.telemetry.statistics import FailureReason
 from farthing.types.errors import FarthingError
-from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse, Timing
 from farthing.types.tensors import Tensor
-
-log = logging.getLogger(__name__)
-
-
-class Link(NamedTuple):
-    """One step of a chain."""
-
-    place: int
-    """Of the step in its graph."""
-    step: Step
-    reads: tuple[tuple[str, str], ...]
-    """(The model's input, the output of the step before; of the first step: the ensemble's input)."""
-    asked: InferRequest
-    """What the model is asked, of all requests that say nothing of their own."""
-
-
-def links_of(graph: Graph, spec: ModelSpec) -> tuple[Link, ...]:
-    """The steps of a graph one after the other; none unless it is a chain of at least two."""
-    steps, plan = graph.steps, graph.plan_for(graph.outputs)
-    if graph.has_items or len(plan.first) != 1 or len(plan.after) < 2:
-        return ()
-    links = []
-    made = {tensor.name: tensor.name for tensor in spec.inputs if not tensor.is_optional}
-    ahead: tuple[int, ...] = plan.first
-    while ahead:
-        place = ahead[0]
-        step = steps[place]
-        if len(ahead) > 1 or not all(tensor in made for _, tensor in step.inputs) or not step.asked:
-            return ()
-        asked = InferRequest(model_name=step.model, model_version=step.version, inputs={}, outputs=step.asked)
-        links.append(Link(place, step, tuple((name, made[tensor]) for name, tensor in step.inputs), asked))
-        made = {tensor: name for name, tensor in step.outputs}
-        ahead = plan.after[place]
-    return tuple(links) if len(links) == len(plan.after) and graph.outputs <= made.keys() else ()
-
-
-class Convoying(Owner, Protocol):
-    """The ensemble whose requests go together."""
-
-    def began(self, under_way: "Trip | Passage") -> None: ...
-
-    def ended(self, under_way: "Trip | Passage") -> None: ...
-
-
-class Trip:
-    """One request on its way through a chain."""
-
-    __slots__ = (
-        "arrival_ns", "compute_ns", "done", "ensemble", "is_over", "loop", "passage", "queue_ns", "request", "rider",
-        "rows", "stage",
-    )  # fmt: skip
-
-    def __init__(
-        self, ensemble: Convoying, stage: "Stage", request: InferRequest, rows: int, arrival_ns: int, done: Done
-    ) -> None:
-        self.ensemble = ensemble
-        self.stage = stage
-        self.request = request
-        self.rows = rows
-        self.arrival_ns = arrival_ns
-        self.done = done
-        self.queue_ns = self.compute_ns = 0
-        self.is_over = False
-        self.loop: BatchLoop | None = None
-        self.rider: Rider | None = None
-        """Its place in the model it is in now, as long as it has one."""
-        self.passage: Passage | None = None
-        """What goes on in its stead."""
-
-    def withdraw(self) -> None:
-        """The client left: nothing more of it runs, and nobody is told."""
-        if self.passage is not None:
-            self.passage.withdraw()
-        elif not self.is_over:
-            self.ensemble.statistics.failed(FailureReason.CANCELED)
-            self._end()
-
-    def fail(self, error: FarthingError, reason: str = FailureReason.OTHER) -> None:
-        """Answers with an error."""
-        if self.is_over:
-            return
-        ensemble = self.ensemble
-        ensemble.statistics.failed(reason, 1, ensemble.now_ns() - self.arrival_ns)
-        self._end()
-        _tell(self, error)
-
-    def _end(self) -> None:
-        self.is_over = True
-        rider, self.rider = self.rider, None
-        if rider is not None and self.loop is not None:
-            self.loop.cancel(rider)
-        self.ensemble.ended(self)
-
-    def answered(self, answer: InferResponse | FarthingError) -> None:
-        """Its model answered it alone: with an error, or because it answers its requests one by one."""
-        self.rider = None
-        if self.is_over:
-            return
-        if isinstance(answer, FarthingError):
-            self.fail(told(answer, self.stage.link.step), FailureReason.BACKEND)
-        else:
-            self.take_over().step_done(self.stage.link.place, answer)
-
-    def take_over(self) -> Passage:
-        """It goes on as a `Passage`, for which its step is under way."""
-        ensemble = self.ensemble
-        passage = Passage(ensemble, self.request, self.rows, self.arrival_ns, self.done)
-        passage.resume(self.stage.link.place, self.queue_ns, self.compute_ns)
-        self.passage = passage
-        self.is_over = True
-        ensemble.began(passage)
-        ensemble.ended(self)
-        return passage
 
 
 class Stage:
@@ -150,6 +38,11 @@ class Stage:
             (tensor.name, made[tensor.name]) for tensor in ensemble.spec.outputs if tensor.name in made
         )
         """(The ensemble's output, the model's), of the last stage."""
+        self._keeps_names = len(self.link.reads) == len(ensemble.spec.inputs) and all(
+            name == tensor for name, tensor in self.link.reads
+        )
+        """Of the first stage: whether what the ensemble is given is what its model is given."""
+        self._wanted = tuple(output.name for output in self.link.step.asked)
         self._door: Served | None = None
         self._is_door_open = False
 
@@ -159,9 +52,9 @@ class Stage:
         """Starts a checked request; None if it has to go by itself."""
         if request.trace is not None or request.timeout_us or request.priority or request.origin is not None:
             return None
-        ensemble, link = self._ensemble, self.link
+        ensemble, step = self._ensemble, self.link.step
         try:
-            served = ensemble.resolve(link.step.model, link.step.version, link.step.namespace)
+            served = ensemble.resolve(step.model, step.version, step.namespace)
         except FarthingError:
             return None
         if served is not self._door:
@@ -169,20 +62,17 @@ class Stage:
         # Only of models whose shapes are fixed is the ensemble's own check the model's too, whatever its inputs' names.
         if not self._is_door_open or signature is not FIXED_SHAPES:
             return None
-        assert isinstance(served, ServedVersion)
-        trip = Trip(ensemble, self, request, rows, arrival_ns, done)
-        trip.loop = served.loop
-        given = request.inputs
-        inputs = {name: given[tensor] for name, tensor in link.reads}
-        now_ns = ensemble.now_ns()
-        rider = Rider(self._asked(request), inputs, -1, rows, FIXED_SHAPES, now_ns, trip, self)
-        trip.rider = rider
-        ensemble.began(trip)
+        inputs = request.inputs
+        if not self._keeps_names:
+            inputs = {name: inputs[tensor] for name, tensor in self.link.reads}
+        loop: BatchLoop = served.loop  # type: ignore[attr-defined]  # as `_fits` has seen
+        trip = Trip(ensemble, self, loop, request, self._asked(request), inputs, rows, arrival_ns, done)
+        ensemble.under_way.add(trip)
         try:
-            served.loop.submit(rider)
+            loop.submit(trip)
         except FarthingError as error:
-            trip.rider = None
-            trip.fail(told(error, link.step), FailureReason.REJECTED)
+            trip.state = ENDED
+            trip.fail(told(error, step), FailureReason.REJECTED)
         return trip
 
     def _fits(self, served: Served) -> bool:
@@ -217,31 +107,76 @@ class Stage:
 
     # -- from model to model -------------------------------------------------------------------------------------------
 
-    def arrived(self, riders: Sequence[Rider], outputs: Mapping[str, Tensor], ran: Arrival) -> BatchLoop | None:
+    def arrived(
+        self, riders: Sequence[Rider], outputs: Mapping[str, Tensor], ran: Arrival, *, is_last: bool
+    ) -> Sequence[Pumped]:
         """A batch has run; these were in it, and their clients wait. Answers whose turn it is now."""
-        compute_ns = ran.input_ns + ran.compute_ns + ran.output_ns
-        trips: list[tuple[Trip, int]] = []
+        trips = []
         for rider in riders:
-            trip = rider.trip
-            trip.rider = None
-            trip.queue_ns += ran.started_ns - rider.arrival_ns
-            trip.compute_ns += compute_ns
-            trips.append((trip, rider.start))
-        if self._next is None:
-            self._finish(trips, outputs)
-            return None
-        loop = self._next.enter(trips, outputs)
-        if loop is None:
-            for trip, start in trips:
-                if not trip.is_over:
-                    own = {name: tensor[start : start + trip.rows] for name, tensor in outputs.items()}
-                    trip.take_over().go_on(self.link.place, own)
-        return loop
+            if isinstance(rider, Ride):
+                trip = rider.trip
+                trip.ride = None
+                trip.start = rider.start
+                trips.append(trip)
+            else:
+                assert isinstance(rider, Trip)
+                trips.append(rider)
+        convoy = Convoy(trips, outputs, ran.started_ns, ran.input_ns + ran.compute_ns + ran.output_ns)
+        return self._go_on(convoy, is_last=is_last)
 
-    def enter(self, trips: Sequence[tuple[Trip, int]], outputs: Mapping[str, Tensor]) -> BatchLoop | None:
-        """Has what the step before made run here; None if this model cannot take it as it is."""
+    def _go_on(self, convoy: Convoy, *, is_last: bool) -> Sequence[Pumped]:
+        """Takes them as far as they can go in this turn."""
+        now_ns = self._ensemble.now_ns
+        until_ns = now_ns() + LOOP_BUSY_NS_MAX
+        reached: list[Pumped] = []
+        under_way = [(self, convoy, is_last)]
+        may_have_left = False
+        while under_way:
+            stage, convoy, is_last = under_way.pop()
+            if may_have_left:  # one that was told may withdraw another
+                convoy.trips = [trip for trip in convoy.trips if not trip.is_over]
+                if not convoy.trips:
+                    continue
+            later = stage._next
+            if later is None:
+                stage._finish(convoy)
+                may_have_left = True
+                continue
+            entry = later._entry(convoy)
+            if entry is None:
+                stage._part(convoy)
+                may_have_left = True
+                continue
+            loop, signature, inputs = entry
+            now = now_ns()
+            rows = [trip.rows for trip in convoy.trips]
+            at_once = loop.at_once() if now < until_ns else None
+            trips = at_once.takes(rows, signature, now, is_last=is_last) if at_once is not None else 0
+            if at_once is None or not trips:
+                later._queue(convoy, loop, signature, inputs)
+                reached.append(loop)
+                may_have_left = True
+                continue
+            if trips < len(rows):
+                convoy, rest = convoy.cut(trips)
+                under_way.append((stage, rest, is_last))
+                is_last = False
+            ran = later._run(at_once, convoy, sum(rows[:trips]), signature, inputs, now)
+            if ran is None:
+                later._queue(convoy, loop, signature, inputs)
+                reached.append(loop)
+                may_have_left = True
+            else:
+                under_way.append((later, ran, is_last))
+        return reached
+
+    def _entry(self, convoy: Convoy) -> tuple[BatchLoop, Hashable, Mapping[str, Tensor]] | None:
+        """This model's loop, what the step before made for it, and with what signature.
+
+        None if it cannot take that as it is.
+        """
         ensemble, link = self._ensemble, self.link
-        trip, start = trips[0]
+        outputs = convoy.outputs
         inputs = {name: outputs[output] for name, output in link.reads}
         try:
             served = ensemble.resolve(link.step.model, link.step.version, link.step.namespace)
@@ -251,84 +186,133 @@ class Stage:
                 or ensemble.spec.batch_rows_max > served.spec.batch_rows_max
             ):
                 return None
-            first = {name: tensor[start : start + trip.rows] for name, tensor in inputs.items()}
+            trip = convoy.trips[0]
+            first = {name: tensor[trip.start : trip.start + trip.rows] for name, tensor in inputs.items()}
             # Rows of one batch have one shape, so what is true of the first is true of all.
             _, signature = served.request_check(
                 InferRequest(model_name=link.step.model, inputs=first, outputs=link.step.asked)
             )
         except FarthingError:
             return None  # each is told by itself
-        now_ns = ensemble.now_ns()
-        loop = served.loop
-        riders = []
-        for trip, start in trips:
-            rider = Rider(self._asked(trip.request), inputs, start, trip.rows, signature, now_ns, trip, self)
-            trip.rider = rider
-            trip.loop = loop
-            trip.stage = self
-            riders.append(rider)
-        if not loop.submit_all(riders):
-            for rider in riders:
-                rider.trip.rider = None  # as long as it is not queued, it cannot be taken out
-            for rider in riders:
-                self._submit(loop, rider)
-        return loop
+        return served.loop, signature, inputs
 
-    def _submit(self, loop: BatchLoop, rider: Rider) -> None:
-        trip = rider.trip
+    def _run(
+        self,
+        at_once: AtOnce,
+        convoy: Convoy,
+        rows: int,
+        signature: Hashable,
+        inputs: Mapping[str, Tensor],
+        now_ns: int,
+    ) -> Convoy | None:
+        """The same trips with what this model made; None if it went wrong, or others' rows lie between theirs."""
+        trips = convoy.trips
+        start, end = trips[0].start, trips[-1].start + trips[-1].rows
+        if end - start != rows:
+            return None
+        for tensor in inputs.values():
+            if len(tensor) != rows:
+                inputs = {name: tensor[start:end] for name, tensor in inputs.items()}
+                break
+        ran = at_once.run(Batch(inputs, self._wanted, tuple(members_of(trips))), rows, signature, now_ns)
+        if ran is None or ran.whole is None:
+            return None
+        if start:
+            for trip in trips:
+                trip.start -= start
+        started_ns = convoy.started_ns + ran.started_ns - now_ns
+        compute_ns = convoy.compute_ns + ran.input_ns + ran.compute_ns + ran.output_ns
+        return Convoy(trips, ran.whole, started_ns, compute_ns)
+
+    def _queue(self, convoy: Convoy, loop: BatchLoop, signature: Hashable, inputs: Mapping[str, Tensor]) -> None:
+        """Has each of them wait for this model."""
+        now_ns = self._ensemble.now_ns()
+        rides = []
+        for trip in convoy.trips:
+            if trip.is_over:  # withdrawn by one that was told
+                continue
+            trip.from_ns += now_ns - convoy.started_ns
+            trip.compute_ns += convoy.compute_ns
+            rides.append(Ride(trip, self, loop, self._asked(trip.asked), inputs, signature, now_ns))
+        if not rides:
+            return
+        if loop.submit_all(rides):
+            for ride in rides:
+                ride.trip.ride = ride
+        else:
+            for ride in rides:
+                self._submit(loop, ride)
+
+    def _submit(self, loop: BatchLoop, ride: Ride) -> None:
+        trip = ride.trip
         if trip.is_over:  # withdrawn by one that was told
             return
-        trip.rider = rider
+        trip.ride = ride
         try:
-            loop.submit(rider)
+            loop.submit(ride)
         except FarthingError as error:
-            trip.rider = None
+            trip.ride = None
             trip.fail(told(error, self.link.step), FailureReason.REJECTED)
+
+    def _part(self, convoy: Convoy) -> None:
+        """The next model takes requests one by one: each goes on by itself."""
+        for trip in convoy.trips:
+            if trip.is_over:
+                continue
+            rows = slice(trip.start, trip.start + trip.rows)
+            own = {name: tensor[rows] for name, tensor in convoy.outputs.items()}
+            passage = trip.take_over(self.link, convoy.started_ns - trip.from_ns, trip.compute_ns + convoy.compute_ns)
+            passage.go_on(self.link.place, own)
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
-    def _finish(self, trips: Sequence[tuple[Trip, int]], outputs: Mapping[str, Tensor]) -> None:
-        ensemble = self._ensemble
-        name, version, statistics, answers = ensemble.spec.name, ensemble.version, ensemble.statistics, self._answers
-        end_ns, ended = ensemble.now_ns(), ensemble.ended
-        only = answers[0] if len(answers) == 1 else None
-        passed: dict[int, list[int]] = {}
-        for trip, start in trips:
+    def _finish(self, convoy: Convoy) -> None:
+        """Answers them."""
+        ensemble, answers, outputs = self._ensemble, self._answers, convoy.outputs
+        name, version, end_ns = ensemble.spec.name, ensemble.version, ensemble.now_ns()
+        started_ns, compute_ns = convoy.started_ns, convoy.compute_ns
+        only, whole = answers[0][0], outputs[answers[0][1]]
+        has_one = len(answers) == 1
+        ensemble.ended_all(convoy.trips)
+        kind = None
+        arrivals: list[int] = []
+        arrivals_of: dict[tuple[int, int, int], list[int]] = {}
+        for trip in convoy.trips:
             if trip.is_over:  # withdrawn by one that was told
                 continue
             trip.is_over = True
-            ended(trip)
-            rows, queue_ns, compute_ns, request = trip.rows, trip.queue_ns, trip.compute_ns, trip.request
-            statistics.request_done(end_ns - trip.arrival_ns, queue_ns)
-            of_rows = passed.get(rows)
-            if of_rows is None:
-                of_rows = passed[rows] = [0, 0, 0]
-            of_rows[0] += 1
-            of_rows[1] += queue_ns
-            of_rows[2] += compute_ns
-            if only is not None:  # a comprehension is a call, and this is every request
-                given = {only[0]: outputs[only[1]][start : start + rows]}
+            start, rows, asked, since_ns, run_ns = (
+                trip.start,
+                trip.rows,
+                trip.asked,
+                trip.from_ns,
+                trip.compute_ns,
+            )
+            mine = (rows, since_ns - trip.arrival_ns, run_ns)
+            if mine != kind:  # mostly all are of one
+                kind = mine
+                arrivals = arrivals_of.setdefault(mine, [])
+            arrivals.append(trip.arrival_ns)
+            if has_one:  # a comprehension is a call, and this is every request
+                given = {only: whole[start : start + rows]}
             else:
-                asked = {output.name for output in request.outputs} or ensemble.graph.outputs
-                given = {tensor: outputs[output][start : start + rows] for tensor, output in answers if tensor in asked}
+                names = {output.name for output in asked.outputs} or ensemble.graph.outputs
+                given = {tensor: outputs[made][start : start + rows] for tensor, made in answers if tensor in names}
             response = InferResponse(
                 model_name=name,
                 model_version=version,
-                id=request.id,
+                id=asked.id,
                 outputs=given,
-                timing=Timing(queue_ns, 0, compute_ns, 0, rows, 1),
+                timing=Timing(started_ns - since_ns, 0, run_ns + compute_ns, 0, rows, 1),
             )
-            _tell(trip, response)
-        now_ms = time.time_ns() // 1_000_000
-        for rows, (requests, queue_ns, compute_ns) in passed.items():
+            trip.tell(response)
+        statistics, now_ms = ensemble.statistics, time.time_ns() // 1_000_000
+        for (rows, later_ns, run_ns), arrivals in arrivals_of.items():
+            requests = len(arrivals)
             statistics.requests_passed(
-                requests=requests, rows=rows, queue_ns=queue_ns, compute_ns=compute_ns, now_ms=now_ms
+                requests=requests,
+                rows=rows,
+                queue_ns=statistics.requests_done(arrivals, started_ns - later_ns, end_ns),
+                compute_ns=(run_ns + compute_ns) * requests,
+                now_ms=now_ms,
             )
-
-
-def _tell(trip: Trip, answer: InferResponse | FarthingError) -> None:
-    try:
-        trip.done(answer)
-    except Exception:
-        # One client's trouble must not take the answers of those who ride with it.
-        log.exception("model %s: handing over an answer failed", trip.ensemble.spec.name)

@@ -4,6 +4,7 @@ It has no engine, no instances and no queue of its own. What its description mea
 way through it `runtime.passage`'s; all of this lives on the event loop.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Hashable, Iterable
 from typing import Final
@@ -11,15 +12,25 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
-from farthing.config.model import ModelConfig, ModelParameter, complete_config, tensor_specs
-from farthing.config.pipeline import PipelineGraph, pipeline_of
+from farthing.batching.crossing import Lane
+from farthing.config.model import (
+    ModelConfig,
+    ModelParameter,
+    ModelTransactionPolicy,
+    complete_config,
+    tensor_specs,
+)
+from farthing.config.pipeline import PipelineGraph, PipelineStep, pipeline_of
 from farthing.repository import FoundModel, FoundVersion, model_key, read_labels
+from farthing.runtime.chain import links_of
 from farthing.runtime.check import RequestCheck
-from farthing.runtime.convoy import Stage, Trip, links_of
+from farthing.runtime.convoy import Stage
+from farthing.runtime.frame_line import FrameLine
 from farthing.runtime.graph import Graph, Step, faults, tensors_of
-from farthing.runtime.passage import Passage, Resolve
+from farthing.runtime.passage import Passage, Resolve, UnderWay
 from farthing.runtime.served import Done
-from farthing.runtime.served_streams import ServedStreams
+from farthing.runtime.served_streams import Streaming
+from farthing.runtime.stream_graph import StreamGraph, stream_graph
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.telemetry.watchdog import Running
@@ -44,6 +55,8 @@ class LoadedEnsemble(msgspec.Struct, frozen=True, kw_only=True):
     config: ModelConfig
     graph: Graph
     pipeline: PipelineGraph
+    streams: StreamGraph | None = None
+    """The graph around a step that answers more than once; None: each step answers once."""
     where: str
     """What is at fault if it does not fit: the ensemble, or the pipeline's file."""
     load_s: float
@@ -109,18 +122,23 @@ def joined(loaded: LoadedEnsemble, resolve: Resolve) -> LoadedEnsemble:
             found = "its steps lead back to itself"
     except FarthingError as error:
         raise LoadFailed(f"{where}: {error.message}", hint=error.hint) from None
-    if not found:
-        steps = loaded.graph.steps
-        decoupled = [s.model for s in steps if isinstance(resolve(s.model, s.version, s.namespace), ServedStreams)]
-        if decoupled:
-            found = f"model `{decoupled[0]}` is decoupled: it may answer a step more than once, or never"
     if found:
         raise LoadFailed(f"{where}: {found}")
+
+    def is_decoupled(step: PipelineStep) -> bool:
+        return isinstance(resolve(step.model, str(step.version or ""), step.namespace), Streaming)
+
+    try:
+        streams = stream_graph(loaded.pipeline, is_decoupled)
+    except LoadFailed as error:
+        raise LoadFailed(f"{where}: {error.message}", hint=error.hint) from None
     config = complete_config(loaded.config, spec, backend="")
+    if streams is not None:
+        config = replace(config, model_transaction_policy=ModelTransactionPolicy(decoupled=True))
     if loaded.graph.has_items:  # for which Triton's words have no place
         told = ModelParameter(string_value=msgspec.json.encode(loaded.pipeline).decode())
         config = replace(config, parameters={**config.parameters, PARAMETER: told})
-    return replace(loaded, spec=spec, config=config)
+    return replace(loaded, spec=spec, config=config, streams=streams)
 
 
 def _all_models(graph: Graph, resolve: Resolve) -> set[str]:
@@ -150,8 +168,9 @@ class Ensemble:
         requests_max: int,
         statistics: ModelStatistics,
         clock: Clock | None = None,
+        lane: Lane | None = None,
     ) -> None:
-        """`requests_max` may be under way at once."""
+        """`requests_max` may be under way at once; `lane` is where others hear of its frames' deadlines."""
         self.spec = loaded.spec
         self.config = loaded.config
         self.statistics = statistics
@@ -161,9 +180,11 @@ class Ensemble:
         self.now_ns = (clock or MonotonicClock()).now_ns
         self._check = RequestCheck(loaded.spec)
         self._requests_max = loaded.pipeline.requests_max or requests_max
-        self._under_way: set[Passage | Trip] = set()
+        self.under_way: set[UnderWay] = set()
         self._when_empty: list[Callable[[], None]] = []
         self._is_closed = False
+        self._lane = lane
+        self._frames: FrameLine | None = None
         links = links_of(self.graph, self.spec)
         self._chain = Stage(self, links) if links else None
 
@@ -183,33 +204,49 @@ class Ensemble:
         self, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, done: Done
     ) -> Callable[[], None]:
         """Starts a checked request; `done` gets its answer once. Answers how to withdraw it."""
-        name = self.spec.name
-        if self._is_closed:
-            self.statistics.failed(FailureReason.REJECTED)
-            raise Unavailable(f"model `{name}` version {self.version} is being unloaded", retry_after_s=1)
-        if len(self._under_way) >= self._requests_max:
-            self.statistics.failed(FailureReason.REJECTED)
-            raise Overloaded(
-                f"ensemble `{name}` has {self._requests_max} requests under way, as many as it may",
-                retry_after_s=BUSY_RETRY_S,
-            )
+        self.let_in()
         if self._chain is not None:
             trip = self._chain.begin(request, rows, signature, arrival_ns, done)
             if trip is not None:
                 return trip.withdraw
         passage = Passage(self, request, rows, arrival_ns, done)
-        self._under_way.add(passage)
+        self.under_way.add(passage)
         passage.start()
         return passage.withdraw
 
-    def began(self, under_way: Passage | Trip) -> None:
-        """A request is under way."""
-        self._under_way.add(under_way)
+    def let_in(self) -> None:
+        """Raises that there is no room for another request, or no more will be."""
+        name = self.spec.name
+        if self._is_closed:
+            self.statistics.failed(FailureReason.REJECTED)
+            raise Unavailable(f"model `{name}` version {self.version} is being unloaded", retry_after_s=1)
+        if len(self.under_way) >= self._requests_max:
+            self.statistics.failed(FailureReason.REJECTED)
+            raise Overloaded(
+                f"ensemble `{name}` has {self._requests_max} requests under way, as many as it may",
+                retry_after_s=BUSY_RETRY_S,
+            )
 
-    def ended(self, under_way: Passage | Trip) -> None:
+    @property
+    def frames(self) -> FrameLine:
+        """Where streams of frames are taken in; made for the first one."""
+        if self._frames is None:
+            loop = asyncio.get_running_loop()
+            self._frames = FrameLine(self, places_max=self._requests_max, scheduler=loop, lane=self._lane)
+        return self._frames
+
+    def began(self, under_way: UnderWay) -> None:
+        """A request is under way."""
+        self.under_way.add(under_way)
+
+    def ended(self, under_way: UnderWay) -> None:
         """A request is no longer under way."""
-        self._under_way.discard(under_way)
-        if self._when_empty and not self._under_way:
+        self.ended_all((under_way,))
+
+    def ended_all(self, under_way: Iterable[UnderWay]) -> None:
+        """The same of several."""
+        self.under_way.difference_update(under_way)
+        if self._when_empty and not self.under_way:
             calls, self._when_empty = self._when_empty, []
             for call in calls:
                 call()
@@ -232,14 +269,18 @@ class Ensemble:
     def when_empty(self, call: Callable[[], None]) -> None:
         """Calls once nothing is under way any more; nothing new is taken from now on."""
         self._is_closed = True
-        if self._under_way:
+        if self._frames is not None:
+            self._frames.close()
+        if self._lane is not None:
+            self._lane.leave()
+        if self.under_way:
             self._when_empty.append(call)
         else:
             call()
 
     def fail_all(self, error: FarthingError) -> None:
         """Ends what is under way with an error."""
-        for under_way in list(self._under_way):
+        for under_way in list(self.under_way):
             under_way.fail(error)
 
     def close(self, timeout_s: float) -> None:

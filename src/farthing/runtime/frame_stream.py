@@ -13,6 +13,8 @@ import msgspec
 from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.frames import Stream
 from farthing.protocols.kserve import check_outputs
+from farthing.runtime.ensemble import Ensemble
+from farthing.runtime.frame_line import FrameLine
 from farthing.runtime.frame_tally import FrameSummary, FrameTally
 from farthing.runtime.resting import Resting
 from farthing.runtime.runtime import Runtime
@@ -73,7 +75,7 @@ class FrameStream:
         self._in_order: deque[_Pending] = deque()
         self._tally = FrameTally()
         self._is_closed = False
-        self._served, self._desk = self._resolve()
+        self._served, self._door, self._desk = self._resolve()
         self._stream = self._desk.open(options)
         self._before: tuple[FrameDesk, Stream] | None = None
         """Where frames may still be under way after the model was reloaded."""
@@ -107,7 +109,8 @@ class FrameStream:
         allowed_ns = request.timeout_us * 1000 or self._options.deadline_ns
         pending.deadline_ns = arrival_ns + allowed_ns if allowed_ns else 0
         request.timeout_us = 0
-        served.offer(
+        request.due_ns = pending.deadline_ns
+        self._door.offer(
             self._stream,
             request,
             rows,
@@ -146,25 +149,27 @@ class FrameStream:
     def _counts(self) -> FrameCounts:
         return self._desk.counts
 
-    def _resolve(self) -> tuple[ServedVersion, FrameDesk]:
+    def _resolve(self) -> tuple[ServedVersion | Ensemble, ServedVersion | FrameLine, FrameDesk]:
+        """What answers, where it takes frames in, and who decides which run."""
         served = self._runtime.resolve(self._model, self._version)
         if isinstance(served, Resting):
             raise served.come_back()
+        if isinstance(served, Ensemble):
+            return served, served.frames, served.frames.desk
         if not isinstance(served, ServedVersion):
             raise Unsupported(
-                f"model `{self._model}` takes no streams of frames",
-                hint="models that run tensors do; stream to the models of an ensemble one by one",
+                f"model `{self._model}` takes no streams of frames", hint="models that run tensors do, and ensembles"
             )
-        return served, served.frames
+        return served, served, served.frames
 
     def _follow_reload(self) -> None:
         """Goes on with the version that answers now."""
-        served, desk = self._resolve()
+        served, door, desk = self._resolve()
         if served is self._served:
             return
         self._desk.close(self._stream)
         self._before = (self._desk, self._stream)
-        self._served, self._desk = served, desk
+        self._served, self._door, self._desk = served, door, desk
         self._stream = desk.open(self._options)
 
     def _begin(self, arrival_ns: int, tell: Tell) -> _Pending:

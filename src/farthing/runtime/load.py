@@ -27,6 +27,7 @@ from farthing.config.model import (
 from farthing.engines.contract import Engine, Executable, ModelSource, Subrequests
 from farthing.engines.registry import engine_for, engine_named
 from farthing.engines.streaming import StreamingExecutable
+from farthing.optimizer.plan import Plan
 from farthing.repository import FoundModel, FoundVersion, read_labels
 from farthing.runtime.load_sequences import SequencePlan, hidden_names, sequence_plan, state_outputs
 from farthing.runtime.planned import planned
@@ -65,6 +66,8 @@ class LoadedVersion(msgspec.Struct, frozen=True, kw_only=True):
     """How its sequences are run; None for a model whose requests have nothing to do with each other."""
     is_decoupled: bool = False
     """Whether it answers a request as often as it likes."""
+    plan: Plan | None = None
+    """What it runs by."""
     load_s: float
 
 
@@ -75,7 +78,6 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
     """
     started = time.monotonic()
     config = with_sequence_defaults(found.config)
-    _refuse_what_is_not_served(found.name, config)
     way = planned(found.name, version.path, config)
     plan = way.plan
     engine = _engine(config, version) if plan is None else engine_named(plan.engine)
@@ -166,20 +168,12 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             reshapes_out=_reshapes(config.output, rows_max),
             sequences=sequences,
             is_decoupled=is_decoupled,
+            plan=plan,
             load_s=time.monotonic() - started,
         )
     except BaseException:
         executable.close()
         raise
-
-
-def _refuse_what_is_not_served(name: str, config: ModelConfig) -> None:
-    if config.sequence_batching is not None and config.sequence_batching.iterative_sequence:
-        raise LoadFailed(
-            f"model `{name}` asks for sequence_batching.iterative_sequence, which this version of farthing does not "
-            "serve",
-            hint="docs/reference/model-config.md lists what is honoured",
-        )
 
 
 def _is_decoupled(engine: Engine, name: str, config: ModelConfig, executable: Executable) -> bool:
@@ -190,11 +184,6 @@ def _is_decoupled(engine: Engine, name: str, config: ModelConfig, executable: Ex
             f"model `{name}` asks for model_transaction_policy.decoupled, and engine {engine.name} answers each "
             "request once",
             hint="remove it; only models written in Python can answer more often",
-        )
-    if is_decoupled and config.sequence_batching is not None:
-        raise LoadFailed(
-            f"model `{name}` is decoupled and asks for sequence_batching; one of the two is served at a time",
-            hint="answer each request of a sequence once, or keep the state in the model, by `sequence_id`",
         )
     return is_decoupled
 

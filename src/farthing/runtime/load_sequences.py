@@ -110,6 +110,7 @@ def _rules(sequence: SequenceBatching, rows_max: int) -> SequenceRules:
             slots=rows_max or 1,
             idle_ns=idle_ns,
             is_direct=True,
+            is_iterative=sequence.iterative_sequence,
             fill_min=direct.minimum_slot_utilization if direct else 0.0,
             fill_delay_ns=direct.max_queue_delay_microseconds * 1000 if direct else 0,
         )
@@ -123,6 +124,8 @@ def _rules(sequence: SequenceBatching, rows_max: int) -> SequenceRules:
         slots=oldest.max_candidate_sequences,
         idle_ns=idle_ns,
         is_direct=False,
+        is_iterative=sequence.iterative_sequence,
+        is_in_order=oldest.preserve_ordering,
     )
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from farthing.config.pipeline import PipelineStep
 from farthing.runtime.fan_out import FanOut
 from farthing.runtime.graph import Graph, Step, item_shape
 from farthing.runtime.items import MadeItems, Part, items_of, parts
@@ -26,6 +27,13 @@ from farthing.types.trace import Trace
 
 Resolve = Callable[[str, str, str], Served]
 """The model of a name, version and namespace (either may be empty)."""
+
+
+class UnderWay(Protocol):
+    """A request on its way, however it goes."""
+
+    def fail(self, error: FarthingError) -> None:
+        """Ends it with an error."""
 
 
 class Owner(Protocol):
@@ -176,6 +184,7 @@ class Passage:
             timeout_us=timeout_us,
             tenant=request.tenant,
             trace=trace,
+            due_ns=request.due_ns,
             origin=request.origin,
         )
         return served.submit(asked, *served.check(asked), now_ns, done)
@@ -301,7 +310,7 @@ class Passage:
         self._done(response)
 
 
-def told(error: FarthingError, step: Step, item: str = "") -> FarthingError:
+def told(error: FarthingError, step: Step | PipelineStep, item: str = "") -> FarthingError:
     """The same error, saying in which step it happened."""
     told = copy(error)
     told.message = f"in ensemble step `{step.model}`{item}: {error.message}"

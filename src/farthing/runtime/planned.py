@@ -39,18 +39,26 @@ def planned(name: str, path: Path, config: ModelConfig) -> Planned:
     try:
         plan = read_plan(path)
         why = stale(plan, path, _machine()) if plan is not None else ""
+        cut = plan is not None and plan.asked.outputs
+        missing = [output.name for output in config.output if cut and output.name not in cut]
+        if missing:
+            why = f"output `{missing[0]}`, which is configured, was not asked for when it was made"
     except (FarthingError, OSError) as error:
         plan, why = None, str(error).partition("\n")[0]
     if plan is None or why:
         if why:
             log.warning(
-                "the plan of model `%s` is stale: %s; served without it, `farthing optimize` makes a new one", name, why
-            )
+                "the plan of model `%s` is stale: %s; served without it; `farthing optimize %s --remeasure` mends that",
+                name, why, path,
+            )  # fmt: skip
         return as_it_is
     log.info(
         "model `%s` runs as planned: %s %s, %d x %d threads, %.1f times cheaper than by default",
         name, plan.engine, plan.precision, plan.instances, plan.threads, plan.times_cheaper,
     )  # fmt: skip
+    if plan.together is not None:
+        others = ", ".join(other.place for other in plan.together.others)
+        log.info("model `%s` is planned to share this machine with %s", name, others)
     return Planned(folder_of(path) / plan.artefact if plan.artefact else path, plan)
 
 

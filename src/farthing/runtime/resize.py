@@ -1,7 +1,8 @@
 """More or fewer instances of a model that serves on meanwhile: what a load does when nothing else has changed.
 
-The new ones are made and warmed up before they get work; the old ones finish theirs before they go. When loads happen
-is `catalog`'s, which also lets them take turns.
+The new ones are made and warmed up before they get work; the old ones finish theirs before they go. A model that would
+now run by another plan, or by one no more, is not resized. When loads happen is `catalog`'s, which also lets them take
+turns.
 """
 
 import asyncio
@@ -9,10 +10,11 @@ from concurrent.futures import Executor
 
 from msgspec.structs import replace
 
-from farthing.config.model import complete_config
+from farthing.config.model import complete_config, with_sequence_defaults
 from farthing.engines.contract import Resizable
 from farthing.repository import FoundModel
 from farthing.runtime.load import instance_count
+from farthing.runtime.planned import planned
 from farthing.runtime.serve_loaded import demands
 from farthing.runtime.served import Served, ServedVersion
 from farthing.runtime.warmup import warm_up
@@ -41,6 +43,10 @@ async def resize(served: Served, now: FoundModel, *, on: Executor, drain_s: floa
         return False
     wanted, had = instance_count(now.name, now.config), served.loop.instances
     loop = asyncio.get_running_loop()
+    path = next(version.path for version in now.versions if version.number == served.spec.version)
+    way = await loop.run_in_executor(on, planned, now.name, path, with_sequence_defaults(now.config))
+    if way.plan != served.plan:
+        return False
     if wanted > had:
         await loop.run_in_executor(on, _grow, served, executable, now, wanted)
         served.loop.grow(wanted)

@@ -149,15 +149,12 @@ class Runtime:
     def statistics(self, name: str = "", version: str = "") -> list[StatisticsSnapshot]:
         """Of one version, of all ready versions of a model, or of all models."""
         if version:
-            served = self.resolve(name, version)
-            return [served.statistics.snapshot(name, served.version)]
-        if name:
-            self.resolve(name)
-        return [
-            served.statistics.snapshot(served.spec.name, served.version)
-            for _, served in self.catalog.served()
-            if not name or served.spec.name == name
-        ]
+            asked = [self.resolve(name, version)]
+        else:
+            if name:
+                self.resolve(name)
+            asked = [served for _, served in self.catalog.served() if not name or served.spec.name == name]
+        return [one.statistics.snapshot(one.spec.name, one.version, one.spec.namespace) for one in asked]
 
     def model_samples(self) -> Iterable[ModelSample]:
         """For the metrics."""

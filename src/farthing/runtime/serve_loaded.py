@@ -8,19 +8,21 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from farthing.batching.crossing import Crossing
 from farthing.batching.rate_limiter import RateLimiter
 from farthing.batching.turns import Demand
 from farthing.config.model import ModelConfig
 from farthing.config.server import RateLimit, SchedulingSettings
 from farthing.runtime.cached import CachedEnsemble, CachedVersion
 from farthing.runtime.ensemble import Ensemble, LoadedEnsemble
+from farthing.runtime.ensemble_streams import EnsembleStreams
 from farthing.runtime.in_order import InOrder
 from farthing.runtime.language_model import LanguageModel, LoadedLanguageModel
 from farthing.runtime.load import LoadedVersion
 from farthing.runtime.passage import Resolve
 from farthing.runtime.response_cache import ResponseCache
 from farthing.runtime.served import Served, ServedVersion
-from farthing.runtime.served_sequences import ServedSequences
+from farthing.runtime.served_sequences import ServedSequences, ServedSequenceStreams
 from farthing.runtime.served_streams import ServedStreams
 from farthing.telemetry.statistics import ModelStatistics
 
@@ -42,6 +44,7 @@ class Serving:
         self._resolve = resolve
         self._loads = 0
         self.limiter = RateLimiter(settings.resources) if settings.rate_limit is RateLimit.EXECUTION_COUNT else None
+        self.crossing = Crossing()
 
     def check(self, config: ModelConfig) -> None:
         """Raises `LoadFailed` if a model asks for more than there can be; before it is loaded."""
@@ -58,7 +61,10 @@ class Serving:
             told: dict[str, Any] = {
                 "resolve": self._resolve(loaded.spec.namespace),
                 "requests_max": self._queue_requests_max,
+                "lane": self.crossing.join(computes=False),
             }
+            if loaded.streams is not None:
+                return EnsembleStreams(loaded, statistics=statistics, **told)
             if cache:
                 return CachedEnsemble(loaded, statistics=statistics, scheduler=loop, **told, **cache)
             return Ensemble(loaded, statistics=statistics, **told)
@@ -67,13 +73,16 @@ class Serving:
             "scheduler": loop,
             "statistics": statistics,
         }
-        if loaded.is_decoupled:
-            return ServedStreams(loaded, **told)
         if self.limiter is not None:
             told["turns"] = self.limiter.join(demands(loaded.config))
+        if loaded.is_decoupled:
+            kind = ServedStreams if loaded.sequences is None else ServedSequenceStreams
+            return kind(loaded, **told)
         served: ServedVersion
+        if loaded.sequences is None:
+            told["lane"] = self.crossing.join(computes=loaded.executable.is_pure)
         if loaded.sequences is not None:
-            served = ServedSequences(loaded, loaded.sequences, **told)
+            served = ServedSequences(loaded, **told)
         elif cache:
             served = CachedVersion(loaded, **told, **cache)
         else:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import partial
 from typing import Protocol
 
+from farthing.batching.crossing import Lane
 from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.frames import Kind, Stream
 from farthing.batching.instances import Scheduler
@@ -70,11 +71,14 @@ class ServedVersion:
         scheduler: Scheduler,
         statistics: ModelStatistics,
         turns: Turns | None = None,
+        lane: Lane | None = None,
     ) -> None:
         self.spec = loaded.spec
         self.config = loaded.config
         self.statistics = statistics
         self.executable = loaded.executable
+        self.plan = loaded.plan
+        """What it runs by, if anything."""
         self.version = str(loaded.spec.version)
         self.request_check = RequestCheck(loaded.spec)
         """As `check`, without counting those that do not fit."""
@@ -84,6 +88,7 @@ class ServedVersion:
         self.takes_riders = type(self) is ServedVersion and not has_reshapes and loaded.spec.batch_rows_max > 0
         """Whether `loop` may be given riders, since nothing but batching lies between a request and the model."""
         self._turns = turns
+        self._lane = lane
         self.loop = self._make_loop(loaded, queue_requests_max, scheduler)
         self.running = self.loop.running
         self.when_empty = self.loop.when_empty
@@ -101,6 +106,7 @@ class ServedVersion:
             scheduler=scheduler,
             times=loaded.times,
             turns=self._turns,
+            lane=self._lane,
         )
 
     @property

@@ -1,21 +1,23 @@
 """A model version that serves sequences: requests that belong together, each with the state the last one left.
 
-A `ServedVersion` whose requests say which sequence they are of. Who runs when belongs to `batching`.
+A `ServedVersion` whose requests say which sequence they are of; where they are iterative each is one.
+Models that also answer as often as they like are `ServedSequenceStreams`. Who runs when belongs to `batching`.
 """
 
 from collections.abc import Callable, Hashable
 from functools import partial
+from typing import Any
 
 from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Scheduler
-from farthing.batching.rate_limiter import Turns
 from farthing.batching.sequence import SequenceId, SequenceWaiter
 from farthing.batching.sequence_loop import SequenceLoop
+from farthing.batching.sequence_stream_loop import SequenceStreamLoop, SequenceStreamWaiter
 from farthing.batching.sequences import Sequences
 from farthing.runtime.load import LoadedVersion
-from farthing.runtime.load_sequences import SequencePlan
 from farthing.runtime.served import Done, ServedVersion
-from farthing.telemetry.statistics import FailureReason, ModelStatistics
+from farthing.runtime.served_streams import ServedStreams
+from farthing.telemetry.statistics import FailureReason
 from farthing.types.errors import InvalidInput, Unsupported
 from farthing.types.requests import InferRequest
 
@@ -23,41 +25,36 @@ from farthing.types.requests import InferRequest
 class ServedSequences(ServedVersion):
     """A loaded version with `sequence_batching`; lives on the event-loop thread."""
 
-    def __init__(
-        self,
-        loaded: LoadedVersion,
-        plan: SequencePlan,
-        *,
-        queue_requests_max: int,
-        scheduler: Scheduler,
-        statistics: ModelStatistics,
-        turns: Turns | None = None,
-    ) -> None:
-        self._plan = plan
-        super().__init__(
-            loaded, queue_requests_max=queue_requests_max, scheduler=scheduler, statistics=statistics, turns=turns
-        )
-
     def _make_loop(self, loaded: LoadedVersion, queue_requests_max: int, scheduler: Scheduler) -> SequenceLoop:
-        rules = self._plan.rules
-        return SequenceLoop(
-            rules=rules,
-            tensors=self._plan.tensors,
-            sequences=Sequences(
-                model=loaded.spec.name,
-                instances=loaded.instances,
-                slots=rules.slots,
-                idle_ns=rules.idle_ns,
-                requests_max=queue_requests_max,
-            ),
-            spec=loaded.spec,
-            executable=loaded.executable,
+        return SequenceLoop(**self._loop_settings(loaded, queue_requests_max, scheduler))
+
+    def _loop_settings(self, loaded: LoadedVersion, queue_requests_max: int, scheduler: Scheduler) -> dict[str, Any]:
+        """All that a loop of sequences is made of."""
+        plan = loaded.sequences
+        assert plan is not None
+        rules = plan.rules
+        self._tensors = plan.tensors
+        self._is_iterative = rules.is_iterative
+        self._sequences = Sequences(
+            model=loaded.spec.name,
             instances=loaded.instances,
-            statistics=self.statistics,
-            scheduler=scheduler,
-            times=loaded.times,
-            turns=self._turns,
+            slots=rules.slots,
+            idle_ns=rules.idle_ns,
+            requests_max=queue_requests_max,
+            is_in_order=rules.is_in_order,
         )
+        return {
+            "rules": rules,
+            "tensors": plan.tensors,
+            "sequences": self._sequences,
+            "spec": loaded.spec,
+            "executable": loaded.executable,
+            "instances": loaded.instances,
+            "statistics": self.statistics,
+            "scheduler": scheduler,
+            "times": loaded.times,
+            "turns": self._turns,
+        }
 
     @property
     def frames(self) -> FrameDesk:
@@ -77,7 +74,8 @@ class ServedSequences(ServedVersion):
                     f"sequence batcher; got {rows} rows",
                     hint="send one row a request; sequences share batches by themselves",
                 )
-            self._plan.tensors.check_id(self.spec.name, _sequence_id(request))
+            if not self._is_iterative or _has_id(request):
+                self._tensors.check_id(self.spec.name, _sequence_id(request))
         except InvalidInput:
             self.statistics.failed(FailureReason.INVALID)
             raise
@@ -89,19 +87,41 @@ class ServedSequences(ServedVersion):
         """Queues a checked request behind those of its sequence; else as `ServedVersion.submit`."""
         if self._reshapes_out:
             done = partial(self.reshape_back, done)
-        waiter = SequenceWaiter(
-            request,
-            self.reshaped(request.inputs) if self.reshapes_in else request.inputs,
-            rows,
-            signature,
-            arrival_ns,
-            done,
-            sequence_id=_sequence_id(request),
-            is_start=request.parameters.get("sequence_start") is True,
-            is_end=request.parameters.get("sequence_end") is True,
-        )
+        inputs = self.reshaped(request.inputs) if self.reshapes_in else request.inputs
+        waiter = SequenceWaiter(request, inputs, rows, signature, arrival_ns, done, **self._place(request))
         self.loop.submit(waiter)
         return partial(self.loop.cancel, waiter)
+
+    def _place(self, request: InferRequest) -> dict[str, Any]:
+        """Which sequence a request is of, and where in it. An iterative one without an id begins its own."""
+        if self._is_iterative and not _has_id(request):
+            return {
+                "sequence_id": self._sequences.new_id(),
+                "is_start": True,
+                "is_end": False,
+                "is_iterative": True,
+            }
+        return {
+            "sequence_id": _sequence_id(request),
+            "is_start": request.parameters.get("sequence_start") is True,
+            "is_end": request.parameters.get("sequence_end") is True,
+            "is_iterative": self._is_iterative,
+        }
+
+
+class ServedSequenceStreams(ServedStreams, ServedSequences):
+    """A loaded version with `sequence_batching` whose model is decoupled."""
+
+    def _make_loop(self, loaded: LoadedVersion, queue_requests_max: int, scheduler: Scheduler) -> SequenceStreamLoop:
+        self._loop = SequenceStreamLoop(**self._loop_settings(loaded, queue_requests_max, scheduler))
+        return self._loop
+
+    def _waiter(self, request: InferRequest, *told: Any) -> SequenceStreamWaiter:
+        return SequenceStreamWaiter(request, *told, **self._place(request))
+
+
+def _has_id(request: InferRequest) -> bool:
+    return bool(request.parameters.get("sequence_id"))
 
 
 def _sequence_id(request: InferRequest) -> SequenceId:

@@ -6,7 +6,7 @@ asks any model this way, for endpoints that do not care. Who runs when belongs t
 
 from collections.abc import Callable, Hashable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from farthing.batching.frame_desk import FrameDesk
 from farthing.batching.instances import Scheduler
@@ -15,8 +15,8 @@ from farthing.engines.streaming import StreamingExecutable
 from farthing.runtime.check import RequestCheck
 from farthing.runtime.load import LoadedVersion
 from farthing.runtime.served import Served, ServedVersion, queue_of
-from farthing.telemetry.statistics import ModelStatistics
 from farthing.types.errors import FarthingError, Unsupported
+from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse, StreamedResponse
 
 
@@ -30,13 +30,31 @@ class Stream(Protocol):
         """One more response, in order, has been dealt with. A model makes only some that nobody has taken."""
 
 
-class ServedStreams(ServedVersion):
+class Streaming:
+    """A version that answers a request as often as it likes."""
+
+    spec: ModelSpec
+
+    def check_stream(self, request: InferRequest) -> tuple[int, Hashable]:
+        """Rows of a request and its batching signature. Raises `InvalidInput` if it does not fit the model."""
+        raise NotImplementedError
+
+    def stream(
+        self, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, hear: HearResponse
+    ) -> Stream:
+        """Takes a checked request; `hear` gets what is said to it, later, on the event loop.
+
+        Raises that there is no room or no time for it.
+        """
+        raise NotImplementedError
+
+
+class ServedStreams(ServedVersion, Streaming):
     """A loaded version of a decoupled model; lives on the event-loop thread."""
 
-    def __init__(
-        self, loaded: LoadedVersion, *, queue_requests_max: int, scheduler: Scheduler, statistics: ModelStatistics
-    ) -> None:
-        super().__init__(loaded, queue_requests_max=queue_requests_max, scheduler=scheduler, statistics=statistics)
+    def __init__(self, loaded: LoadedVersion, **settings: Any) -> None:
+        """`settings` are those of `ServedVersion`."""
+        super().__init__(loaded, **settings)
         self._refuse = RequestCheck(loaded.spec, is_decoupled=True)
 
     def _make_loop(self, loaded: LoadedVersion, queue_requests_max: int, scheduler: Scheduler) -> StreamLoop:
@@ -50,6 +68,7 @@ class ServedStreams(ServedVersion):
             statistics=self.statistics,
             scheduler=scheduler,
             times=loaded.times,
+            turns=self._turns,
         )
         return self._loop
 
@@ -79,9 +98,12 @@ class ServedStreams(ServedVersion):
         if self._reshapes_out:
             hear = partial(self._hear_reshaped, hear)
         inputs = self.reshaped(request.inputs) if self.reshapes_in else request.inputs
-        waiter = StreamWaiter(request, inputs, rows, signature, arrival_ns, hear)
+        waiter = self._waiter(request, inputs, rows, signature, arrival_ns, hear)
         self._loop.submit(waiter)
         return _Streamed(self._loop, waiter)
+
+    def _waiter(self, request: InferRequest, *told: Any) -> StreamWaiter:
+        return StreamWaiter(request, *told)
 
     def _hear_reshaped(self, hear: HearResponse, said: StreamedResponse) -> None:
         if isinstance(said.answer, InferResponse):
@@ -119,14 +141,14 @@ class _Once:
 
 def check_any(served: Served, request: InferRequest) -> tuple[int, Hashable]:
     """Rows of a request to any model and its batching signature. Raises `InvalidInput` if it does not fit."""
-    return served.check_stream(request) if isinstance(served, ServedStreams) else served.check(request)
+    return served.check_stream(request) if isinstance(served, Streaming) else served.check(request)
 
 
 def stream_of(
     served: Served, request: InferRequest, rows: int, signature: Hashable, arrival_ns: int, hear: HearResponse
 ) -> Stream:
     """Asks any model and hears what it says, once or often. Raises as its `submit` or `stream` does."""
-    if isinstance(served, ServedStreams):
+    if isinstance(served, Streaming):
         return served.stream(request, rows, signature, arrival_ns, hear)
 
     def done(answer: InferResponse | FarthingError) -> None:

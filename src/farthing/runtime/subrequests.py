@@ -16,15 +16,22 @@ from typing import Final, Protocol
 from farthing.batching.stream_loop import HearResponse
 from farthing.engines.contract import Parent, Sender, Subrequest
 from farthing.runtime.ensemble import Ensemble
+from farthing.runtime.language_model import LanguageModel
 from farthing.runtime.served import Done, Served, ServedVersion
-from farthing.runtime.served_streams import check_any, stream_of
+from farthing.runtime.served_streams import Stream, check_any, stream_of
 from farthing.runtime.subrequest_waits import Wait, stuck
+from farthing.runtime.text_answers import TextStream
 from farthing.telemetry.clock import Clock
 from farthing.types.errors import DeadlineExceeded, EngineFailed, FarthingError
 from farthing.types.requests import InferRequest, InferResponse, RequestedOutput, StreamedResponse
 
 ENSEMBLE_DEPTH_MAX: Final = 16
 """Ensembles within ensembles that are looked into; those loaded lead nowhere in circles, those being replaced might."""
+
+
+DEPTH_MAX: Final = 32
+"""Models that may ask each other in a row. Half of the subrequests a process may have under way, so that one that asks
+itself without end is told so before it has taken all of them."""
 
 
 class Resolve(Protocol):
@@ -105,9 +112,14 @@ class RuntimeSubrequests:
         now_ns = self._now_ns()
         try:
             request, served = self._resolved(subrequest, now_ns)
-            checked = served.check(request)
-            self._begin(subrequest, served)
-            withdraw = served.submit(request, *checked, now_ns, partial(self._done, subrequest, request, now_ns, done))
+            ended = partial(self._done, subrequest, request, now_ns, done)
+            if isinstance(served, LanguageModel):
+                hears = partial(_hear_once, ended)
+                withdraw = self._begin_text(subrequest, request, served, now_ns, hears, is_whole=True).withdraw
+            else:
+                checked = served.check(request)
+                self._begin(subrequest, served)
+                withdraw = served.submit(request, *checked, now_ns, ended)
         except FarthingError as error:
             self._over(subrequest)
             done(error)
@@ -120,10 +132,14 @@ class RuntimeSubrequests:
         now_ns = self._now_ns()
         try:
             request, served = self._resolved(subrequest, now_ns)
-            checked = check_any(served, request)
-            self._begin(subrequest, served)
             hears = partial(self._heard, subrequest, request, now_ns, hear)
-            stream = stream_of(served, request, *checked, now_ns, hears)
+            stream: Stream
+            if isinstance(served, LanguageModel):
+                stream = self._begin_text(subrequest, request, served, now_ns, hears, is_whole=False)
+            else:
+                checked = check_any(served, request)
+                self._begin(subrequest, served)
+                stream = stream_of(served, request, *checked, now_ns, hears)
         except FarthingError as error:
             self._over(subrequest)
             hear(StreamedResponse(error, is_last=True))
@@ -136,6 +152,12 @@ class RuntimeSubrequests:
         self._takes.get(subrequest, _nothing)()
 
     def _resolved(self, subrequest: Subrequest, now_ns: int) -> tuple[InferRequest, Served]:
+        if len(subrequest.lineage) > DEPTH_MAX:
+            raise EngineFailed(
+                f"a request to model `{subrequest.model_name}` is one too many in a row: {DEPTH_MAX} models have asked "
+                "each other until it came to this",
+                hint="a model that asks itself, or one that asks it, must come to an end before",
+            )
         request = self._request(subrequest, now_ns)
         return request, self._resolve(request.model_name, request.model_version)
 
@@ -143,6 +165,21 @@ class RuntimeSubrequests:
         if subrequest.sender is not None:
             self._begin_wait(subrequest, subrequest.sender, served)
         self._withdraws[subrequest] = _nothing
+
+    def _begin_text(
+        self,
+        subrequest: Subrequest,
+        request: InferRequest,
+        model: LanguageModel,
+        now_ns: int,
+        hear: HearResponse,
+        *,
+        is_whole: bool,
+    ) -> TextStream:
+        stream = TextStream(model, request, now_ns, hear, is_whole=is_whole)
+        self._begin(subrequest, model)
+        stream.start()
+        return stream
 
     def _heard(
         self, subrequest: Subrequest, request: InferRequest, start_ns: int, hear: HearResponse, said: StreamedResponse
@@ -205,6 +242,7 @@ class RuntimeSubrequests:
             timeout_us=_timeout_us(subrequest, parents, now_ns),
             tenant=tenants.pop() if len(tenants) == 1 else "",
             trace=trace.below() if trace is not None else None,
+            due_ns=min((request.due_ns for request in requests if request.due_ns), default=0),
             origin=subrequest,
         )
 
@@ -251,6 +289,11 @@ def _timeout_us(subrequest: Subrequest, parents: Sequence[Parent], now_ns: int) 
     if left_us <= 0:
         raise DeadlineExceeded(f"the request's time ran out before model `{subrequest.model_name}` was asked")
     return min(own_us, left_us) if own_us else left_us
+
+
+def _hear_once(done: Done, said: StreamedResponse) -> None:
+    assert said.answer is not None  # nobody says nothing to who wants the whole
+    done(said.answer)
 
 
 def _nothing() -> None:

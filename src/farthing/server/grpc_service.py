@@ -28,7 +28,7 @@ from farthing.protocols.kserve_grpc import (
     message_of,
 )
 from farthing.runtime.runtime import Runtime
-from farthing.runtime.served_streams import ServedStreams
+from farthing.runtime.served_streams import Streaming
 from farthing.server.auth import Door
 from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_call import Call, Rpc
@@ -101,7 +101,7 @@ class GrpcService:
         request.trace = trace
         if call.timeout_us and (not request.timeout_us or call.timeout_us < request.timeout_us):
             request.timeout_us = call.timeout_us
-        if isinstance(served, ServedStreams):
+        if isinstance(served, Streaming):
             raise Unsupported(
                 "ModelInfer RPC doesn't support models with decoupled transaction policy",
                 hint="use ModelStreamInfer",
@@ -176,7 +176,7 @@ class GrpcService:
     def index(self, message: Any, call: Call) -> Any:
         """`RepositoryIndex`."""
         check_repository_name(message)
-        lines = index_json(self._runtime.index(only_ready=message.ready), has_namespaces=False)
+        lines = index_json(self._runtime.index(only_ready=message.ready))
         return message_of("RepositoryIndexResponse", {"models": lines})
 
     async def load(self, message: Any, call: Call) -> Any:

@@ -16,10 +16,10 @@ from typing import Any, Final
 from farthing.protocols.grpc_wire import Message
 from farthing.protocols.kserve import WireLimits, check_outputs
 from farthing.protocols.kserve.generate import GenerateFields
+from farthing.protocols.kserve.generation_inputs import asked_generation
 from farthing.protocols.kserve_grpc import (
     DecoupledStream,
     GenerateStream,
-    asked_generation,
     decode_infer,
     encode_infer,
     parse_message,
@@ -30,7 +30,8 @@ from farthing.protocols.kserve_grpc import (
 from farthing.runtime.generate import generate_request, prompt_tokens
 from farthing.runtime.language_model import Event, LanguageModel
 from farthing.runtime.runtime import Runtime
-from farthing.runtime.served_streams import ServedStreams
+from farthing.runtime.served_streams import Streaming
+from farthing.runtime.text_answers import INLINE_CHARACTERS_MAX
 from farthing.server.forwarding import HeaderForwarding
 from farthing.server.grpc_frames import FrameCall
 from farthing.server.grpc_stream_call import StreamCall
@@ -43,9 +44,6 @@ from farthing.types.trace import Trace
 
 REQUESTS_MAX: Final = 256
 """Requests of one stream under way; no further one is read before one is answered."""
-
-INLINE_CHARACTERS_MAX: Final = 4 * 1024
-"""Texts up to this length are tokenized on the event loop (1 to 2 ms), longer ones on a thread."""
 
 
 class _Request:
@@ -146,7 +144,7 @@ class InferStream:
             if isinstance(served, LanguageModel):
                 await self._generate(request, asked, served, wants_empty_final(message))
                 return
-            if isinstance(served, ServedStreams):
+            if isinstance(served, Streaming):
                 self._stream(request, asked, served, wants_empty_final(message))
                 return
             self._in_order.append(request)
@@ -250,7 +248,7 @@ class InferStream:
 
     # -- zero, one or many answers a request ---------------------------------------------------------------------
 
-    def _stream(self, request: _Request, asked: InferRequest, served: ServedStreams, ends_empty: bool) -> None:
+    def _stream(self, request: _Request, asked: InferRequest, served: Streaming, ends_empty: bool) -> None:
         asked.timeout_us = self._call.timeout_left_us(asked.timeout_us)
         rows, signature = served.check_stream(asked)
         if asked.outputs:

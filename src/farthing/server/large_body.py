@@ -2,9 +2,9 @@
 
 The usual way (the loop's buffer, a bytes object, the parser's slice, our body) copies a body three times, and a fourth
 time where JSON of any length before the tensors leaves them askew. Once the parser has read the headers of a request
-with a long `Content-Length`, the connection hands the socket to this protocol, which receives into the body's own
-memory and gives the socket back when the body is whole. Who sent one likely sends another, so the next head is read
-with little room, and nearly all of the next body is never moved. Limits and time are still the connection's.
+with a long `Content-Length`, the socket is given to a `Receiver`, which receives into the body's own memory. Who sent
+one likely sends another, so the receiver keeps the socket and reads the next head with little room: nearly all of the
+next body is never moved, and nothing is set up again between two of them. Limits and time are the connection's.
 """
 
 import asyncio
@@ -15,37 +15,41 @@ import numpy as np
 LARGE_BYTES: Final = 128 * 1024
 """Bodies from this size on are received directly; below, changing protocols costs more than the copies do."""
 
-
 ALIGNMENT: Final = 64
 """Where the first tensor begins: a cache line, and what the widest vector loads want."""
-
-
-def room_for(size: int, head_bytes: int) -> memoryview:
-    """Memory for a body of which so many bytes stand before the first tensor, which then lies on its boundary.
-
-    Not filled with zeros: the system gives memory as the bytes arrive, whatever the client claims.
-    """
-    memory = np.empty(size + ALIGNMENT, np.uint8)
-    address: int = memory.__array_interface__["data"][0]
-    start = -(address + head_bytes) % ALIGNMENT
-    return memory[start : start + size].data
-
 
 HEAD_ROOM_BYTES: Final = 16 * 1024
 """What is received before the next head is known: the rest of what came with it need not be moved again."""
 
 
-class BodyOwner(Protocol):
-    """The connection, as the readers need it."""
+def room_for(size: int, head_bytes: int) -> memoryview:
+    """Memory for a body of which so many bytes stand before the first tensor, which then lies on its boundary.
+
+    One byte more than the body: a read that could have brought more shows that no more has come, and who fills its
+    room to the last byte is asked for another, in vain. Not filled with zeros: the system gives memory as the bytes
+    arrive, whatever the client claims.
+    """
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    address: int = memory.__array_interface__["data"][0]
+    start = -(address + head_bytes) % ALIGNMENT
+    return memory[start : start + size + 1].data
+
+
+class BodyTaker(Protocol):
+    """Who waits for a body."""
+
+    def body_received(self, size: int) -> None:
+        """So many more bytes of it are in place."""
+
+    def body_complete(self) -> None:
+        """It is whole."""
+
+
+class Owner(Protocol):
+    """The connection whose socket it is."""
 
     def data_received(self, data: bytes) -> None:
         """Bytes for the parser."""
-
-    def body_received(self, size: int) -> None:
-        """So many more bytes of the body are in place."""
-
-    def body_complete(self) -> None:
-        """The body is whole, and the socket is the connection's again."""
 
     def eof_received(self) -> bool | None: ...
 
@@ -56,15 +60,40 @@ class BodyOwner(Protocol):
     def resume_writing(self) -> None: ...
 
 
-class _Reader(asyncio.BufferedProtocol):
-    """Receives into its own memory; all else is its owner's."""
+class Receiver(asyncio.BufferedProtocol):
+    """Owns the socket of a client that sends large bodies: takes heads to the parser, bodies to their own memory."""
 
-    def __init__(self, owner: BodyOwner, room: memoryview) -> None:
+    def __init__(self, owner: Owner, taker: BodyTaker) -> None:
         self._owner = owner
+        self._taker = taker
+        self._head_room = memoryview(bytearray(HEAD_ROOM_BYTES))
+        self._room = self._head_room
+        self._awaited = 0
+        """Bytes of a body that are still to come; 0 while a head is read."""
+
+    def expect(self, room: memoryview, size: int) -> None:
+        """The next `size` bytes are the rest of a body and go to `room`, which is one byte longer."""
         self._room = room
+        self._awaited = size
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._room
+
+    def buffer_updated(self, nbytes: int) -> None:
+        room, awaited = self._room, self._awaited
+        if not awaited:
+            self._owner.data_received(bytes(room[:nbytes]))
+        elif nbytes < awaited:
+            self._room = room[nbytes:]
+            self._awaited = awaited - nbytes
+            self._taker.body_received(nbytes)
+        else:
+            self._room, self._awaited = self._head_room, 0
+            follower = bytes(room[awaited:nbytes])  # of a client that sends the next request before it has the answer
+            self._taker.body_received(awaited)
+            self._taker.body_complete()
+            if follower:
+                self._owner.data_received(follower)
 
     def eof_received(self) -> bool | None:
         return self._owner.eof_received()
@@ -77,23 +106,3 @@ class _Reader(asyncio.BufferedProtocol):
 
     def resume_writing(self) -> None:
         self._owner.resume_writing()
-
-
-class LargeBodyReader(_Reader):
-    """Fills `room` from the socket, then gives the socket back to its owner."""
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._room = self._room[nbytes:]
-        self._owner.body_received(nbytes)
-        if not self._room:
-            self._owner.body_complete()
-
-
-class HeadReader(_Reader):
-    """Receives little at a time, for its owner's parser, where the next body is likely as large as the last one."""
-
-    def __init__(self, owner: BodyOwner) -> None:
-        super().__init__(owner, memoryview(bytearray(HEAD_ROOM_BYTES)))
-
-    def buffer_updated(self, nbytes: int) -> None:
-        self._owner.data_received(bytes(self._room[:nbytes]))

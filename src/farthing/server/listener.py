@@ -12,6 +12,7 @@ from farthing.server.admission import Admission
 from farthing.server.exchange import App
 from farthing.server.http1 import Connection
 from farthing.telemetry.counters import HttpCounters
+from farthing.types.errors import Overloaded
 
 
 class Listener:
@@ -37,6 +38,28 @@ class Listener:
 
     def __call__(self) -> Connection:
         return Connection(self)
+
+    def join(self, connection: Connection) -> None:
+        """A client has come."""
+        self.counters.connections_total += 1
+        self.counters.connections_open += 1
+        self.connections.add(connection)
+        self.empty.clear()
+
+    def leave(self, connection: Connection) -> None:
+        """It has gone."""
+        self.counters.connections_open -= 1
+        self.connections.discard(connection)
+        if not self.connections:
+            self.empty.set()
+
+    def full_error(self) -> Overloaded | None:
+        """What to tell a connection that is one too many."""
+        most = self.limits.connections_max
+        if len(self.connections) <= most:
+            return None
+        hint = "reuse connections (keep-alive), or come back later"
+        return Overloaded(f"the server has {most} connections open, its limit", hint=hint, retry_after_s=1)
 
     def sweep(self) -> None:
         """Ends connections that are out of time; call it about once a second."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from farthing import __version__
 from farthing.config.server import Address, ServerConfig
 from farthing.repository import Repository
+from farthing.runtime.huge_pages import HugePages
 from farthing.runtime.runtime import Runtime
 from farthing.server.admission import Admission
 from farthing.server.app import App
@@ -128,6 +129,7 @@ class Server:
         self._metrics_listener = listener(operations.metrics_routes())
         self._sockets: list[asyncio.Server] = []
         self._grpc_listener: GrpcListener | None = None
+        self._huge_pages = HugePages()
         self._sweeper: asyncio.TimerHandle | None = None
         self._starting: asyncio.Task[None] | None = None
         self.http: Address | None = None
@@ -282,4 +284,5 @@ class Server:
         self._metrics_listener.sweep()
         if self._grpc_listener is not None:
             self._grpc_listener.sweep()
+        self._huge_pages.look()
         self._sweeper = loop.call_later(SWEEP_S, self._sweep, loop)

@@ -8,6 +8,7 @@ from bisect import bisect_left
 from enum import StrEnum
 
 from farthing.telemetry.statistics import DURATION_BOUNDS_NS
+from farthing.types.errors import FarthingError, HeadersTooLarge, Overloaded, RequestTimeout, TooLarge
 
 
 class RouteClass(StrEnum):
@@ -44,6 +45,15 @@ class RejectReason(StrEnum):
     FORBIDDEN = "forbidden"
     TENANT_LIMITED = "tenant_limited"
     STOPPING = "stopping"
+
+
+def reject_reason(error: FarthingError) -> RejectReason:
+    """Under which of them a request counts that never was one."""
+    if isinstance(error, RequestTimeout):
+        return RejectReason.SLOW
+    if isinstance(error, HeadersTooLarge | TooLarge):
+        return RejectReason.TOO_LARGE
+    return RejectReason.OVERLOADED if isinstance(error, Overloaded) else RejectReason.MALFORMED
 
 
 class HttpCounters:

@@ -6,6 +6,7 @@ looks to Prometheus belongs to `metrics`, and measuring the durations to `batchi
 """
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -133,6 +134,7 @@ class StatisticsSnapshot(msgspec.Struct, frozen=True, kw_only=True):
     """By response index; only decoupled models have entries."""
     batch_stats: tuple[BatchStatistics, ...]
     memory_usage: tuple[MemoryUsage, ...]
+    namespace: str = ""
 
 
 class SequenceCounts(msgspec.Struct, gc=False):
@@ -280,6 +282,21 @@ class ModelStatistics:
         self.request_buckets[bisect_left(DURATION_BOUNDS_NS, duration_ns)] += requests
         self.queue_buckets[bisect_left(DURATION_BOUNDS_NS, queue_ns)] += requests
 
+    def requests_done(self, arrivals_ns: Sequence[int], started_ns: int, ended_ns: int) -> int:
+        """Counts requests (at least one) that began and ended together, as `request_done` would one by one.
+
+        Answers how long they waited, all together.
+        """
+        requests = len(arrivals_ns)
+        arrived_ns = sum(arrivals_ns)
+        waited_ns = started_ns * requests - arrived_ns
+        self.success_ns += ended_ns * requests - arrived_ns
+        self.waited_ns += waited_ns
+        ascending = sorted(arrivals_ns)
+        _count(self.request_buckets, ascending, ended_ns)
+        _count(self.queue_buckets, ascending, started_ns)
+        return waited_ns
+
     def response(self, index: int, kind: ResponseKind, infer_ns: int, output_ns: int) -> None:
         """Counts the n-th response of a request: time the model took for it since the one before, and its way out."""
         index = min(index, RESPONSES_COUNTED_MAX - 1)
@@ -333,7 +350,7 @@ class ModelStatistics:
             twin.frames = self.frames.copy()
         return twin
 
-    def snapshot(self, name: str, version: str) -> StatisticsSnapshot:
+    def snapshot(self, name: str, version: str, namespace: str = "") -> StatisticsSnapshot:
         """What `GET /v2/models/{name}/versions/{version}/stats` says of this moment."""
         requests = self.compute_requests
         return StatisticsSnapshot(
@@ -363,12 +380,25 @@ class ModelStatistics:
                 for size, (runs, input_ns, compute_ns, output_ns) in sorted(self.batch_sizes.items())
             ),
             memory_usage=self.memory_usage,
+            namespace=namespace,
         )
 
     def _new_batch_size(self, rows: int) -> list[int]:
         if len(self.batch_sizes) >= BATCH_SIZES_MAX:
             rows = 1 << max(rows - 1, 0).bit_length()
         return self.batch_sizes.setdefault(rows, [0, 0, 0, 0])
+
+
+def _count(buckets: list[int], since_ns: Sequence[int], until_ns: int) -> None:
+    """Counts durations that end together, by when they began, ascending: a search a bucket and not one a duration."""
+    left = len(since_ns)  # those whose bucket is further on: the longest ones
+    first = bisect_left(DURATION_BOUNDS_NS, until_ns - since_ns[-1])
+    last = bisect_left(DURATION_BOUNDS_NS, until_ns - since_ns[0])
+    for bucket in range(first, last):
+        shorter = bisect_left(since_ns, until_ns - DURATION_BOUNDS_NS[bucket])
+        buckets[bucket] += left - shorter
+        left = shorter
+    buckets[last] += left
 
 
 def _response_statistics(counts: dict[str, list[int]]) -> ResponseStatistics:

@@ -64,6 +64,8 @@ class InferRequest(msgspec.Struct, kw_only=True):
     tenant: str = ""
     trace: Trace | None = None
     """Where to note what happens to it; None for most requests."""
+    due_ns: int = 0
+    """When a frame needs the answer, where it is asked for one; 0 for other requests. Never later than `timeout_us`."""
     origin: object | None = None
     """The subrequest it came from, where a model sent it and not a client."""
 

@@ -31,8 +31,8 @@ def test_the_second_model_greets_and_refuses(load_model: Any) -> None:
     assert isinstance(refused, InvalidInput)
 
 
-def test_the_fifth_model_counts_down(load_model: Any) -> None:
-    model = load_model(SHOWN[4])
+def test_the_sixth_model_counts_down(load_model: Any) -> None:
+    model = load_model(SHOWN[5])
     heard: Queue[Part] = Queue()
     model.begin(Batch({"from": np.array([3], np.int32)}, ("left",), (Member(rows=1),)), 0, [heard.put])
     parts = [heard.get(timeout=20) for _ in range(4)]
@@ -42,7 +42,7 @@ def test_the_fifth_model_counts_down(load_model: Any) -> None:
     assert [part.is_last for part in parts] == [False, False, False, True]
 
 
-def test_the_sixth_model_reverses(load_model: Any, run_alone: Any) -> None:
-    model = load_model(SHOWN[5])
+def test_the_seventh_model_reverses(load_model: Any, run_alone: Any) -> None:
+    model = load_model(SHOWN[6])
     assert run_alone(model, text=np.array([[b"stressed"]], object)).outputs["reversed"].tolist() == [[b"desserts"]]
-    assert len(SHOWN) == 6  # the third and fourth ask other models: tests/runtime/test_*subrequests.py
+    assert len(SHOWN) == 7  # the third to fifth ask other models: tests/runtime/test_*subrequests.py

@@ -8,6 +8,7 @@ import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,11 @@ from farthing.engines.contract import Sender, Subrequest
 from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.channel import ARENA_BYTES_KEPT, Arena, Place
 from farthing.engines.python.subrequest_answers import Answers
-from farthing.engines.python.subrequest_client import HELD_MAX, Question, Reply, SubrequestClient, answered_here
+from farthing.engines.python.subrequest_client import SubrequestClient, answered_here
 from farthing.engines.python.subrequest_messages import SUBREQUESTS_MAX, Ask, Put
 from farthing.engines.python.subrequest_port import SubrequestPort
+from farthing.engines.python.subrequest_question import Question, Reply
+from farthing.engines.python.subrequest_tensors import HELD_MAX
 from farthing.types.errors import (
     Cancelled,
     EngineFailed,
@@ -33,7 +36,7 @@ from farthing.types.errors import (
     Overloaded,
     TooLarge,
 )
-from farthing.types.requests import InferResponse, StreamedResponse, Timing
+from farthing.types.requests import InferRequest, InferResponse, StreamedResponse, Timing
 from farthing.types.tensors import Tensor
 
 Done = Callable[[InferResponse | FarthingError], None]
@@ -209,21 +212,21 @@ def test_memory_is_used_again_once_nobody_looks_at_it(ends: Ends) -> None:
     for _ in range(50):
         ends.ask(inputs={"x": LARGE})
     assert len(ends.port._inputs) == 1
-    assert len(ends.port._answers._arenas) == 1
+    assert len(ends.port._writer._answers._arenas) == 1
     kept = [ends.ask(inputs={"x": np.full(3, n)})["x"] for n in range(HELD_MAX + 20)]
     assert [array[0] for array in kept] == list(range(HELD_MAX + 20))
-    assert len(ends.port._answers._arenas) <= HELD_MAX + 2
+    assert len(ends.port._writer._answers._arenas) <= HELD_MAX + 2
     assert not isinstance(base_of(kept[-1]), mmap.mmap)  # too many are kept: a copy
     del kept
     gc.collect()
     ends.ask(inputs={"x": np.zeros(1)})
-    assert len(ends.port._answers._free) >= HELD_MAX
+    assert len(ends.port._writer._answers._free) >= HELD_MAX
 
 
 def test_of_large_pieces_of_memory_that_are_free_one_is_kept(ends: Ends) -> None:
     large = np.ones(ARENA_BYTES_KEPT + (1 << 20), np.uint8)
     kept = [ends.ask(inputs={"x": large})["x"] for _ in range(3)]
-    arenas = list(ends.port._answers._arenas.values())
+    arenas = list(ends.port._writer._answers._arenas.values())
     full = [os.fstat(arena.fd).st_blocks * 512 for arena in arenas]
     assert min(full) > ARENA_BYTES_KEPT
     kept.clear()
@@ -311,7 +314,8 @@ async def test_threads_and_coroutines_ask_at_the_same_time(ends: Ends) -> None:
 
 def test_a_batch_that_ends_leaves_its_requests_to_nobody_and_a_process_takes_them_along(ends: Ends) -> None:
     ends.server.holds = True
-    parents: Any = (object(), object())
+    request = InferRequest(model_name="asker", inputs={})
+    parents: Any = (SimpleNamespace(request=request), SimpleNamespace(request=request))
     ends.port.begin_batch(parents, np.empty(0, np.uint8))
     ends.client.begin_batch(np.empty(0, np.uint8))
 

@@ -1,7 +1,6 @@
 """`triton_python_backend_utils` answers as Triton's does."""
 
 import json
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,11 +86,21 @@ def test_a_request_answers_every_question_of_the_interface() -> None:
 
 
 def test_what_is_not_offered_says_so() -> None:
-    request = pb_utils.InferenceRequest(model_name="other", requested_output_names=["y"], inputs=[])
     refused: Any
-    for refused in (partial(request.set_release_flags, 2), pb_utils.load_model, pb_utils.MetricFamily):
+    for refused in (pb_utils.load_model, pb_utils.MetricFamily):
         with pytest.raises(pb_utils.TritonModelException, match="is not offered by this server"):
             refused()
+
+
+def test_a_request_is_released_or_runs_again() -> None:
+    request = pb_utils.InferenceRequest(model_name="other", requested_output_names=["y"], inputs=[])
+    assert not request.is_rescheduled
+    request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+    assert request.is_rescheduled
+    request.set_release_flags(pb_utils.TRITONSERVER_REQUEST_RELEASE_ALL)
+    assert not request.is_rescheduled
+    with pytest.raises(pb_utils.TritonModelException, match="release flags are 3"):
+        request.set_release_flags(3)
 
 
 def test_a_response_holds_outputs_or_an_error() -> None:

@@ -11,8 +11,12 @@ from farthing.protocols.kserve_grpc import health_message_class, message_class, 
 from farthing.protocols.kserve_grpc.messages import pool
 from farthing.types.errors import InvalidInput
 
-OURS_ONLY = {"inference.ModelMetadataResponse.properties"}
-"""Of the Open Inference Protocol, and not of Triton."""
+OURS_ONLY = {
+    "inference.ModelMetadataResponse.properties",
+    "inference.ModelStatistics.namespace",
+    "inference.RepositoryIndexResponse.ModelIndex.namespace",
+}
+"""Of the Open Inference Protocol, or of ours alone, and not of Triton."""
 
 
 @pytest.mark.parametrize("name", ["grpc_service", "health", "reflection", "reflection_v1alpha"])

@@ -17,7 +17,7 @@ from farthing.engines.contract import Answer, Batch, MemberAnswer, ModelSource, 
 from farthing.engines.python import backoff, messages
 from farthing.engines.python.channel import Place
 from farthing.engines.python.process import Life
-from farthing.engines.python.stream_messages import Response
+from farthing.engines.python.stream_messages import Rescheduled, Response
 from farthing.engines.python.supervisor import Limits, Supervisor
 from farthing.engines.streaming import Hear, Part, StreamedBatch, run_to_the_end
 from farthing.types.errors import EngineFailed, FarthingError, LoadFailed
@@ -124,9 +124,16 @@ class PythonModel:
         """Begins a batch of a decoupled model in the instance's process."""
         return self._processes[instance].begin(batch, [partial(self._heard, hear) for hear in hears])
 
-    def _heard(self, hear: Hear, said: Response | FarthingError, tensors: Mapping[str, Tensor]) -> None:
+    @property
+    def returns_at_once(self) -> bool:
+        """Whether a batch has returned as soon as it is begun: that of a class that streams has."""
+        return self._ready.returns_at_once
+
+    def _heard(self, hear: Hear, said: Response | Rescheduled | FarthingError, tensors: Mapping[str, Tensor]) -> None:
         if isinstance(said, FarthingError):
             hear(Part(said, is_last=True))
+        elif isinstance(said, Rescheduled):
+            hear(Part(None, is_last=False, is_rescheduled=True))
         elif said.error_kind:
             kind = messages.ERRORS.get(said.error_kind, EngineFailed)
             hear(Part(kind(f"model `{self._name}`: {said.error}"), said.is_last))
@@ -166,14 +173,18 @@ class PythonModel:
         if reply.error_kind:
             return messages.ERRORS.get(reply.error_kind, EngineFailed)(f"model `{self._name}`: {reply.error}")
         try:
-            return MemberAnswer(self._checked(reply.places, batch, rows, life), reply.parameters)
+            outputs = self._checked(reply.places, batch, rows, life, are_complete=not reply.is_rescheduled)
+            return MemberAnswer(outputs, reply.parameters, reply.is_rescheduled)
         except EngineFailed as problem:
             return problem
 
-    def _checked(self, places: Sequence[Place], batch: Batch, rows: int, life: Life) -> Mapping[str, Tensor]:
+    def _checked(
+        self, places: Sequence[Place], batch: Batch, rows: int, life: Life, *, are_complete: bool = True
+    ) -> Mapping[str, Tensor]:
         """The outputs, if they are what the model promised."""
         found = {place.name: place for place in places}
-        for name in batch.outputs:
+        wanted = batch.outputs if are_complete else [name for name in batch.outputs if name in found]
+        for name in wanted:
             spec = self._outputs[name]
             place = found.get(name)
             if place is None:
@@ -185,7 +196,7 @@ class PythonModel:
             if (self._batches or len(batch.members) > 1) and place.shape[:1] != (rows,):
                 raise self._lie(name, f"shape {list(place.shape)}", f"{rows} rows, as many as the inputs have")
         try:
-            return life.take([found[name] for name in batch.outputs])
+            return life.take([found[name] for name in wanted])
         except ValueError as problem:
             raise EngineFailed(f"model `{self._name}` answered with a tensor that cannot be: {problem}") from problem
 

@@ -22,6 +22,8 @@ class MemberResult:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     error_kind: str = ""
     error: str = ""
+    is_rescheduled: bool = False
+    """It is to run again; `outputs` are states, if anything."""
 
 
 class UserModel(Protocol):

@@ -62,6 +62,8 @@ class Ready(_Message, frozen=True, kw_only=True):
     """As the model declares it; None: not said."""
     is_decoupled: bool = False
     """It answers a request as often as it likes: both sides go on in `stream_messages`."""
+    returns_at_once: bool = False
+    """Of a decoupled one: a batch has returned as soon as it is begun, whatever is still computed."""
 
 
 class Broken(_Message, frozen=True):
@@ -88,6 +90,7 @@ class MemberReply(msgspec.Struct, frozen=True, array_like=True):
     parameters: dict[str, Parameter] = {}
     error_kind: str = ""
     error: str = ""
+    is_rescheduled: bool = False
 
 
 class Replies(_Message, frozen=True):

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 
 from farthing.engines.python.subrequest_answers import Answers
-from farthing.engines.python.subrequest_client import Question, Reply, SubrequestClient
+from farthing.engines.python.subrequest_client import SubrequestClient
+from farthing.engines.python.subrequest_question import Question, Reply
 from farthing.types.errors import FarthingError, InvalidInput
 from farthing.types.requests import Parameter
 from farthing.types.tensors import Tensor

@@ -83,12 +83,20 @@ class Request:
     response_parameters: dict[str, Parameter] = field(default_factory=dict)
     """Fill in what its client should be told beside the outputs."""
     rejection: str = ""
+    is_rescheduled: bool = False
     place: int = 0
     """Its place in the batch, from 0."""
 
     def reject(self, reason: str) -> None:
         """Answers this request alone with "invalid input" and the reason; its rows of the outputs are ignored."""
         self.rejection = reason or "the model gave no reason"
+
+    def again(self) -> None:
+        """Has this request run again, in a later batch, instead of answering it now (`iterative_sequence`).
+
+        Of its rows of the outputs only states count.
+        """
+        self.is_rescheduled = True
 
 
 class StreamRequest:
@@ -153,13 +161,13 @@ class NativeModel:
             Request(member.rows, member.id, member.parameters, place=place) for place, member in enumerate(run.members)
         ]
         outputs = self._outputs(self._infer(inputs, requests), run)
-        if not any(request.rejection or request.response_parameters for request in requests):
+        if not any(r.rejection or r.response_parameters or r.is_rescheduled for r in requests):
             return outputs
         rows = [request.rows for request in requests]
         return [
             MemberResult(error_kind="InvalidInput", error=request.rejection)
             if request.rejection
-            else MemberResult(own, request.response_parameters)
+            else MemberResult(own, request.response_parameters, is_rescheduled=request.is_rescheduled)
             for request, own in zip(requests, rows_of(outputs, rows), strict=True)
         ]
 
@@ -213,12 +221,14 @@ def _declared(model_class: type[Any], start: Start) -> Ready:
             f"{model_class.__name__} batches, so every shape begins with -1; "
             f"`{fixed[0].name}` is {list(fixed[0].shape)}"
         )
+    is_decoupled = _is_decoupled(model_class, start)
     return Ready(
         inputs=inputs,
         outputs=outputs,
         batch_axis=batches,
         batch_rows_max=0 if batches is False else rows_max,
-        is_decoupled=_is_decoupled(model_class, start),
+        is_decoupled=is_decoupled,
+        returns_at_once=is_decoupled,
     )
 
 

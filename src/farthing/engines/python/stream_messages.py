@@ -35,6 +35,8 @@ class StreamRun(_Message, frozen=True):
     members: tuple[Member, ...]
     numbers: tuple[int, ...]
     """Of the members' requests."""
+    inner: tuple[int, ...] = ()
+    """Those of them that the model asked for itself, directly or through others."""
 
 
 class Cancel(_Message, frozen=True):
@@ -64,6 +66,12 @@ class Response(_Message, frozen=True):
     error: str = ""
 
 
+class Rescheduled(_Message, frozen=True):
+    """This request is to run again, under another number; nothing more is said under this one."""
+
+    number: int
+
+
 class Returned(_Message, frozen=True):
     """The worker can begin another batch."""
 
@@ -71,5 +79,5 @@ class Returned(_Message, frozen=True):
 encode: Final = msgspec.msgpack.Encoder().encode
 decode_order: Final = msgspec.msgpack.Decoder(StreamRun | Cancel | Taken | Stop).decode
 """What a worker reads. Raises `msgspec.DecodeError`, and `ValueError` for text that is not UTF-8."""
-decode_answer: Final = msgspec.msgpack.Decoder(Response | Returned).decode
+decode_answer: Final = msgspec.msgpack.Decoder(Response | Rescheduled | Returned).decode
 """What the server reads. Raises as `decode_order` does."""

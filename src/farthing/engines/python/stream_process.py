@@ -20,6 +20,7 @@ from farthing.engines.python.stream_messages import (
     UNTAKEN_BYTES_MAX,
     UNTAKEN_RESPONSES_MAX,
     Cancel,
+    Rescheduled,
     Response,
     Returned,
     StreamRun,
@@ -31,8 +32,8 @@ from farthing.engines.python.subrequest_port import SubrequestPort
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, TooLarge
 from farthing.types.tensors import Tensor
 
-HearResponse = Callable[[Response | FarthingError, dict[str, Tensor]], None]
-"""Gets one request's responses and their tensors, or the error that ended them, on the reading thread."""
+HearResponse = Callable[[Response | Rescheduled | FarthingError, dict[str, Tensor]], None]
+"""Gets one request's responses and their tensors, or what ended them, on the reading thread."""
 
 JOIN_S = 5.0
 """How long the threads may take to see that the process is gone."""
@@ -95,9 +96,11 @@ class Streams:
     def begin(self, batch: Batch, hears: Sequence[HearResponse], timeout_s: float | None) -> RunningStreams:
         """Has a batch begun; called when the one before has returned. Raises `InvalidInput` or how the process died."""
         numbers = tuple(next(self._numbers) for _ in batch.members)
+        parents = batch.parents or [None] * len(numbers)
+        inner = tuple(number for number, parent in zip(numbers, parents, strict=True) if self._port.is_own(parent))
         try:
             places = write_tensors(self._inputs, batch.inputs.items())
-            order = encode(StreamRun(places, batch.outputs, batch.members, numbers))
+            order = encode(StreamRun(places, batch.outputs, batch.members, numbers, inner))
         except (OverflowError, ValueError) as problem:
             raise InvalidInput(
                 f"model `{self._model}`: a request cannot be handed to it: {problem}",
@@ -113,7 +116,7 @@ class Streams:
                 raise self._ending
             self._is_free.clear()
             # Before the process can ask on their behalf.
-            self._port.begin_streams(dict(zip(numbers, batch.parents or [None] * len(numbers), strict=True)))
+            self._port.begin_streams(dict(zip(numbers, parents, strict=True)))
             self._hears.update(zip(numbers, map(_Listener, hears), strict=True))
         self.post(order)
         return RunningStreams(self, numbers, timeout_s)
@@ -170,12 +173,21 @@ class Streams:
                 answer = decode_answer(data)
                 if isinstance(answer, Returned):
                     self._is_free.set()
+                elif isinstance(answer, Rescheduled):
+                    self._rescheduled(answer)
                 else:
                     self._heard(answer)
         except (OSError, ValueError, msgspec.DecodeError) as problem:
             self._kill()
             when = f"after it answered nonsense ({problem})"
         self._end(self._death(when))
+
+    def _rescheduled(self, answer: Rescheduled) -> None:
+        with self._lock:
+            listener = self._hears.pop(answer.number, None)
+        self._port.end_stream(answer.number)
+        if listener is not None:
+            listener.hear(answer, {})
 
     def _heard(self, response: Response) -> None:
         memory = np.frombuffer(response.data, np.uint8)

@@ -35,6 +35,8 @@ class ResponseSender:
             raise triton.TritonModelException(f"flags are {flags}; allowed: 0, TRITONSERVER_RESPONSE_COMPLETE_FINAL")
         is_last = flags == triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
         answering = self._answering
+        if answering.is_rescheduled:
+            raise triton.TritonModelException("unable to send a response: the request runs again, respond to it there")
         if answering.is_over:
             raise triton.TritonModelException("unable to send a response: the final one has been sent")
         if response is None:
@@ -115,11 +117,18 @@ class TritonStreams:
         try:
             answer = model.instance.execute(requests)
             if inspect.iscoroutine(answer):
-                asyncio.run_coroutine_threadsafe(self._finish(answer, batch.answerings), self._event_loop())
-                return
-            _check(answer)
+                finish = self._finish(answer, batch.answerings)
+                running = asyncio.run_coroutine_threadsafe(finish, self._event_loop())
+                if not model.is_iterative:
+                    return
+                running.result()  # who runs again must be known before the batch has returned
+            else:
+                _check(answer)
         except Exception as problem:
             self._failed(problem, batch.answerings)
+        for request, answering in zip(requests, batch.answerings, strict=True):
+            if request.is_rescheduled:
+                answering.reschedule()
 
     async def _finish(self, answer: Any, answerings: Sequence[Answering]) -> None:
         try:

@@ -25,6 +25,7 @@ from farthing.engines.python.stream_messages import (
     UNTAKEN_BYTES_MAX,
     UNTAKEN_RESPONSES_MAX,
     Cancel,
+    Rescheduled,
     Response,
     Returned,
     StreamRun,
@@ -32,6 +33,7 @@ from farthing.engines.python.stream_messages import (
     decode_order,
     encode,
 )
+from farthing.engines.python.subrequest_client import inner_requests
 from farthing.types.requests import Parameter
 from farthing.types.tensors import Tensor
 
@@ -56,7 +58,17 @@ class Parcel:
 class Answering:
     """One request's answers. Whoever holds this may answer it; if nobody does, nobody can, and the client is told."""
 
-    __slots__ = ("__weakref__", "_port", "_untaken", "_untaken_bytes", "is_cancelled", "is_over", "number", "wake")
+    __slots__ = (
+        "__weakref__",
+        "_port",
+        "_untaken",
+        "_untaken_bytes",
+        "is_cancelled",
+        "is_over",
+        "is_rescheduled",
+        "number",
+        "wake",
+    )
 
     def __init__(self, port: "Port", number: int) -> None:
         self._port = port
@@ -65,6 +77,8 @@ class Answering:
         """Nobody waits for answers any more; those that are given are dropped."""
         self.is_over = False
         """The last one has been given."""
+        self.is_rescheduled = False
+        """The request runs again, and is answered there."""
         self.wake: Callable[[], object] | None = None
         """Called on the reading thread when there may be room, or the request has been cancelled."""
         self._untaken: deque[int] = deque()
@@ -96,6 +110,13 @@ class Answering:
         """Says that there is no more to come."""
         self._send(Response(self.number, is_last=True, is_empty=True))
 
+    def reschedule(self) -> None:
+        """Has the request run again. Too late if the last answer has been given."""
+        with self._port.changed:
+            if not self.is_over:
+                self.is_over = self.is_rescheduled = True
+                self._port.send(encode(Rescheduled(self.number)))
+
     def _send(self, response: Response) -> None:
         if self.is_over:
             return
@@ -123,6 +144,7 @@ class Answering:
             self._untaken_bytes -= self._untaken.popleft()
 
     def __del__(self) -> None:
+        inner_requests.discard(self.number)
         if not self.is_over:
             self._port.lost.put(self.number)
 
@@ -231,6 +253,7 @@ class Port:
         self._inputs.refresh()
         memory = self._inputs.memory()
         inputs = {place.name: _copied(memory, place) for place in run.inputs}
+        inner_requests.update(run.inner)
         answerings = [Answering(self, number) for number in run.numbers]
         self._open.update({answering.number: answering for answering in answerings})
         own = rows_of(inputs, [member.rows for member in run.members])

@@ -6,7 +6,8 @@ How a subrequest travels is up to `subrequest_client`.
 
 from typing import Self
 
-from farthing.engines.python.subrequest_client import Pending, Question, Reply, SubrequestClient
+from farthing.engines.python.subrequest_client import Pending, SubrequestClient
+from farthing.engines.python.subrequest_question import Question, Reply
 from farthing.types.errors import FarthingError
 
 

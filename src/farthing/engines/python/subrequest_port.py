@@ -1,8 +1,7 @@
 """The server's end of a process's subrequests: to the models they are for, and back with the answers.
 
 What the process asks is read on the event loop; inputs become views of the memory it wrote, and go to
-`contract.Subrequests`. Answers are written once, into memory that the process maps: small ones at once, large ones on a
-thread. What a process says is believed only as far as it is checked here.
+`contract.Subrequests`. Answers are `subrequest_writer`'s. What a process says is believed only as far as it is checked.
 """
 
 import contextlib
@@ -15,27 +14,20 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from queue import SimpleQueue
 from typing import Final
 
 import msgspec
 
-from farthing.engines.contract import Parent, Sender, Subrequest, Subrequests
+from farthing.engines.contract import Parent, Sender, Subrequest, Subrequests, lineage
 from farthing.engines.python import subrequest_messages as messages
-from farthing.engines.python.arena_pool import ArenaPool, NoRoom
-from farthing.engines.python.channel import Arena, Place, read_tensor, write_tensors
-from farthing.engines.python.subrequest_client import HELD_MAX
-from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Next, Told, Withdraw
-from farthing.types.errors import Cancelled, EngineFailed, FarthingError, InvalidInput, Overloaded
+from farthing.engines.python.channel import Arena, Place, read_tensor
+from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Next, Withdraw
+from farthing.engines.python.subrequest_writer import AnswerWriter, Letter
+from farthing.types.errors import Cancelled, FarthingError, InvalidInput, Overloaded
 from farthing.types.requests import InferResponse, StreamedResponse
 from farthing.types.tensors import NUMPY_DTYPES, Tensor
 
-ANSWER_BYTES_SOON: Final = 1 << 18
-"""Answers up to this size are written on the event loop: some 20 microseconds of copying, what a hand-over costs."""
-
 _LOG: Final = logging.getLogger("farthing.engines.python")
-
-Write = Callable[[], None]
 
 
 class SubrequestPort:
@@ -59,7 +51,7 @@ class SubrequestPort:
         self._lock = threading.Lock()
         """Held while anything below is looked at or changed."""
         self._inputs: dict[int, Arena] = {}
-        self._answers = ArenaPool(step=-1, arenas_max=SUBREQUESTS_MAX + HELD_MAX)
+        self._writer = AnswerWriter(sock, model, soon=None if subrequests is None else subrequests.soon)
         self._under_way: dict[int, Subrequest] = {}
         self._batches = 0
         self._batch: Sequence[Parent | None] = ()
@@ -73,10 +65,7 @@ class SubrequestPort:
         """The requests that each subrequest under way is for."""
         self._draws: dict[int, _Draw] = {}
         """Of those under way that may be answered many times."""
-        self._is_over = self._is_closed = False
-        self._outbox = messages.Outbox()
-        """Answers of one turn of the event loop; they leave at its end, together."""
-        self._writes: SimpleQueue[Write | None] | None = None
+        self._is_over = False
         if subrequests is not None:
             subrequests.watch(sock, self._on_readable)
 
@@ -110,6 +99,10 @@ class SubrequestPort:
         """Requests of these numbers are about to be answered."""
         with self._lock:
             self._streams.update(parents)
+
+    def is_own(self, parent: Parent | None) -> bool:
+        """Whether this model asked for this request itself, directly or through others."""
+        return self._sender.model in lineage((parent,))
 
     def leave_stream(self, number: int) -> None:
         """Nobody waits for this one's answers any more: what was asked for it is withdrawn, unless it is also for
@@ -148,7 +141,7 @@ class SubrequestPort:
         for n, subrequest in zip(over, subrequests, strict=True):
             if subrequest is not None and self._subrequests is not None:
                 self._subrequests.withdraw(subrequest)
-                self._send_soon(messages.encode(messages.failed(n, _nobody_waits(), is_withdrawn=True)))
+                self._writer.send_soon(messages.encode(messages.failed(n, _nobody_waits(), is_withdrawn=True)))
 
     def _forget(self, number: int) -> Subrequest | None:
         """A subrequest is not under way any more."""
@@ -203,7 +196,7 @@ class SubrequestPort:
         try:
             subrequest = self._subrequest(ask)
         except FarthingError as refused:
-            self._send_soon(messages.encode(messages.failed(ask.number, refused)))
+            self._writer.send_soon(messages.encode(messages.failed(ask.number, refused)))
             return
         assert self._subrequests is not None
         if ask.is_stream:
@@ -213,8 +206,7 @@ class SubrequestPort:
             self._subrequests.submit(subrequest, partial(self._answer, ask.number, subrequest))
 
     def _take_memory(self, ask: Ask, fds: list[int]) -> None:
-        for number in ask.freed:
-            self._answers.give(number)
+        self._writer.give(ask.freed)
         if ask.has_new_arena:
             if not fds or ask.arena <= 0 or ask.arena in self._inputs or len(self._inputs) >= SUBREQUESTS_MAX:
                 raise ValueError(f"arena {ask.arena} cannot be new")
@@ -244,6 +236,7 @@ class SubrequestPort:
             parents=parents,
             sender=sender,
             batch=batch,
+            lineage=(*lineage(parents), self._sender.model),
         )
         with self._lock:
             self._under_way[ask.number] = subrequest
@@ -273,7 +266,7 @@ class SubrequestPort:
             if self._batch_inputs is None or ask.batch != self._batches or ask.inputs_renewed != self._inputs_renewed:
                 raise InvalidInput("an input of a batch was sent on after the batch had ended")
             return self._batch_inputs
-        arena = self._inputs.get(number) if number > 0 else self._answers.in_use(number)
+        arena = self._inputs.get(number) if number > 0 else self._writer.in_use(number)
         if arena is None:
             raise ValueError(f"no arena is numbered {number}")
         if end > arena.size:
@@ -310,9 +303,7 @@ class SubrequestPort:
 
     def _next(self, question: Next) -> None:
         number = question.number
-        with self._lock:
-            for arena in question.freed:
-                self._answers.give(arena)
+        self._writer.give(question.freed)
         draw = self._draws.get(number)
         if draw is None:  # it was withdrawn meanwhile
             return
@@ -331,23 +322,9 @@ class SubrequestPort:
             self._subrequests.taken(draw.subrequest)
         if said.answer is None:
             self._over(number, draw.subrequest)
-            self._send_soon(messages.encode(messages.ended(number)))
+            self._writer.send_soon(messages.encode(messages.ended(number)))
         else:
             self._answer(number, draw.subrequest, said.answer, is_last=said.is_last)
-
-    def _answer(
-        self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError, *, is_last: bool = True
-    ) -> None:
-        if isinstance(answer, FarthingError):
-            if is_last:
-                self._over(number, subrequest)
-            self._send_soon(messages.encode(messages.failed(number, answer, is_last=is_last)))
-            return
-        size = sum(tensor.nbytes for tensor in answer.outputs.values())
-        if size > ANSWER_BYTES_SOON or any(tensor.dtype.hasobject for tensor in answer.outputs.values()):
-            self._on_thread(partial(self._write, number, subrequest, answer, self._send_alone, is_last=is_last))
-        else:
-            self._write(number, subrequest, answer, self._send_soon, is_last=is_last)
 
     def _over(self, number: int, subrequest: Subrequest) -> bool:
         """Ends one; False where it was withdrawn meanwhile."""
@@ -357,103 +334,16 @@ class SubrequestPort:
                 self._forget(number)
             return is_wanted
 
-    def _write(
-        self,
-        number: int,
-        subrequest: Subrequest,
-        answer: InferResponse,
-        send: Callable[[bytes, int], None],
-        *,
-        is_last: bool,
+    def _answer(
+        self, number: int, subrequest: Subrequest, answer: InferResponse | FarthingError, *, is_last: bool = True
     ) -> None:
-        asked = subrequest.outputs
-        outputs = {name: tensor for name, tensor in answer.outputs.items() if not asked or name in asked}
-        try:
-            message, fd = self._told(number, answer, outputs, is_last=is_last)
-        except NoRoom as full:
-            said: FarthingError = Overloaded(
-                f"model `{self._model}`: no memory for the answer of `{subrequest.model_name}`: {full}",
-                hint="let go of earlier answers, or ask for less at once",
-            )
-            message, fd = messages.encode(messages.failed(number, said, is_last=is_last)), -1
-        except (ValueError, OverflowError, OSError) as problem:
-            said = EngineFailed(f"the answer of model `{subrequest.model_name}` cannot be handed over: {problem}")
-            message, fd = messages.encode(messages.failed(number, said, is_last=is_last)), -1
-        # Withdrawn meanwhile or not: the process frees the memory once it has heard of it.
-        if is_last:
-            self._over(number, subrequest)
-        send(message, fd)
-
-    def _told(
-        self, number: int, answer: InferResponse, outputs: Mapping[str, Tensor], *, is_last: bool
-    ) -> tuple[bytes, int]:
-        """Writes outputs where the process can see them, and says so. Raises `NoRoom`, `ValueError`, `OSError`."""
-        with self._lock:
-            if self._is_closed:
-                raise NoRoom("the process is gone")
-            arena_number, arena, is_new = self._answers.take(sum(tensor.nbytes for tensor in outputs.values()))
-        try:
-            told = Told(
-                number=number,
-                model=answer.model_name,
-                version=answer.model_version,
-                id=answer.id,
-                places=write_tensors(arena, outputs.items()),
-                parameters=dict(answer.parameters),
-                arena=arena_number,
-                has_new_arena=is_new,
-                is_last=is_last,
-            )
-            message = messages.encode(told)
-            if len(message) > messages.PART_BYTES_MAX:
-                raise ValueError(f"its parameters take more than {messages.PART_BYTES_MAX} bytes")
-        except BaseException:
-            with self._lock:
-                if not self._is_closed:
-                    self._answers.drop(arena_number) if is_new else self._answers.give(arena_number)
-            raise
-        return message, arena.fd if is_new else -1
-
-    def _send_soon(self, part: bytes, fd: int = -1) -> None:
-        """Sends with all else that is answered in this turn of the event loop."""
-        is_first = not self._outbox
-        self._outbox.add(part, fd)
-        if is_first and self._subrequests is not None:
-            self._subrequests.soon(self._flush)
-
-    def _send_alone(self, part: bytes, fd: int) -> None:
-        """Sends from another thread."""
-        outbox = messages.Outbox()
-        outbox.add(part, fd)
-        for message, fds in outbox.sends():
-            self._send_patiently(message, fds)
-
-    def _flush(self) -> None:
-        """Sends at once if there is room in the socket, else on a thread."""
-        for message, fds in self._outbox.sends():
-            if self._is_closed:
-                return
-            try:
-                messages.send(self._socket, message, fds, socket.MSG_DONTWAIT)
-            except BlockingIOError:
-                self._on_thread(partial(self._send_patiently, message, fds))
-            except OSError:  # the process is gone
-                return
-
-    def _send_patiently(self, message: bytes, fds: Sequence[int]) -> None:
-        with contextlib.suppress(OSError):
-            messages.send(self._socket, message, fds)
-
-    def _on_thread(self, write: Write) -> None:
-        with self._lock:
-            if self._is_closed:
-                return
-            if self._writes is None:
-                self._writes = SimpleQueue()
-                threading.Thread(
-                    target=_carry_out, args=(self._writes,), name=f"{self._model}#answers", daemon=True
-                ).start()
-            self._writes.put(write)
+        over = partial(self._over, number, subrequest)
+        if isinstance(answer, FarthingError):
+            if is_last:
+                over()
+            self._writer.send_soon(messages.encode(messages.failed(number, answer, is_last=is_last)))
+            return
+        self._writer.write(Letter(number, subrequest.model_name, subrequest.outputs, answer, is_last, over))
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -474,14 +364,11 @@ class SubrequestPort:
         self._is_over = True
         self._withdraw_all()
         with self._lock:
-            self._is_closed = True
-            if self._writes is not None:
-                self._writes.put(None)
             for arena in self._inputs.values():
                 arena.close()
             self._inputs.clear()
-            self._answers.close()
             self._batch_inputs = None
+        self._writer.close()
         self._socket.close()
 
 
@@ -502,14 +389,6 @@ def _one() -> int:
 
 def _nobody_waits() -> Cancelled:
     return Cancelled("nobody waits any more for the request that this was asked for")
-
-
-def _carry_out(writes: "SimpleQueue[Write | None]") -> None:
-    while (write := writes.get()) is not None:
-        try:
-            write()
-        except Exception:
-            _LOG.exception("writing the answer of a subrequest failed")
 
 
 def _input(place: Place, memory: Tensor) -> Tensor:

@@ -6,18 +6,19 @@ offered (custom metrics, loading models) says so. `triton_model` drives a `Trito
 """
 
 import json
-import logging
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 
-from farthing.engines.python import triton_config
+from farthing.engines.python import triton_config, triton_log
 from farthing.engines.python.channel import encode_bytes
 from farthing.types.tensors import DATATYPES, NUMPY_DTYPES
 from farthing.types.tensors import Tensor as Array
 
+Logger = triton_log.Logger
+LogLevel = Logger
 ModelConfig = triton_config.ModelConfig
 get_input_config_by_name = triton_config.get_input_config_by_name
 get_output_config_by_name = triton_config.get_output_config_by_name
@@ -187,6 +188,8 @@ class InferenceRequest:
         self.parameter_values: dict[str, Any] = dict(parameters)
         """As given: `parameters` has to answer with JSON, as Triton's does."""
         self._memory = preferred_memory or PreferredMemory()
+        self.is_rescheduled = False
+        """It is to run again (`set_release_flags`)."""
         self._trace = trace or InferenceTrace()
 
     def inputs(self) -> list[Tensor]:
@@ -231,8 +234,13 @@ class InferenceRequest:
         return False
 
     def set_release_flags(self, flags: int) -> None:
-        if flags != TRITONSERVER_REQUEST_RELEASE_ALL:
-            raise _not_offered("rescheduling a request")
+        """Whether this run is the request's last; models with `iterative_sequence` may have it run again."""
+        if flags not in (TRITONSERVER_REQUEST_RELEASE_ALL, TRITONSERVER_REQUEST_RELEASE_RESCHEDULE):
+            raise TritonModelException(
+                f"release flags are {flags}; allowed: TRITONSERVER_REQUEST_RELEASE_ALL, "
+                "TRITONSERVER_REQUEST_RELEASE_RESCHEDULE"
+            )
+        self.is_rescheduled = flags == TRITONSERVER_REQUEST_RELEASE_RESCHEDULE
 
     def get_response_sender(self) -> Any:
         raise TritonModelException(
@@ -298,42 +306,6 @@ class InferenceResponse:
     def parameters(self) -> str:
         """The response's parameters as a JSON object."""
         return json.dumps(self.parameter_values)
-
-
-class Logger:
-    """Writes to the server's log, by level."""
-
-    @staticmethod
-    def log(message: str, level: int | None = None) -> None:
-        _LOG.log(logging.INFO if level is None else _LEVELS.get(level, logging.INFO), message)
-
-    @staticmethod
-    def log_info(message: str) -> None:
-        _LOG.info(message)
-
-    @staticmethod
-    def log_warn(message: str) -> None:
-        _LOG.warning(message)
-
-    @staticmethod
-    def log_error(message: str) -> None:
-        _LOG.error(message)
-
-    @staticmethod
-    def log_verbose(message: str) -> None:
-        _LOG.debug(message)
-
-    INFO, WARNING, ERROR, VERBOSE = range(4)
-
-
-_LEVELS: Final = {
-    Logger.INFO: logging.INFO,
-    Logger.WARNING: logging.WARNING,
-    Logger.ERROR: logging.ERROR,
-    Logger.VERBOSE: logging.DEBUG,
-}
-_LOG: Final = logging.getLogger("triton_python_backend_utils")
-LogLevel = Logger
 
 
 def get_input_tensor_by_name(inference_request: InferenceRequest, name: str) -> Tensor | None:

@@ -33,6 +33,11 @@ class TritonModel:
     def __init__(self, model_class: type[Any], start: Start) -> None:
         config = _completed(model_class, _configuration(start))
         self.ready = _ready(config, start.outputs)
+        sequences = config.get("sequence_batching") or {}
+        states = {state["output_name"] for state in sequences.get("state") or ()}
+        self._answer_names = {entry["name"] for entry in config["output"]} - states
+        self.is_iterative = bool(sequences.get("iterative_sequence"))
+        """Its requests may run again."""
         self.name = self._name = start.name
         self.version = self._version = start.version
         self.instance = self._model = model_class()
@@ -73,15 +78,33 @@ class TritonModel:
         responses = self._model.execute(requests)
         if inspect.isawaitable(responses):
             responses = coroutines.run(responses)
-        if responses is None and any(request.has_sender for request in requests):
+        if responses is None and any(request.has_sender or request.is_rescheduled for request in requests):
             responses = [None] * len(requests)
         if not isinstance(responses, Sequence) or len(responses) != len(requests):
             found = len(responses) if isinstance(responses, Sequence) else f"a {type(responses).__name__}"
             raise ModelMistake(f"execute returned {found} responses; expected one a request, {len(requests)}")
-        places = [p for p, request in enumerate(requests) if request.has_sender and responses[p] is None]
+        again = [request.is_rescheduled for request in requests]
+        places = [p for p, r in enumerate(requests) if r.has_sender and responses[p] is None and not again[p]]
         del requests  # who holds a sender from here on is the model
         answers = {**dict(enumerate(responses)), **collect(places, sent)} if places else dict(enumerate(responses))
-        return [self._result(response, run) for response in answers.values()]
+        return [
+            self._rescheduled(response, run) if again[place] else self._result(response, run)
+            for place, response in answers.items()
+        ]
+
+    def _rescheduled(self, response: object, run: Run) -> MemberResult:
+        """Of a request that runs again: None, or nothing but states."""
+        if response is None:
+            return MemberResult(is_rescheduled=True)
+        result = self._result(response, run)
+        if self._answer_names.isdisjoint(result.outputs):
+            result.is_rescheduled = not result.error_kind
+            return result
+        return MemberResult(
+            error_kind="EngineFailed",
+            error="expected a None object in the execute function return list for a rescheduled request, or a response "
+            f"with states only; found {', '.join(result.outputs)}",
+        )
 
     def _result(self, response: object, run: Run) -> MemberResult:
         if not isinstance(response, triton.InferenceResponse):

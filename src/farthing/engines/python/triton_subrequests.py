@@ -9,7 +9,8 @@ from typing import Final
 from farthing.engines.python import triton
 from farthing.engines.python.interface import short_text
 from farthing.engines.python.subrequest_answers import Answers
-from farthing.engines.python.subrequest_client import Question, Reply, SubrequestClient
+from farthing.engines.python.subrequest_client import SubrequestClient
+from farthing.engines.python.subrequest_question import Question, Reply
 from farthing.types import errors
 from farthing.types.errors import FarthingError
 from farthing.types.requests import Parameter

@@ -137,7 +137,13 @@ class Worker:
         places = iter(write_tensors(self._outputs, [pair for m in members for pair in m.outputs.items()]))
         return messages.Replies(
             tuple(
-                messages.MemberReply(tuple(next(places) for _ in m.outputs), dict(m.parameters), m.error_kind, m.error)
+                messages.MemberReply(
+                    tuple(next(places) for _ in m.outputs),
+                    dict(m.parameters),
+                    m.error_kind,
+                    m.error,
+                    m.is_rescheduled,
+                )
                 for m in members
             )
         )

@@ -4,7 +4,7 @@
 
 A parser turns a file nobody trusts into a checked `Forest`; the forest is written as one ONNX `TreeEnsemble` node in
 memory, whose sums come out bit for bit as the training library's; the link (sigmoid, softmax, ...) is applied to
-them. Why ONNX Runtime: docs/decisions/0003.
+them. Why ONNX Runtime: docs/decisions/0003. `runtimes` has other ways to sum, where a configuration or a plan asks.
 """
 
 from farthing.engines.trees.engine import Trees

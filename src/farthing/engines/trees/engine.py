@@ -15,6 +15,7 @@ from farthing.types.errors import LoadFailed
 if TYPE_CHECKING:
     from farthing.engines.contract import ModelSource
     from farthing.engines.trees.executable import ForestExecutable
+    from farthing.engines.trees.runtimes import SummedForest
 
 MODEL_BYTES_MAX: Final = 512 << 20
 """Bytes of a model file: some five million leaves as text. Parsing may take ten times as much memory for a moment."""
@@ -45,10 +46,11 @@ class Trees:
         except OSError:
             return False
 
-    def load(self, source: "ModelSource") -> "ForestExecutable":
+    def load(self, source: "ModelSource") -> "ForestExecutable | SummedForest":
         """Parses, checks and compiles the model. Raises `LoadFailed`."""
         from farthing.engines.trees.executable import ForestExecutable
         from farthing.engines.trees.interface import interface_of
+        from farthing.engines.trees.runtimes import USUAL, SummedForest, runtime_of
 
         path = source.path
         try:
@@ -60,6 +62,9 @@ class Trees:
             raw = path.read_bytes()
             model_format = _format_of(raw[:HEAD_BYTES])
             forest = _parse(raw, model_format)
+            runtime = runtime_of(source)
+            if runtime != USUAL:
+                return SummedForest(forest, interface_of(forest, source), model_format, source, raw, runtime)
             del raw
             return ForestExecutable(forest, interface_of(forest, source), model_format, source)
         except (BadModel, UnicodeDecodeError) as error:

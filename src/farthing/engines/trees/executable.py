@@ -38,7 +38,7 @@ class ForestExecutable:
         self._output_dtype = interface.output.dtype
         self._session = _session(forest, source)
         self._columns = _Columns(forest)
-        self._finish = _finish(forest, interface)
+        self._finish = finish_of(forest, interface)
         self._forest = forest
         self._slots: list[_Slot] = []
         self.resize(max(1, source.instances))
@@ -80,6 +80,11 @@ class ForestExecutable:
         """Frees the session and its buffers."""
         self._slots.clear()
         del self._session
+
+
+def columns_of(forest: Forest) -> Transform:
+    """From rows [rows, features] to the columns that the forest's nodes compare."""
+    return _Columns(forest).of
 
 
 class _Columns:
@@ -143,7 +148,7 @@ def _session(forest: Forest, source: ModelSource) -> Any:
         raise LoadFailed(f"{source.path}: ONNX Runtime refuses the trees: {str(error)[:300]}") from error
 
 
-def _finish(forest: Forest, interface: Interface) -> list[Transform]:
+def finish_of(forest: Forest, interface: Interface) -> list[Transform]:
     """What is done to the sums, in order; empty for most regressions."""
     if interface.kind is OutputKind.RAW:
         return []

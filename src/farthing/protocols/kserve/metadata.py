@@ -55,17 +55,17 @@ def model_ready_json(name: str) -> dict[str, Any]:
     return {"name": name, "ready": True}
 
 
-def index_json(models: Iterable[ModelStatus], *, has_namespaces: bool = True) -> list[dict[str, str]]:
+def index_json(models: Iterable[ModelStatus]) -> list[dict[str, str]]:
     """The answer of the repository index; a model that was never loaded has only a name.
 
-    A model's namespace, if it has one, is our addition, for which gRPC's message has no field.
+    A model's namespace, if it has one, is our addition.
     """
-    return [_index_line(model, has_namespaces) for model in models]
+    return [_index_line(model) for model in models]
 
 
-def _index_line(model: ModelStatus, has_namespaces: bool) -> dict[str, str]:
+def _index_line(model: ModelStatus) -> dict[str, str]:
     line = {"name": model.name}
-    if model.namespace and has_namespaces:
+    if model.namespace:
         line["namespace"] = model.namespace
     if model.version:
         line["version"] = model.version
@@ -77,5 +77,15 @@ def _index_line(model: ModelStatus, has_namespaces: bool) -> dict[str, str]:
 
 
 def statistics_json(snapshots: Sequence[StatisticsSnapshot]) -> dict[str, Any]:
-    """The body of `GET /v2/models/stats`. Every duration is there with `count` and `ns`, zeros too."""
-    return {"model_stats": [msgspec.to_builtins(snapshot) for snapshot in snapshots]}
+    """The body of `GET /v2/models/stats`. Every duration is there with `count` and `ns`, zeros too.
+
+    A model's namespace, if it has one, is our addition.
+    """
+    return {"model_stats": [_statistics_line(snapshot) for snapshot in snapshots]}
+
+
+def _statistics_line(snapshot: StatisticsSnapshot) -> dict[str, Any]:
+    line: dict[str, Any] = msgspec.to_builtins(snapshot)
+    if not snapshot.namespace:
+        del line["namespace"]
+    return line

@@ -376,6 +376,7 @@ def _schemas() -> Json:
             ),
             response_stats={"type": "object"},
             batch_stats=_list(_durations("compute_input compute_infer compute_output", batch_size=uint)),
+            namespace={**string, "description": "With --model-namespacing"},
             memory_usage=_list(_object("type id byte_size", type=string, id=uint, byte_size=uint)),
         ),
         "Duration": _object("count ns", count=uint, ns=uint),

@@ -27,7 +27,6 @@ from farthing.protocols.kserve_grpc.status import STATUS_DETAIL_BYTES_MAX, statu
 from farthing.protocols.kserve_grpc.stream import (
     DecoupledStream,
     GenerateStream,
-    asked_generation,
     stream_answer,
     stream_error,
     wants_empty_final,
@@ -40,7 +39,6 @@ __all__ = [
     "STATUS_DETAIL_BYTES_MAX",
     "DecoupledStream",
     "GenerateStream",
-    "asked_generation",
     "asked_load",
     "asked_log_settings",
     "asked_trace_settings",

@@ -7,26 +7,17 @@ apart from the last piece asks for an empty answer at the end (`triton_enable_em
 from collections.abc import Iterator
 from typing import Any, Final
 
-import msgspec
-
-from farthing.protocols.kserve.generate import GenerateFields, parse_generate
+from farthing.protocols.kserve.generate import GenerateFields
 from farthing.protocols.kserve_grpc.decode import EMPTY_FINAL_RESPONSE
 from farthing.protocols.kserve_grpc.encode import encode_infer, length_prefix
 from farthing.protocols.kserve_grpc.messages import message_class
 from farthing.protocols.kserve_grpc.status import status_detail
-from farthing.types.errors import FarthingError, InvalidField
+from farthing.types.errors import FarthingError
 from farthing.types.generation import Delta
 from farthing.types.models import ModelSpec
-from farthing.types.requests import InferRequest, Parameter, Regions, StreamedResponse
-from farthing.types.tensors import Tensor
+from farthing.types.requests import InferRequest, Regions, StreamedResponse
 
 FINAL_RESPONSE: Final = "triton_final_response"
-TEXTS: Final = ("text_input", "sampling_parameters")
-"""Inputs of a language model that are one string each."""
-SWITCHES: Final = ("stream", "exclude_input_in_output")
-"""Inputs of a language model that are one boolean each, as Triton's vLLM backend names them."""
-
-_encode: Final = msgspec.json.Encoder().encode
 
 
 def stream_answer(response: bytes, *, is_final: bool) -> bytes:
@@ -51,27 +42,6 @@ def stream_error(request_id: str, error: FarthingError, *, is_final: bool = True
 def wants_empty_final(message: Any) -> bool:
     """Whether a request asks for an empty answer after its last."""
     return EMPTY_FINAL_RESPONSE in message.parameters and message.parameters[EMPTY_FINAL_RESPONSE].bool_param
-
-
-def asked_generation(request: InferRequest) -> GenerateFields:
-    """What a language model is asked for, in the words of the generate extension.
-
-    Inputs are those of Triton's vLLM backend; all else stands in the request's parameters. Raises `InvalidField`.
-    """
-    said: dict[str, Parameter] = dict(request.parameters)
-    for name, tensor in request.inputs.items():
-        if name in TEXTS:
-            said[name] = _text(name, tensor)
-        elif name in SWITCHES:
-            said[name] = bool(_one(name, tensor))
-        else:
-            raise InvalidField(
-                f"unexpected inference input '{name}': a language model takes {', '.join((*TEXTS, *SWITCHES))}",
-                field=name,
-            )
-    streams = said.pop("stream", True)
-    fields = parse_generate(_encode(said))
-    return msgspec.structs.replace(fields, stream=bool(streams))
 
 
 class DecoupledStream:
@@ -147,19 +117,3 @@ class GenerateStream:
             response.raw_output_contents.append(len(data).to_bytes(4, "little") + data)
         serialized: bytes = message.SerializeToString()
         return serialized
-
-
-def _one(name: str, tensor: Tensor) -> Any:
-    if tensor.size != 1:
-        raise InvalidField(f"input '{name}' has shape {list(tensor.shape)}; expected one element", field=name)
-    return tensor.reshape(-1)[0]
-
-
-def _text(name: str, tensor: Tensor) -> str:
-    value = _one(name, tensor)
-    if not isinstance(value, bytes):
-        raise InvalidField(f"input '{name}' is {tensor.dtype}; expected BYTES", field=name)
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        raise InvalidField(f"input '{name}' is not UTF-8", field=name) from None

@@ -1,0 +1,89 @@
+"""What is in use is moved into huge pages where it lies, and stays what it was."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from farthing.runtime import huge_pages
+from farthing.runtime.huge_pages import GROWTH_BYTES_MIN, SETTLED_BYTES, HugePages, is_worth_moving
+
+MIB = 1 << 20
+
+SMALL_PROCESS = """
+import mmap
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from farthing.runtime.huge_pages import HugePages, huge_page_bytes
+
+PAGE_BYTES, MIB = huge_page_bytes(), 1 << 20
+
+
+def mapped(size):
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, np.uint8)
+
+
+def in_huge_pages():
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("AnonHugePages:"))
+
+
+def resident(array):
+    first, page = array.__array_interface__["data"][0] // mmap.PAGESIZE, mmap.PAGESIZE
+    with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+        pagemap.seek(8 * first)
+        return int((np.frombuffer(pagemap.read(8 * (array.size // page)), np.uint64) >> np.uint64(63)).sum()) * page
+
+
+full, sparse = mapped(32 * MIB), mapped(32 * MIB)
+full[:] = np.random.default_rng(1).integers(0, 256, full.size, np.uint8)
+sparse[:: PAGE_BYTES // 4] = 1
+before = full.copy()
+if resident(sparse) > MIB:
+    sys.exit("the system gives huge pages unasked")
+pages, huge_before = HugePages(), in_huge_pages()
+assert not pages.look(), "for all it knows the process still grows"
+assert pages.look()
+pages._thread.join()
+assert not pages.look(), "nothing is new"
+print((in_huge_pages() - huge_before) // MIB, resident(sparse) // MIB)
+assert np.array_equal(full, before)
+"""
+"""On its own, for a process in which many tests ran holds more than is moved at one time."""
+
+
+def test_a_process_that_grows_is_left_alone_until_it_has_settled() -> None:
+    grown = GROWTH_BYTES_MIN
+    assert not is_worth_moving(grown, 0, 0), "still loading"
+    assert is_worth_moving(grown, grown - SETTLED_BYTES, 0)
+    assert not is_worth_moving(grown, grown, grown), "nothing new"
+    assert not is_worth_moving(2 * grown - 1, 2 * grown - 1, grown), "little new"
+
+
+@pytest.mark.skipif(not huge_pages.huge_page_bytes(), reason="no huge pages are to be had here")
+def test_memory_in_use_is_moved_once_and_holds_what_it_held_and_what_is_hardly_used_is_left() -> None:
+    ran = subprocess.run([sys.executable, "-c", SMALL_PROCESS], capture_output=True, text=True, check=False)
+    if "unasked" in ran.stderr:
+        pytest.skip(ran.stderr)
+    assert ran.returncode == 0, ran.stderr
+    full_mib, sparse_mib = map(int, ran.stdout.split())
+    if not full_mib:
+        pytest.skip("this kernel cannot move memory (before Linux 6.1), or has no huge page left")
+    assert full_mib >= 16
+    assert sparse_mib == 0
+
+
+def test_where_nobody_may_have_huge_pages_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages, "SETTINGS", tmp_path)
+    assert huge_pages.huge_page_bytes() == 0
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    (tmp_path / "hpage_pmd_size").write_text("2097152\n")
+    assert huge_pages.huge_page_bytes() == 2 * MIB
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    assert huge_pages.huge_page_bytes() == 0
+    assert not HugePages().look()
