@@ -295,6 +295,7 @@ def test_an_unknown_coding_is_501_and_says_which_are_known(live: Live, encoding:
         (b"", "ends early"),
         (BOMB, "exceeds the maximum allowed"),
     ],
+    ids=["none", "cut", "more", "empty", "bomb"],  # the bytes tell the time they were packed
 )
 def test_a_broken_or_explosive_body_is_400(live: Live, body: bytes, part: str) -> None:
     reply = live.post(ECHO, body, {"Content-Encoding": "gzip"})
