@@ -19,6 +19,7 @@ from tests.serving import Gate, Live, eventually, serving
 from farthing.config.server import ModelControl
 from farthing.types.tensors import NUMPY_DTYPES
 
+gevent = pytest.importorskip("gevent")
 http = pytest.importorskip("tritonclient.http")
 aio = pytest.importorskip("tritonclient.http.aio")
 ClientError = pytest.importorskip("tritonclient.utils").InferenceServerException
@@ -321,7 +322,7 @@ def test_a_timeout_in_the_queue_is_told(tmp_path: Path) -> None:
     tensor = np.ones((1, 1), np.float32)
     with serving(gate.path) as live, http.InferenceServerClient(live.netloc, concurrency=2) as client:
         first = client.async_infer("gate", [given("x", tensor, "FP32")])
-        eventually(gate.seen)
+        eventually(lambda: gevent.sleep(0) or gate.seen())  # the client sends while its greenlets have a turn
         fails(client, "Request timeout expired", "503", "gate", [given("x", tensor, "FP32")], timeout=20_000)
         gate.open()
         assert first.get_result(timeout=20).as_numpy("y") == [[1]]

@@ -40,7 +40,7 @@ def test_a_hung_model_turns_liveness_red_within_its_time_while_others_answer(tmp
         assert live.get("/v2/health/live").status == 200
         waiting = live.connect().send(gate.request(1))
         eventually(lambda: live.get("/v2/health/live").status == 503, within_s=2)
-        assert "model `gate` version 1 has been running one batch for 0." in live.get("/v2/health/live").error
+        assert "model `gate` version 1 has been running one batch for " in live.get("/v2/health/live").error
         assert live.infer("echo", [[1, 2]]).status == 200
         gate.open()
         assert waiting.read_reply().status == 200
