@@ -162,7 +162,7 @@ def run_round(live: Live, grpc: str, seconds: float) -> Round:
         try:
             client(here)
         except Exception as error:
-            here.faults.append(f"{client.__name__}: {error!r}"[:300])
+            here.faults.append(f"{client.__name__}: {error!r}: {error}"[:300])
 
     threads = [threading.Thread(target=run, args=(client,), name=client.__name__, daemon=True) for client in CLIENTS]
     for thread in threads:
