@@ -13,6 +13,7 @@ from farthing.batching.forecast import SIGNATURES_MAX, WAIT_NS_MAX
 from farthing.batching.loop import BatchLoop
 from farthing.batching.queue import FIXED_SHAPES, SIGNATURE_ALONE, Policy, Queue, Waiter
 from farthing.engines.contract import Answer, Batch, MemberAnswer
+from farthing.telemetry.clock import ManualClock
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
 from farthing.types.errors import DeadlineExceeded, EngineFailed, Overloaded, Unavailable
 from farthing.types.models import ModelSpec
@@ -280,6 +281,26 @@ def test_an_engine_that_answers_too_few_fails_the_batch_and_the_loop_lives_on() 
     assert isinstance(one.answers[0], InferResponse)
     assert isinstance(one.answers[1], EngineFailed)
     assert len(one.answers) == 3
+
+
+class Interrupted(ManualClock):
+    """That of a thread which the machine puts aside for so long wherever it looks at the clock."""
+
+    def __init__(self, lost_ns: int) -> None:
+        super().__init__()
+        self.lost_ns = lost_ns
+
+    def now_ns(self) -> int:
+        return self.advance(ns=self.lost_ns)
+
+
+@pytest.mark.parametrize("lost_ms", [0, 1, 3, 50])
+def test_a_loop_that_the_machine_puts_aside_at_any_moment_still_answers(lost_ms: int) -> None:
+    one, _, _ = client(virtual=VirtualLoop(Interrupted(lost_ms * MS)), is_inline=True)
+    for value in range(20):
+        one.send(value)
+        one.virtual.run()
+    assert [float(one.answers[n].outputs["y"][0, 0]) for n in range(20)] == [2 * n for n in range(20)]  # type: ignore[union-attr]
 
 
 class OneInstanceDown(FakeExecutable):

@@ -403,6 +403,7 @@ class AnyHistory(RuleBasedStateMachine):
         done = [one for one in done if one not in again]
         self.sequences.finished(done, self.now_ns)
         self.ran += done
+        self._look_at_the_clock()  # as the loop does after each run: one's time may have run out while it ran
 
     @precondition(lambda self: self.sent)
     @rule(data=st.data())
@@ -416,10 +417,13 @@ class AnyHistory(RuleBasedStateMachine):
     def time_passes(self, ms: int) -> None:
         self.now_ns += ms * 1_000_000
         before = {one.sequence for one in self.sent if one.state in (WAITING, RUNNING)}
+        self._look_at_the_clock()
+        assert all(one.sequence in before for one in self.sent if one.state == WAITING)
+
+    def _look_at_the_clock(self) -> None:
         self.sequences.expired(self.now_ns)
         self.orphans += self.sequences.orphans()
         self.sequences.end_idle(self.now_ns)
-        assert all(one.sequence in before for one in self.sent if one.state == WAITING)
 
     @invariant()
     def is_sound(self) -> None:
@@ -427,7 +431,7 @@ class AnyHistory(RuleBasedStateMachine):
         sequences.check_integrity()
         assert sequences.active <= self.slots
         due_ns = sequences.next_deadline_ns()
-        assert not due_ns or due_ns > self.now_ns - 1_300_000_000
+        assert not due_ns or due_ns > self.now_ns
 
     @invariant()
     def order_is_kept(self) -> None:

@@ -279,7 +279,8 @@ class BatchLoop:
     def _pump(self) -> None:
         """Runs what waits, and in the same turn, as long as it is short, what waits for that in other models."""
         began = self._now_ns()
-        loops: list[Pumped] = [self]
+        # This one whatever the time: it is due now, so that `pump_soon` would not call it again.
+        loops = list(self.pump_once())
         for loop in loops:
             if self._now_ns() - began > LOOP_BUSY_NS_MAX:
                 loop.pump_soon()

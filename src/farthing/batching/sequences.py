@@ -107,7 +107,8 @@ class Sequences:
         is_slot_free = known is None and self.active < len(self._held) * self._slots
         has_slot = is_slot_free if waiter.is_start else known is not None and known.slot >= 0
         count = self.requests - self._without_slot - self._again if has_slot else self._without_slot
-        if count >= self._requests_max:
+        # A sequence that gets a slot takes its waiting requests along, so that those with one may have become more.
+        if count >= self._requests_max or self.requests - self._again >= 2 * self._requests_max:
             wanted = "" if has_slot else " to get a slot"
             raise Overloaded(
                 f"Exceeds maximum queue size: {count} requests of sequences wait for model `{self._model}`{wanted}",
