@@ -239,10 +239,10 @@ def test_what_is_no_template_is_refused_at_once(source: str) -> None:
     ],
 )
 def test_a_hostile_template_gets_nothing_and_costs_little(source: str) -> None:
-    start = time.monotonic()
+    start = time.process_time()  # not the clock: the machine may be busy with other things
     with pytest.raises(FarthingError):
         rendered(source)
-    assert time.monotonic() - start < 7
+    assert time.process_time() - start < 7
 
 
 def test_what_the_sandbox_hides_is_not_there() -> None:

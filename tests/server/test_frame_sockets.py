@@ -579,7 +579,7 @@ def test_who_sends_more_than_fits_is_told_to_come_back(tmp_path: Path) -> None:
 def test_a_silent_client_is_asked_and_then_ended(tmp_path: Path) -> None:
     with (
         mock.patch.object(websocket, "PING_AFTER_S", 0.1),
-        mock.patch.object(websocket, "PONG_WITHIN_S", 0.3),
+        mock.patch.object(websocket, "PONG_WITHIN_S", 2.0),
         serving(small_repository(tmp_path)) as live,
         talk(live, "echo/stream") as alive,
     ):
