@@ -28,7 +28,9 @@ def ask(listener: socket.socket, answer: bytes) -> list[Piece]:
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
-            connection.recv(1 << 16)
+            asked = b""
+            while not asked.endswith(b"}"):  # to its end: what is left unread would reset the connection
+                asked += connection.recv(1 << 16)
             connection.sendall(answer)
 
     threading.Thread(target=serve, daemon=True).start()
