@@ -152,14 +152,19 @@ def test_a_large_body_that_stops_is_408_and_what_comes_later_is_not_read_as_one(
     eventually(lambda: bytes_under_way(tight) == 0)
 
 
-def test_large_bodies_beyond_what_fits_are_refused_and_those_before_answered(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_in_parts", [False, True])
+def test_large_bodies_beyond_what_fits_are_refused_and_those_before_answered(tmp_path: Path, is_in_parts: bool) -> None:
     whole = binary()
     admission = AdmissionLimits(inflight_bytes_max=3 * LARGE_BYTES // 2)
     with serving(repository(tmp_path), admission=admission) as live:
         with live.connect() as first, live.connect() as second:
             first.send(whole[:-1])
             eventually(lambda: bytes_under_way(live) > LARGE_BYTES)
-            reply = second.send(whole).read_reply()
+            if is_in_parts:  # then what is too much comes straight into its memory
+                before = bytes_under_way(live)
+                second.send(whole[:1000])
+                eventually(lambda: bytes_under_way(live) > before)
+            reply = second.send(whole[1000 if is_in_parts else 0 :]).read_reply()
             assert reply.status == 503
             assert "inflight-bytes-max" in reply.error
             assert echoed(first.send(whole[-1:]).read_reply())

@@ -305,11 +305,12 @@ class RequestReader:
     def body_received(self, size: int) -> None:
         """More of a large body is in place; called by `Receiver` alone."""
         self._counters.bytes_received += size
-        self.body_bytes += size
         try:
             self._admission.take_bytes(size)
         except FarthingError as full:
             self._taker.refuse(full)
+        else:  # what was not counted must not be given back
+            self.body_bytes += size
 
     def body_complete(self) -> None:
         """A large body is whole; called by `Receiver` alone."""
