@@ -527,6 +527,32 @@ async def test_models_that_ask_each_other_without_end_are_told_so(shop: Shop, wr
             await told(runtime, "endless", 0)
 
 
+HEIRS = """
+async def infer(self, inputs):
+    with NOTES.open("a") as notes:
+        notes.write(".")
+    self.left = asyncio.create_task(self.ask_again(inputs["x"]))
+    yield {"y": inputs["x"]}
+
+async def ask_again(self, x):
+    await asyncio.sleep(0.02)  # the request is over by now
+    async for _ in self.models["heirs"].stream_async({"x": x}):
+        pass
+"""
+
+
+async def test_what_a_request_leaves_behind_asks_no_longer_in_a_row_than_itself(shop: Shop, write: WriteModel) -> None:
+    shop.put("double", 2)
+    write("heirs", HEIRS)
+    async with shop.open() as runtime:
+        notes = shop.folder / "heirs" / "1" / "notes"
+        assert await told(runtime, "heirs", 3) == [3]
+        await until(lambda: len(notes.read_text()) >= 33)
+        await asyncio.sleep(0.5)
+        assert len(notes.read_text()) == 33
+        assert not runtime._subrequests._withdraws
+
+
 RECURSION = """
 async def infer(self, inputs):
     x = inputs["x"]

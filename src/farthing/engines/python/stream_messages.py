@@ -23,6 +23,30 @@ RESPONSE_BYTES_MAX: Final = 48 << 20
 """Tensors of one response; a message is at most `channel.MESSAGE_BYTES_MAX`."""
 
 
+_DEPTH_BITS: Final = 6
+_OWN: Final = 1 << _DEPTH_BITS
+_DEPTHS: Final = _OWN - 1
+
+
+def numbered(count: int, depth: int, *, is_own: bool) -> int:
+    """The number of the `count`th request of a process: no other has it, and whoever has it knows where it came from.
+
+    `depth` models in a row asked each other until it came to this request; it `is_own` where this model was one of
+    them. That outlasts the request: what it leaves behind when it ends may still ask for more.
+    """
+    return (count << _DEPTH_BITS + 1) | (_OWN if is_own else 0) | min(depth, _DEPTHS)
+
+
+def depth_of(number: int) -> int:
+    """How many models in a row asked each other until it came to this request."""
+    return number & _DEPTHS
+
+
+def is_own(number: int) -> bool:
+    """Whether the model asked for this request itself, directly or through others."""
+    return bool(number & _OWN)
+
+
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Tagged arrays, as all messages are."""
 
@@ -34,9 +58,7 @@ class StreamRun(_Message, frozen=True):
     outputs: tuple[str, ...]
     members: tuple[Member, ...]
     numbers: tuple[int, ...]
-    """Of the members' requests."""
-    inner: tuple[int, ...] = ()
-    """Those of them that the model asked for itself, directly or through others."""
+    """Of the members' requests (`numbered`)."""
 
 
 class Cancel(_Message, frozen=True):

@@ -80,7 +80,7 @@ class Streams:
         self._port = port
         self._death = death
         self._kill = kill
-        self._numbers = count(1)
+        self._counts = count(1)
         self._lock = threading.Lock()
         self._hears: dict[int, _Listener] = {}
         self._ending: FarthingError | None = None
@@ -95,12 +95,11 @@ class Streams:
 
     def begin(self, batch: Batch, hears: Sequence[HearResponse], timeout_s: float | None) -> RunningStreams:
         """Has a batch begun; called when the one before has returned. Raises `InvalidInput` or how the process died."""
-        numbers = tuple(next(self._numbers) for _ in batch.members)
-        parents = batch.parents or [None] * len(numbers)
-        inner = tuple(number for number, parent in zip(numbers, parents, strict=True) if self._port.is_own(parent))
+        parents = batch.parents or [None] * len(batch.members)
+        numbers = tuple(self._port.number(next(self._counts), parent) for parent in parents)
         try:
             places = write_tensors(self._inputs, batch.inputs.items())
-            order = encode(StreamRun(places, batch.outputs, batch.members, numbers, inner))
+            order = encode(StreamRun(places, batch.outputs, batch.members, numbers))
         except (OverflowError, ValueError) as problem:
             raise InvalidInput(
                 f"model `{self._model}`: a request cannot be handed to it: {problem}",

@@ -33,7 +33,6 @@ from farthing.engines.python.stream_messages import (
     decode_order,
     encode,
 )
-from farthing.engines.python.subrequest_client import inner_requests
 from farthing.types.requests import Parameter
 from farthing.types.tensors import Tensor
 
@@ -144,7 +143,6 @@ class Answering:
             self._untaken_bytes -= self._untaken.popleft()
 
     def __del__(self) -> None:
-        inner_requests.discard(self.number)
         if not self.is_over:
             self._port.lost.put(self.number)
 
@@ -253,7 +251,6 @@ class Port:
         self._inputs.refresh()
         memory = self._inputs.memory()
         inputs = {place.name: _copied(memory, place) for place in run.inputs}
-        inner_requests.update(run.inner)
         answerings = [Answering(self, number) for number in run.numbers]
         self._open.update({answering.number: answering for answering in answerings})
         own = rows_of(inputs, [member.rows for member in run.members])

@@ -13,6 +13,7 @@ from contextvars import ContextVar
 from typing import Final
 
 from farthing.engines.python import subrequest_messages as messages
+from farthing.engines.python.stream_messages import is_own
 from farthing.engines.python.subrequest_messages import SUBREQUESTS_MAX, Ask, Failed, Next, Told, Withdraw
 from farthing.engines.python.subrequest_question import Question, Reply
 from farthing.engines.python.subrequest_reader import AnswerReader
@@ -23,10 +24,6 @@ from farthing.types.tensors import Tensor
 answered_here: Final[ContextVar[tuple[int, ...]]] = ContextVar("answered_here", default=())
 """Numbers of the requests that the running code answers, where a model answers as often as it likes. Tasks have it
 from whoever made them; threads that a model starts begin without."""
-
-inner_requests: Final[set[int]] = set()
-"""Numbers of those that the model asked for itself, directly or through others. What is asked for one of them must not
-wait until fewer subrequests are under way: those may be waiting for it."""
 
 
 class Pending:
@@ -206,7 +203,7 @@ class SubrequestClient:
                 raise Unavailable("the server is gone")
             streams = (question.stream,) if question.stream else answered_here.get()
             if len(self._pending) >= SUBREQUESTS_MAX:
-                if not inner_requests.isdisjoint(streams):
+                if any(map(is_own, streams)):  # to wait here could be for ever: those may be waiting for it
                     raise EngineFailed(
                         f"a request to model `{question.model}` could wait for ever: {SUBREQUESTS_MAX} that this "
                         "process sent are under way, as many as may be, and it is for one that this model asked for "

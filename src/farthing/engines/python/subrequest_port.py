@@ -21,6 +21,7 @@ import msgspec
 from farthing.engines.contract import Parent, Sender, Subrequest, Subrequests, lineage
 from farthing.engines.python import subrequest_messages as messages
 from farthing.engines.python.channel import Arena, Place, read_tensor
+from farthing.engines.python.stream_messages import depth_of, numbered
 from farthing.engines.python.subrequest_messages import BATCH_INPUTS, SUBREQUESTS_MAX, Ask, Next, Withdraw
 from farthing.engines.python.subrequest_writer import AnswerWriter, Letter
 from farthing.types.errors import Cancelled, FarthingError, InvalidInput, Overloaded
@@ -100,9 +101,10 @@ class SubrequestPort:
         with self._lock:
             self._streams.update(parents)
 
-    def is_own(self, parent: Parent | None) -> bool:
-        """Whether this model asked for this request itself, directly or through others."""
-        return self._sender.model in lineage((parent,))
+    def number(self, count: int, parent: Parent | None) -> int:
+        """The number of this request, the `count`th."""
+        asked = lineage((parent,))
+        return numbered(count, len(asked), is_own=self._sender.model in asked)
 
     def leave_stream(self, number: int) -> None:
         """Nobody waits for this one's answers any more: what was asked for it is withdrawn, unless it is also for
@@ -236,7 +238,7 @@ class SubrequestPort:
             parents=parents,
             sender=sender,
             batch=batch,
-            lineage=(*lineage(parents), self._sender.model),
+            lineage=(*self._lineage(ask, parents), self._sender.model),
         )
         with self._lock:
             self._under_way[ask.number] = subrequest
@@ -260,6 +262,13 @@ class SubrequestPort:
             return list(self._streams.values()), parents, self._sender
         # The instance goes on; only these requests wait, as if they were an instance of their own.
         return parents, parents, Sender((id(self), ask.streams), self._sender.instance, _one)
+
+    def _lineage(self, ask: Ask, parents: Sequence[Parent | None]) -> tuple[object, ...]:
+        """The models that asked each other until it came to the requests this is for. Of requests that have ended only
+        their number is known: they must not begin anew, or what a request leaves behind could go on without end."""
+        known = lineage(parents)
+        depth = max(map(depth_of, ask.streams), default=0)
+        return known if len(known) >= depth else (self._sender.model,) * depth
 
     def _memory(self, number: int, end: int, ask: Ask) -> Tensor:
         if number == BATCH_INPUTS:
