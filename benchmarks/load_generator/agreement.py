@@ -6,7 +6,9 @@
 Serves a real model (one core) and lets both tools load it alternately over HTTP with binary tensors of zeros, closed
 loop; LoadGen as SingleStream, which is one connection. Prints the ratio of their figures with its interval; within 3 %
 is what is wanted. Of LoadGen's runs it also tells the ratio of both clocks on them.
-A p99 within 3 % wants some thousand requests of each tool: several runs, whose rounds `--more` puts together.
+A p99 within 3 % wants some thousand requests of each tool: several runs, whose rounds `--more` puts together. What a
+shared machine does to the slowest answers of a model that computes is more than that; `--model sleeper` takes times
+that are known (lognormal, p50 20 ms, p99 50.7 ms) on a core that is idle meanwhile, so that what differs is the tools.
 """
 
 import argparse
@@ -27,11 +29,34 @@ from farthing.bench.server_process import ServerProcess
 from farthing.client import Client
 from perf_analyzer import NotObtainable, perf_analyzer
 
+SLEEPER: Final = "sleeper"
+SLEEPER_CODE: Final = '''
+"""Answers after times of a lognormal distribution. They come in a low-discrepancy order (Weyl's sequence of the golden
+ratio), so that any few hundred in a row have its quantiles."""
+import time
+from math import exp
+from statistics import NormalDist
+from farthing import Tensor
+
+class Model:
+    inputs = [Tensor("x", "FP32", [1])]
+    outputs = [Tensor("y", "FP32", [1])]
+    max_batch_size = 0
+
+    def load(self, context):
+        self.turn = 0
+
+    def infer(self, inputs):
+        self.turn += 1
+        time.sleep(0.02 * exp(0.4 * NormalDist().inv_cdf((self.turn * 0.6180339887498949 + 0.5) % 1)))
+        return {"y": inputs["x"]}
+'''
 SHAPES: Final = {
+    SLEEPER: {"x": ((1,), "float32")},
     "effnet-lite0": {"image": ((1, 3, 224, 224), "float32")},
     "minilm-l6": {"input_ids": ((1, 32), "int64"), "attention_mask": ((1, 32), "int64")},
 }
-"""Of the models that can be asked: 600 KB a request, or half of one."""
+"""Of the models that can be asked: 4 bytes a request, 600 KB, or half of one."""
 HAS_OPEN_SHAPES: Final = {"minilm-l6"}
 SEARCH_S: Final = 6.0
 WARM_UP_S: Final = 0.3
@@ -83,6 +108,17 @@ def by_loadgen(netloc: str, model: str, seconds: float, folder: Path) -> dict[st
     }
 
 
+def served(model: str, connections: int, folder: Path) -> str:
+    """What `farthing serve` is told to serve."""
+    if model != SLEEPER:
+        return f"sample:{model}"
+    version = folder / SLEEPER / "1"
+    version.mkdir(parents=True)
+    (version / "model.py").write_text(SLEEPER_CODE)
+    (version.parent / "config.pbtxt").write_text(f"instance_group [ {{ count: {connections} kind: KIND_CPU }} ]\n")
+    return str(version.parent)
+
+
 def spent(netloc: str, model: str, pid: int) -> tuple[float, float]:
     """CPU seconds of the server so far, and requests it answered: how it was asked may change what an answer costs."""
     with Client(f"http://{netloc}") as client:
@@ -109,7 +145,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ready = folder / "ready.json"
-        serve = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", f"sample:{options.model}"]
+        serve = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", served(options.model, options.connections, folder)]
         serve += ["--http", "127.0.0.1:0", "--no-grpc", "--ready-file", str(ready)]
         log = (folder / "log").open("wb")
         server = subprocess.Popen(["taskset", "-c", "0", *serve], stdout=log, stderr=log)
@@ -147,6 +183,9 @@ def main() -> None:
             print(f"{figure}: too few requests for it; make --seconds longer")
             continue
         of = ratio(*([row[figure] for row in found[tool]] for tool in found))
+        if of.low is None or of.high is None:
+            print(f"{figure}: too few rounds for an interval")
+            continue
         ratios[figure] = {"value": of.value, "low": of.low, "high": of.high}
         print(f"{figure}: farthing / {options.tool} {of.value:.4f} ({of.low:.4f} to {of.high:.4f}): {of.verdict.value}")
     if options.out:

@@ -424,7 +424,8 @@ NB_MODULE(_native, m) {
       .def("close", &Runner::close);
 
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set the kernels will use.");
-  m.def("rows_max", [] { return kernels().rows_max; }, "Rows of its tallest tile.");
+  m.def("rows_max", [](const std::string& mode) { return kernels().rows_max[static_cast<int>(format_of(mode))]; }, "mode"_a,
+        "Rows of its tallest tile of a linear layer.");
   m.def("matrix_bytes", &matrix_bytes, "mode"_a, "outputs"_a, "inputs"_a, "block"_a);
   m.def(
       "pack_nothing",
@@ -483,19 +484,23 @@ NB_MODULE(_native, m) {
         if (rows.shape(1) != s.inputs || rows.shape(0) < 1 || rows.shape(0) > 1 << 20) refuse("rows must be 1 to 1048576 of `inputs` each");
         if (part < kTile || part % kTile || s.block % part) refuse("part must be a multiple of 32, block of part");
         const Kernels& k = kernels();
-        if (rows_max < 1 || rows_max > k.rows_max) refuse("rows_max must be 1 to " + std::to_string(k.rows_max));
+        const int most = k.rows_max[static_cast<int>(s.format)];
+        if (rows_max < 1 || rows_max > most) refuse("rows_max must be 1 to " + std::to_string(most));
         const std::size_t count = rows.shape(0);
         Activations in;
-        in.shape(static_cast<int>(count), rows_max, static_cast<int>(s.inputs), static_cast<int>(part), s.format);
+        in.shape(k, static_cast<int>(count), rows_max, static_cast<int>(s.inputs), static_cast<int>(part), s.format);
         for (int t = 0; t < in.tiles(); ++t)
           for (int r = in.first(t); r < in.first(t + 1); ++r) in.put(k, t, r, rows.data() + r * s.inputs, 0, static_cast<int>(s.inputs));
         float* out = new float[count * s.outputs];
         nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<float*>(p); });
         const std::size_t panel = panel_bytes(s.format, s.inputs, s.block);
-        for (std::size_t p = 0; p < s.outputs / kTile; ++p)
+        std::vector<LinearArgs> tiles(in.tiles());
+        for (std::size_t p = 0; p < s.outputs / kTile; ++p) {
           for (int t = 0; t < in.tiles(); ++t)
-            k.linear(s.format, {packed.data() + p * panel, in.tile(t), in.rows(t), static_cast<int>(s.inputs), static_cast<int>(s.block), static_cast<int>(part),
-                                out + in.first(t) * s.outputs + p * kTile, static_cast<std::ptrdiff_t>(s.outputs)});
+            tiles[t] = {packed.data() + p * panel, in.tile(t), in.rows(t), static_cast<int>(s.inputs), static_cast<int>(s.block), static_cast<int>(part),
+                        out + in.first(t) * s.outputs + p * kTile, static_cast<std::ptrdiff_t>(s.outputs)};
+          k.linear(s.format, tiles.data(), in.tiles());
+        }
         return nb::ndarray<nb::numpy, float, nb::ndim<2>>(out, {count, s.outputs}, owner);
       },
       "mode"_a, "rows"_a.noconvert(), "packed"_a.noconvert(), "outputs"_a, "inputs"_a, "block"_a, "part"_a, "rows_max"_a,

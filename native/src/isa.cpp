@@ -1,5 +1,9 @@
 // Which kernels this processor can run, and which FARTHING_ISA asks for.
 #include <cstdlib>
+#if defined(__x86_64__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #include <stdexcept>
 #include <string>
 
@@ -7,6 +11,19 @@
 
 namespace farthing {
 namespace {
+
+#if defined(__x86_64__)
+// AMX's registers are so large that Linux wants to be asked before a process uses them.
+bool may_use_amx() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch/x86/include/uapi/asm/prctl.h
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+#endif
 
 const Kernels* choose(const std::string& asked) {
 #if defined(__x86_64__)
@@ -17,6 +34,8 @@ const Kernels* choose(const std::string& asked) {
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   const bool bf16 = vnni && __builtin_cpu_supports("avx512bf16");
   const bool is_auto = asked.empty() || asked == "auto";
+  const bool amx = bf16 && __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8");
+  if (amx && (is_auto || asked == "amx") && may_use_amx()) return kernels_amx();
   if (bf16 && (is_auto || asked == "avx512vnni")) return kernels_avx512vnni_bf16();
   if (vnni && (is_auto || asked == "avx512vnni" || asked == "avx512vnni-nobf16")) return kernels_avx512vnni();
   if (avx512 && (is_auto || asked == "avx512")) return kernels_avx512();
@@ -25,9 +44,9 @@ const Kernels* choose(const std::string& asked) {
   const bool is_auto = asked.empty() || asked == "auto";
 #endif
   if (is_auto || asked == "plain") return kernels_plain();
-  for (const char* known : {"avx512vnni", "avx512vnni-nobf16", "avx512", "avx2"})
+  for (const char* known : {"amx", "avx512vnni", "avx512vnni-nobf16", "avx512", "avx2"})
     if (asked == known) throw std::runtime_error("FARTHING_ISA=" + asked + ": this processor does not have it");
-  throw std::runtime_error("FARTHING_ISA=" + asked + " is unknown; known: auto, avx512vnni, avx512vnni-nobf16, avx512, avx2, plain");
+  throw std::runtime_error("FARTHING_ISA=" + asked + " is unknown; known: auto, amx, avx512vnni, avx512vnni-nobf16, avx512, avx2, plain");
 }
 
 }  // namespace

@@ -11,10 +11,8 @@ namespace farthing {
 
 // Outputs of a panel of weights, keys of a KV block, dimensions of a step over values: the width of every tile.
 constexpr int kTile = 32;
-// Inputs of a row that lie side by side in a tile of activations.
-constexpr int kUnit = 32;
-// Rows the tallest tile has: 12 x 2 accumulators fill the registers of AVX-512.
-constexpr int kRowsMax = 12;
+// Rows the tallest tile has: as many as a register of AMX.
+constexpr int kRowsMax = 16;
 // Inputs that share a scale in 4-bit weights.
 constexpr int kQ4Block = 32;
 // Bytes of one 4-bit block of a panel: 32 scales and 32 minima in f16, then 32 x 32 nibbles.
@@ -37,8 +35,10 @@ constexpr std::size_t panel_bytes(Format format, std::size_t inputs, std::size_t
   return 0;
 }
 
-// Rows of activations as the tile kernels read them: tiles of up to kRowsMax rows, inside a tile [inputs/32][rows][32]
-// signed bytes (or [inputs][rows] floats), so that one pointer and constant offsets reach every row.
+// Rows of activations as the tile kernels read them: tiles of up to kRowsMax rows, inside a tile [inputs/unit][rows][unit]
+// signed bytes (or [inputs][rows] floats), so that one pointer and constant offsets reach every row. Units are an
+// instruction set's own (`Kernels::unit`); inputs are padded to whole ones, and from `Kernels::rows_whole` on, rows to
+// kRowsMax.
 struct ActivationTile {
   const void* values;
   const float* scales;           // [inputs/part][rows]
@@ -49,7 +49,7 @@ struct ActivationTile {
 struct LinearArgs {
   const std::uint8_t* weights;   // one panel
   ActivationTile in;
-  int rows;                      // 1..kRowsMax
+  int rows;                      // 1..rows_max of the format
   int inputs;                    // multiple of block
   int block;                     // inputs that share a weight scale in q8; multiple of part
   int part;                      // inputs that share an activation scale; multiple of 32
@@ -61,9 +61,10 @@ struct LinearArgs {
   int ahead_step = 0;
 };
 
-// Where a row of activations is written to inside its tile.
+// Where a row of activations, or some of its inputs from one on, is written to inside its tile.
 struct ActivationRow {
-  void* values;                  // already at the row's column
+  void* values;                  // of the row's first input
+  int from;                      // of `values`; everything below is already there
   float* scales;
   std::int32_t* offsets;
   float* sums;
@@ -71,10 +72,10 @@ struct ActivationRow {
 };
 
 struct AttendArgs {
-  const void* query;             // bf16: [size/2][rows] pairs; f32: [size][rows] floats; int8: [size/32][rows][32]
+  const void* query;             // bf16: [size/2][rows] pairs; f32: [size][rows] floats; int8: [size/unit][rows][unit]
   const float* query_scales;     // int8: [rows]
   const std::int32_t* query_offsets;  // int8: [rows], -128 x sum
-  int rows;                      // 1..kRowsMax
+  int rows;                      // 1..rows_attend
   int size;                      // padded head size, multiple of 32
   const std::uint8_t* pool;      // first byte of this layer's and head's part of block 0
   std::size_t block_stride;      // bytes from block to block
@@ -90,10 +91,18 @@ struct AttendArgs {
 
 struct Kernels {
   const char* name;
-  int rows_max;                  // of a tile of this instruction set, linear or attention
-  int rows_few[4], rows_many[4]; // by Format: the tallest that a linear layer is best cut into, when rows are few or many
+  int unit;                      // inputs of a row that lie side by side in a tile of signed bytes
+  int rows_whole;                // tiles of so many rows of 8-bit layers have places for kRowsMax, whatever they have
+  int rows_attend;               // of the tallest tile of attention
+  int rows_max[4];               // by Format: of the tallest tile of a linear layer,
+  int rows_few[4], rows_many[4]; // and of those that it is best cut into, when rows are few or many
 
-  void (*linear)(Format, const LinearArgs&);
+  // What a thread does before it calls others of these, and when it leaves them for others' work.
+  void (*begin)();
+  void (*end)();
+
+  // A panel times so many tiles of rows, one after another.
+  void (*linear)(Format, const LinearArgs* tiles, int count);
 
   // y = x / rms(x) * weight; y may be x
   void (*rms_norm)(const float* x, const float* weight, int size, int mean_size, float epsilon, float* y);
@@ -157,6 +166,7 @@ const Kernels* kernels_avx2();
 const Kernels* kernels_avx512();
 const Kernels* kernels_avx512vnni();
 const Kernels* kernels_avx512vnni_bf16();
+const Kernels* kernels_amx();
 #endif
 
 // The best the processor has, or what FARTHING_ISA names; throws std::runtime_error when it cannot be had.

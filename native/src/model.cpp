@@ -87,7 +87,7 @@ Model::Model(const Config& config, const Weights& weights, KvFormat kv, int bloc
     s->tile.resize(static_cast<std::size_t>(kTilesAtOnce) * kRowsMax * 2 * std::max(head_size_, kTile));
     s->feed.resize(static_cast<std::size_t>(kTilesAtOnce) * kRowsMax * c.ffn_block);
     s->attention.resize(static_cast<std::size_t>(kRowsMax) * head_size_);
-    s->query.resize(static_cast<std::size_t>(kRowsMax) * head_size_ * 4);
+    s->query.resize(static_cast<std::size_t>(kRowsMax) * padded(head_size_, 64) * 4);
     s->query_sums.resize(static_cast<std::size_t>(kRowsMax) * head_size_ / kTile);
     scratch_.push_back(std::move(s));
   }

@@ -79,10 +79,10 @@ struct Rows {
 // Quantised (or plain) rows in the tile layout that the linear kernels read.
 class Activations {
  public:
-  void shape(int rows, int rows_max, int inputs, int part, Format format);
-  int tiles() const { return static_cast<int>(firsts_.size()) - 1; }
-  int first(int tile) const { return firsts_[tile]; }
-  int rows(int tile) const { return firsts_[tile + 1] - firsts_[tile]; }
+  void shape(const Kernels& kernels, int rows, int rows_max, int inputs, int part, Format format);
+  int tiles() const { return static_cast<int>(tiles_.size()) - 1; }
+  int first(int tile) const { return tiles_[tile].first; }
+  int rows(int tile) const { return tiles_[tile].rows; }
   ActivationTile tile(int index) const;
   int part() const { return part_; }
   int inputs() const { return inputs_; }
@@ -92,9 +92,13 @@ class Activations {
   void will_put(int tile, int from, int count);
 
  private:
-  int inputs_ = 0, part_ = 0;
+  int inputs_ = 0, part_ = 0, unit_ = 0, width_ = 0;  // width: inputs in whole units
   Format format_ = Format::f32;
-  std::vector<int> firsts_ = {0};  // first row of each tile, and the end
+  struct Tile {
+    int first, rows, places;  // there may be places for more rows than there are
+    std::size_t place;        // of the first
+  };
+  std::vector<Tile> tiles_ = {{0, 0, 0, 0}};  // and the end
   Lines<std::uint8_t> values_;
   Lines<float> scales_, sums_;
   Lines<std::int32_t> offsets_;

@@ -41,16 +41,16 @@ void Model::shape(Stage& stage, int rows) {
   };
   const int tall = tallest(c.format);
   for (std::size_t i = 0; i < copies; ++i) {
-    stage.normed[i].shape(rows, tall, width_, c.width_part, c.format);
-    stage.attended[i].shape(rows, tall, attention_, c.attention_part, c.format);
-    if (&stage == &last_) stage.final[i].shape(rows, tallest(c.head_format), width_, c.head_part, c.head_format);
+    stage.normed[i].shape(kernels_, rows, tall, width_, c.width_part, c.format);
+    stage.attended[i].shape(kernels_, rows, tall, attention_, c.attention_part, c.format);
+    if (&stage == &last_) stage.final[i].shape(kernels_, rows, tallest(c.head_format), width_, c.head_part, c.head_format);
   }
-  stage.down.shape(rows, tall, ffn_, c.ffn_part, c.format);
+  stage.down.shape(kernels_, rows, tall, ffn_, c.ffn_part, c.format);
 }
 
 void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const {
   items.clear();
-  const int group = config_.heads / config_.kv_heads, most = kernels_.rows_max;
+  const int group = config_.heads / config_.kv_heads, most = kernels_.rows_attend;
   // So few items that threads would wait for the longest: cut the heads of a group apart.
   const bool is_few = count * config_.kv_heads < 4 * pool_.threads() && pool_.threads() > 1;
   const int heads = std::min(is_few ? (group + 1) / 2 : group, most), tall = std::max(1, most / heads);
@@ -101,6 +101,7 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
 }
 
 void Model::pass(int thread) {
+  kernels_.begin();
   const int last = config_.layers - 1;
   embed();
   pool_.barrier();
@@ -109,11 +110,12 @@ void Model::pass(int thread) {
     before(thread, l, all_);
     if (l < last) after(thread, l, all_, items_);
   }
-  if (!last_.rows) return;
+  if (!last_.rows) return kernels_.end();
   after(thread, last, last_, last_items_);
   const Activations& in = normed(thread, last_, last_.final, output_norm_, layers_.back().ffn_post_norm);
   lap(thread, kNorm);
   head(thread, in);
+  kernels_.end();
   pool_.barrier();
   lap(thread, kHead);
 }

@@ -155,7 +155,7 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
             break;
           case KvFormat::int8:
             kernels_.quantise(query, head_size_, head_size_,
-                              {scratch.query.data() + column * kUnit, scales + column, offsets + column,
+                              {scratch.query.data() + column * kernels_.unit, 0, scales + column, offsets + column,
                                scratch.query_sums.data() + column, n});
             break;
         }
@@ -181,8 +181,9 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
 // what comes a little later in its own panel.
 void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
   const int steps = m.inputs / (m.format == Format::q4 || m.format == Format::q4_0 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
+  LinearArgs tiles[kTilesAtOnce];
   for (int t = first; t < end; ++t) {
-    LinearArgs args{m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out, stride};
+    LinearArgs& args = tiles[t - first] = {m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out, stride};
     if (end - first == 1) {
       args.ahead_step = step_bytes;
       args.ahead = args.weights + kAhead;
@@ -190,9 +191,9 @@ void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in,
       args.ahead_step = step_bytes / (end - first) + 1;
       args.ahead = m.at(ahead) + static_cast<std::size_t>(args.ahead_step) * steps * (t - first);
     }
-    kernels_.linear(m.format, args);
     out += in.rows(t) * stride;
   }
+  kernels_.linear(m.format, tiles, end - first);
 }
 
 // x += matrix * in, or branch = matrix * in where a post norm comes between.

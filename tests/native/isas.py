@@ -6,7 +6,7 @@ import pytest
 
 _native = pytest.importorskip("farthing._native", reason="the native core is not built")
 
-KNOWN = ("avx512vnni", "avx512vnni-nobf16", "avx512", "avx2", "plain")
+KNOWN = ("amx", "avx512vnni", "avx512vnni-nobf16", "avx512", "avx2", "plain")
 
 
 def _is_here(isa: str) -> bool:

@@ -29,11 +29,11 @@ def pack(mode: str, w: NDArray[np.float32], block: int) -> NDArray[np.uint8]:
 def linear(
     mode: str, x: NDArray[Any], packed: NDArray[np.uint8], outputs: int, block: int, part: int
 ) -> NDArray[np.float32]:
-    return _native.linear(mode, x, packed, outputs, x.shape[1], block, part, rows_max())
+    return _native.linear(mode, x, packed, outputs, x.shape[1], block, part, rows_max(mode))
 
 
-def rows_max() -> int:
-    return int(_native.rows_max())
+def rows_max(mode: str) -> int:
+    return int(_native.rows_max(mode))
 
 
 @st.composite
@@ -178,7 +178,7 @@ def test_a_row_has_the_same_bits_in_a_tile_of_any_height(mode: str) -> None:
     else:
         packed = pack(mode, w, 192)
     alone = np.concatenate([linear(mode, x[i : i + 1], packed, 64, 192, 64) for i in range(len(x))])
-    for tall in range(1, rows_max() + 1):
+    for tall in range(1, rows_max(mode) + 1):
         assert (_native.linear(mode, x, packed, 64, 384, 192, 64, tall) == alone).all()
 
 
