@@ -145,7 +145,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ready = folder / "ready.json"
-        serve = [sys.executable, "-c", "from farthing.cli.main import main; main()", "serve", served(options.model, options.connections, folder)]
+        serve = [
+            sys.executable,
+            "-c",
+            "from farthing.cli.main import main; main()",
+            "serve",
+            served(options.model, options.connections, folder),
+        ]
         serve += ["--http", "127.0.0.1:0", "--no-grpc", "--ready-file", str(ready)]
         log = (folder / "log").open("wb")
         server = subprocess.Popen(["taskset", "-c", "0", *serve], stdout=log, stderr=log)
