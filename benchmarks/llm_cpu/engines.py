@@ -22,8 +22,11 @@ PINS: Final = HERE / "pins"
 LLAMA_PACKAGE: Final = "llama-cpp-python==0.3.36"
 LLAMA: Final = CACHE / "llama.cpp"
 LLAMA_SOURCE: Final = CACHE / "src" / "llama_cpp_python-0.3.36" / "vendor" / "llama.cpp"
+_HAS_AMX: Final = " amx_tile" in Path("/proc/cpuinfo").read_text()
 LLAMA_FLAGS: Final = (
     "-DGGML_NATIVE=ON",
+    # GCC 12 believes `ldtilecfg` to read 8 bytes, leaves out the rest of its operand, and the server ends there.
+    *(["-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse"] if _HAS_AMX else []),
     "-DBUILD_SHARED_LIBS=OFF",
     "-DLLAMA_BUILD_UI=OFF",
     "-DLLAMA_USE_PREBUILT_UI=OFF",
