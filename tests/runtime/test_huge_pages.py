@@ -1,15 +1,28 @@
 """What is in use is moved into huge pages where it lies, and stays what it was."""
 
+import mmap
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from farthing.runtime import huge_pages
-from farthing.runtime.huge_pages import GROWTH_BYTES_MIN, SETTLED_BYTES, HugePages, is_worth_moving
+from farthing.runtime.huge_pages import (
+    GROWTH_BYTES_MIN,
+    PIECE_BYTES,
+    SETTLED_BYTES,
+    SPAN_BYTES_MAX,
+    HugePages,
+    huge_page_bytes,
+    is_worth_moving,
+)
 
 MIB = 1 << 20
+PRIVATE = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+NO_RESERVE = 0x4000  # linux/mman.h; Python has no name for it before 3.13
 
 SMALL_PROCESS = """
 import mmap
@@ -55,6 +68,35 @@ print((in_huge_pages() - huge_before) // MIB, resident(sparse) // MIB)
 assert np.array_equal(full, before)
 """
 """On its own, for a process in which many tests ran holds more than is moved at one time."""
+
+
+def test_reservations_are_looked_through_in_pieces_or_not_at_all() -> None:
+    page = huge_page_bytes() or 2 * MIB
+    # Of different kinds, or the kernel would make one mapping of neighbours.
+    kinds = ((2 * PIECE_BYTES, PRIVATE), (8 * SPAN_BYTES_MAX, PRIVATE | NO_RESERVE))
+    try:
+        reserved = [mmap.mmap(-1, size, flags=flags) for size, flags in kinds]
+    except OSError:
+        pytest.skip("this system promises no memory that it does not have")
+    places = []
+    for memory in reserved:
+        view = np.frombuffer(memory, np.uint8)
+        first = -view.__array_interface__["data"][0] % page
+        view[first : first + 4 * page] = 1
+        places.append(view.__array_interface__["data"][0] + first)
+    tracemalloc.start()
+    try:
+        spans = list(huge_pages._pieces(huge_pages._anonymous(page)))
+        found = list(huge_pages._worthwhile(page))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert all(end - start <= PIECE_BYTES for start, end in spans)
+    assert peak < 16 * MIB
+    assert not any(start <= places[1] < start + size for start, size in found)
+    always = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not always.exists() or "[always]" not in always.read_text():  # else it is in huge pages already
+        assert any(start <= places[0] < start + size for start, size in found)
 
 
 def test_a_process_that_grows_is_left_alone_until_it_has_settled() -> None:

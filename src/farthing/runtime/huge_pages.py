@@ -15,7 +15,7 @@ import errno
 import mmap
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -41,6 +41,14 @@ left as it is."""
 MOVED_BYTES_MAX: Final = 256 << 20
 """Moved at one time, small ranges first: half a second of one core. Weights that are larger than this are read from one
 end to the other, where huge pages gain nothing (docs/decisions/0007)."""
+
+
+SPAN_BYTES_MAX: Final = 64 << 30
+"""A mapping that spans more is a reservation of which little is used (a device's addresses, a sanitizer's shadow of all
+memory): looking through it would take longer than can be won."""
+
+PIECE_BYTES: Final = 1 << 30
+"""Looked through at one time: 2 MB of the kernel's table of pages."""
 
 
 class HugePages:
@@ -106,13 +114,21 @@ def _worthwhile(page_bytes: int) -> Iterator[tuple[int, int]]:
     """Where huge pages would lie that are mostly in use: address and bytes of those in a row."""
     small = page_bytes // mmap.PAGESIZE
     with (PROC / "pagemap").open("rb", buffering=0) as pagemap:
-        for start, end in _anonymous(page_bytes):
+        for start, end in _pieces(_anonymous(page_bytes)):
             entries = os.pread(pagemap.fileno(), (end - start) // mmap.PAGESIZE * 8, start // mmap.PAGESIZE * 8)
             is_present = np.frombuffer(entries, np.uint64)[: len(entries) // 8 // small * small] >> np.uint64(63)
             is_used = is_present.reshape(-1, small).sum(axis=1) >= IN_USE_MIN * small
             edges = np.flatnonzero(np.diff(is_used, prepend=False, append=False))
             for first, last in edges.reshape(-1, 2).tolist():
                 yield start + first * page_bytes, (last - first) * page_bytes
+
+
+def _pieces(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same memory in spans that can be looked through, without what is too large for that."""
+    for start, end in spans:
+        if end - start <= SPAN_BYTES_MAX:
+            for piece in range(start, end, PIECE_BYTES):
+                yield piece, min(piece + PIECE_BYTES, end)
 
 
 def _anonymous(page_bytes: int) -> Iterator[tuple[int, int]]:
