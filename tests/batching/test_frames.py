@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from farthing.batching.batcher import Run, Wait
@@ -135,6 +135,7 @@ moves = st.lists(
 
 
 @given(moves)
+@example([("add", 2, 0, 0)] * 3 + [("add", 2, 0, 5), ("late", 6)])  # the last is refused, and waits no more
 @settings(max_examples=150, deadline=None)
 def test_every_frame_ends_once_in_order_and_no_stream_falls_behind(history: list[tuple[Any, ...]]) -> None:
     frames = Frames()

@@ -120,6 +120,7 @@ class Frames:
                 self._leave(before)
                 dropped = (before, DropReason.SUPERSEDED)
             elif stream.waiting >= stream.options.waiting_max:
+                frame.state = ENDED
                 return frame, DropReason.OVERLOAD
         else:
             stream.turn = max(stream.turn, self._turn)
