@@ -29,6 +29,7 @@ WINDOWS = (
 with every request answered (2.60.0, one run in some hundred on a busy machine)."""
 START_MAX_S = 30
 SERVER_COLUMNS = ("Server Queue", "Server Compute Input", "Server Compute Infer", "Server Compute Output")
+STREAMS = 8
 SUMS = """
 max_batch_size: 8
 sequence_batching {
@@ -152,7 +153,7 @@ def test_it_streams_sequences_each_from_its_start_to_its_end(analyze: Analyze, t
     (models / "sum" / "config.pbtxt").write_text(SUMS)
     with serve_process(tmp_path, models):
         address = json.loads((tmp_path / "ready.json").read_text())["http"]
-        streams = ("--concurrency-range", "8", "--sequence-length", "10", "--sequence-id-range", "7:1000")
+        streams = ("--concurrency-range", str(STREAMS), "--sequence-length", "10", "--sequence-id-range", "7:1000")
         status, rows, output = analyze(["-m", "sum", "-u", address, *streams, *WINDOWS])
         assert status == 0, output
         assert float(rows[0]["Inferences/Second"]) > 0
@@ -160,4 +161,8 @@ def test_it_streams_sequences_each_from_its_start_to_its_end(analyze: Analyze, t
         assert done["success"] >= REQUESTS
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
             failures = re.findall(r'nv_inference_request_failure{.*reason="(.*)"} ([1-9].*)', answer.read().decode())
-        assert {reason for reason, _ in failures} <= {"CANCELED"}, "it leaves a request behind when its time is up"
+        # A request that failed while it measured would have ended the tool with an error (99). When its time is up it
+        # ends each stream from another connection without waiting for the request under way, and then leaves: that
+        # request may be cut off (CANCELED), or be passed by its sequence's end, and then it continues none (INVALID).
+        assert {reason for reason, _ in failures} <= {"CANCELED", "INVALID"}, failures
+        assert sum(float(count) for _, count in failures) <= 2 * STREAMS, failures
