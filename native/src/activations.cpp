@@ -21,7 +21,8 @@ void Activations::shape(const Kernels& kernels, int rows, int rows_max, int inpu
   inputs_ = inputs;
   part_ = part;
   unit_ = kernels.unit;
-  width_ = format == Format::f32 ? inputs : padded(inputs, unit_);
+  planes_ = format == Format::q8 && kernels.is_wide ? 2 : 1;
+  width_ = format == Format::f32 ? inputs : padded(inputs, unit_) * planes_;
   format_ = format;
   const std::size_t n = places, size = n * width_ * (format == Format::f32 ? sizeof(float) : 1);
   if (values_.size() < size) values_.resize(size);
@@ -46,7 +47,7 @@ void Activations::put(const Kernels& kernels, int tile, int row, const float* x,
     return;
   }
   const std::size_t part = from / part_, parts = inputs_ / part_, units = inputs_ / kTile;
-  kernels.quantise(x, count, part_,
+  (planes_ == 2 ? kernels.quantise_wide : kernels.quantise)(x, count, part_,
                    {values_.data() + at * width_ + column * unit_, from,
                     scales_.data() + at * parts + part * height + column,
                     offsets_.data() + at * parts + part * height + column,
@@ -57,7 +58,7 @@ void Activations::will_put(int tile, int from, int count) {
   if (format_ == Format::f32) return;
   const std::size_t at = tiles_[tile].place, height = tiles_[tile].places, part = from / part_, parts = inputs_ / part_;
   const std::size_t units = inputs_ / kTile, scales = count / part_ * height;
-  will_write(values_.data() + at * width_ + from / unit_ * unit_ * height, count * height);
+  will_write(values_.data() + at * width_ + from / unit_ * unit_ * height * planes_, count * height * planes_);
   will_write(scales_.data() + at * parts + part * height, scales * sizeof(float));
   will_write(offsets_.data() + at * parts + part * height, scales * sizeof(std::int32_t));
   will_write(sums_.data() + at * units + from / kTile * height, count / kTile * height * sizeof(float));

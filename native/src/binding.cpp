@@ -19,6 +19,7 @@
 #include <tuple>
 #include <vector>
 
+#include "huge.h"
 #include "model.h"
 #include "pack.h"
 #include "sample.h"
@@ -424,6 +425,8 @@ NB_MODULE(_native, m) {
       .def("close", &Runner::close);
 
   m.def("isa", [] { return std::string(kernels().name); }, "The instruction set the kernels will use.");
+  m.def("has_wide_rows", [] { return kernels().is_wide; },
+        "Whether activations of 8-bit layers have 16 bits: parts may be as large as blocks, and blocks larger.");
   m.def("rows_max", [](const std::string& mode) { return kernels().rows_max[static_cast<int>(format_of(mode))]; }, "mode"_a,
         "Rows of its tallest tile of a linear layer.");
   m.def("matrix_bytes", &matrix_bytes, "mode"_a, "outputs"_a, "inputs"_a, "block"_a);
@@ -471,6 +474,13 @@ NB_MODULE(_native, m) {
         return checksum(bytes.data(), bytes.size(), threads);
       },
       "data"_a.noconvert(), "threads"_a);
+  m.def(
+      "into_huge_pages",
+      [](Bytes bytes) {
+        nb::gil_scoped_release released;
+        return into_huge_pages(bytes.data(), bytes.size());
+      },
+      "data"_a.noconvert(), "Moves memory that is only read into huge pages, where it lies; returns the bytes that were moved.");
   m.def("sample", &sample_rows, "logits"_a.noconvert(), "draws"_a,
         "The next token for each (row of logits, Sampling, position, tokens that may not come, mask of those that may or None).");
   m.def("likelihoods", &likelihoods, "logits"_a.noconvert(), "rows"_a, "tokens"_a, "top"_a,

@@ -55,6 +55,7 @@ struct LinearArgs {
   int part;                      // inputs that share an activation scale; multiple of 32
   float* out;                    // [rows][stride], 32 columns of it
   std::ptrdiff_t stride;
+  bool adds = false;             // to what is there
   // What this core will read next: while a step over inputs (4 of them, in q4 8) is computed, so many bytes of it are
   // asked for, into the second level: the first has too few buffers for misses to keep memory busy.
   const std::uint8_t* ahead = nullptr;
@@ -96,6 +97,8 @@ struct Kernels {
   int rows_attend;               // of the tallest tile of attention
   int rows_max[4];               // by Format: of the tallest tile of a linear layer,
   int rows_few[4], rows_many[4]; // and of those that it is best cut into, when rows are few or many
+  int rows_own;                  // so many for each thread: then each takes its own through whole layers
+  bool is_wide;                  // activations of 8-bit layers have 16 bits: [inputs/unit][high, low][rows][unit]
 
   // What a thread does before it calls others of these, and when it leaves them for others' work.
   void (*begin)();
@@ -108,6 +111,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int size, int mean_size, float epsilon, float* y);
   // to signed bytes with a scale for each `part` inputs; `inputs` is a multiple of part
   void (*quantise)(const float* x, int inputs, int part, const ActivationRow& row);
+  // the same to 16 bits, for 8-bit layers where the kernels are wide
+  void (*quantise_wide)(const float* x, int inputs, int part, const ActivationRow& row);
   void (*add)(const float* x, int size, float* y);                    // y += x
   void (*scale)(float factor, int size, float* y);                    // y *= factor
   // panel columns: 16 gates then 16 ups; h gets 16 values

@@ -92,7 +92,7 @@ class Activations {
   void will_put(int tile, int from, int count);
 
  private:
-  int inputs_ = 0, part_ = 0, unit_ = 0, width_ = 0;  // width: inputs in whole units
+  int inputs_ = 0, part_ = 0, unit_ = 0, planes_ = 1, width_ = 0;  // width: bytes of a row (floats: their count)
   Format format_ = Format::f32;
   struct Tile {
     int first, rows, places;  // there may be places for more rows than there are
@@ -139,28 +139,39 @@ class Model {
   struct Stage {
     int rows = 0;
     bool is_private = false;  // each thread quantises its rows for itself
-    Lines<float> x, branch;
+    bool is_own = false;      // one thread's alone: all items of a phase are for it, and it waits for nobody
+    int next = 0;             // item, if they are
+    const std::int32_t* places = nullptr;     // of its rows, in x and in what attention puts out; consecutive in a tile
+    const std::int32_t* step_rows = nullptr;  // which rows of the step they are
+    float *x = nullptr, *branch = nullptr;    // [places][width]
+    std::vector<Item> items;                  // of attention
     std::vector<Activations> normed, attended, final;  // one, or one a thread
     Activations down;
   };
   struct Scratch;
 
   void pass(int thread);
-  void embed();
-  void items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const;
+  void embed(Stage& stage);
+  void items_of(Stage& stage) const;
   void shape(Stage& stage, int rows);
+  void share_rows(int count);
+  int take(Stage& stage) { return stage.is_own ? stage.next++ : pool_.take(); }
+  void meet(Stage& stage);
+  int stride_of(const Stage& stage) const { return stage.is_own ? 1 : pool_.threads(); }
   const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
   template <class F>
-  void by_tiles(const Stage& stage, Activations& out, const F& one);
+  void by_tiles(Stage& stage, Activations& out, const F& one);
   // Keys, values and queries of a layer; and all that comes after them in it.
   void before(int thread, int index, Stage& stage);
-  void after(int thread, int index, Stage& stage, const std::vector<Item>& items);
-  void qkv(int thread, const Layer& layer, int index, const Activations& in);
-  void attend(int thread, const Layer& layer, int index, const std::vector<Item>& items);
-  void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);
+  void after(int thread, int index, Stage& stage);
+  void qkv(int thread, const Layer& layer, int index, const Activations& in, Stage& stage);
+  void attend(int thread, const Layer& layer, int index, Stage& stage);
+  void project(const Matrix& matrix, const Activations& in, Stage& stage);
   void feed(int thread, const Layer& layer, const Activations& in, Stage& stage);
   void head(int thread, const Activations& in);
+  template <class F>
+  void linear(const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, const F& out_of, int stride, bool adds);
   void linear(const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
   void join_likeliest();
   float* query_of(int row, int head) { return queries_.data() + static_cast<std::size_t>(row) * attention_ + head * head_size_; }
@@ -191,7 +202,10 @@ class Model {
   Likeliest* likeliest_ = nullptr;
   std::vector<std::int32_t> row_sequence_, row_position_, all_rows_;
   Stage all_, last_;
-  std::vector<Item> items_, last_items_;
+  std::vector<Stage> own_;  // one a thread, if each has rows of its own in this step; else none is used
+  bool has_own_ = false;
+  std::vector<std::vector<std::int32_t>> own_rows_;
+  Lines<float> x_, last_x_, branch_, last_branch_;
   Lines<float> queries_, attention_out_;
   std::vector<Lines<float>> rotations_;  // [rotary][row][2][pairs]: cosines, sines
   std::vector<std::unique_ptr<Scratch>> scratch_;

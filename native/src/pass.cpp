@@ -30,9 +30,8 @@ void Model::shape(Stage& stage, int rows) {
   const Config& c = config_;
   stage.rows = rows;
   stage.is_private = rows <= kPrivateRows && !c.has_post_norms;
-  const std::size_t copies = stage.is_private ? pool_.threads() : 1, size = static_cast<std::size_t>(rows) * width_;
-  if (stage.x.size() < size) stage.x.resize(size);
-  if (c.has_post_norms && stage.branch.size() < size) stage.branch.resize(size);
+  stage.is_private = stage.is_private && !stage.is_own;
+  const std::size_t copies = stage.is_private ? pool_.threads() : 1;
   if (stage.normed.size() < copies) stage.normed.resize(copies);
   if (stage.attended.size() < copies) stage.attended.resize(copies);
   if (stage.final.size() < copies) stage.final.resize(copies);
@@ -48,9 +47,10 @@ void Model::shape(Stage& stage, int rows) {
   stage.down.shape(kernels_, rows, tall, ffn_, c.ffn_part, c.format);
 }
 
-void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& items) const {
-  items.clear();
-  const int group = config_.heads / config_.kv_heads, most = kernels_.rows_attend;
+void Model::items_of(Stage& stage) const {
+  stage.items.clear();
+  const std::int32_t* rows = stage.step_rows;
+  const int group = config_.heads / config_.kv_heads, most = kernels_.rows_attend, count = stage.rows;
   // So few items that threads would wait for the longest: cut the heads of a group apart.
   const bool is_few = count * config_.kv_heads < 4 * pool_.threads() && pool_.threads() > 1;
   const int heads = std::min(is_few ? (group + 1) / 2 : group, most), tall = std::max(1, most / heads);
@@ -60,8 +60,26 @@ void Model::items_of(const std::int32_t* rows, int count, std::vector<Item>& ite
     while (i + n < count && n < tall && rows[i + n] == rows[i] + n && row_sequence_[rows[i + n]] == sequence) ++n;
     for (int g = 0; g < config_.kv_heads; ++g)
       for (int h = 0; h < group; h += heads)
-        items.push_back({sequence, rows[i], n, g * group + h, std::min(heads, group - h), i});
+        stage.items.push_back({sequence, rows[i], n, g * group + h, std::min(heads, group - h), stage.places[i]});
     i += n;
+  }
+}
+
+// Tiles of rows in turn to each thread, so that later rows, which see more keys, are not all one's.
+void Model::share_rows(int count) {
+  own_.resize(pool_.threads());
+  own_rows_.resize(pool_.threads());
+  for (auto& rows : own_rows_) rows.clear();
+  const int tall = kernels_.rows_many[static_cast<int>(config_.format)];
+  for (int row = 0; row < count; ++row) own_rows_[row / tall % pool_.threads()].push_back(row);
+  for (int thread = 0; thread < pool_.threads(); ++thread) {
+    Stage& stage = own_[thread];
+    stage.is_own = true;
+    stage.places = stage.step_rows = own_rows_[thread].data();
+    stage.x = all_.x;
+    stage.branch = all_.branch;
+    shape(stage, static_cast<int>(own_rows_[thread].size()));
+    items_of(stage);
   }
 }
 
@@ -86,11 +104,25 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
     if (memory.size() < size) memory.resize(size);
     return memory.data();
   };
-  shape(all_, count);
-  if (logits_count) shape(last_, logits_count);
+  const auto memory_of = [&](int rows, Lines<float>& x, Lines<float>& branch, Stage& stage) {
+    const std::size_t size = static_cast<std::size_t>(rows) * width_;
+    stage.x = enough(x, size);
+    stage.branch = config_.has_post_norms ? enough(branch, size) : nullptr;
+  };
+  memory_of(count, x_, branch_, all_);
+  memory_of(logits_count, last_x_, last_branch_, last_);
+  all_.places = all_.step_rows = last_.places = all_rows_.data();
+  last_.step_rows = logits_rows;
+  has_own_ = pool_.threads() > 1 && config_.format == Format::q8 && count >= kernels_.rows_own * pool_.threads();
+  if (has_own_) {
+    share_rows(count);
+  } else {
+    shape(all_, count);
+    items_of(all_);
+  }
   last_.rows = logits_count;
-  items_of(all_rows_.data(), count, items_);
-  items_of(logits_rows, logits_count, last_items_);
+  if (logits_count) shape(last_, logits_count);
+  items_of(last_);
   enough(queries_, static_cast<std::size_t>(count) * attention_);
   enough(attention_out_, static_cast<std::size_t>(count) * attention_);
   for (std::size_t r = 0; r < rotations_.size(); ++r)
@@ -103,15 +135,16 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
 void Model::pass(int thread) {
   kernels_.begin();
   const int last = config_.layers - 1;
-  embed();
-  pool_.barrier();
+  Stage& stage = has_own_ ? own_[thread] : all_;
+  embed(stage);
+  meet(stage);
   lap(thread, kEmbed);
   for (int l = 0; l <= last; ++l) {
-    before(thread, l, all_);
-    if (l < last) after(thread, l, all_, items_);
+    before(thread, l, stage);
+    if (l < last) after(thread, l, stage);
   }
   if (!last_.rows) return kernels_.end();
-  after(thread, last, last_, last_items_);
+  after(thread, last, last_);
   const Activations& in = normed(thread, last_, last_.final, output_norm_, layers_.back().ffn_post_norm);
   lap(thread, kNorm);
   head(thread, in);
@@ -124,28 +157,29 @@ void Model::before(int thread, int index, Stage& stage) {
   const Layer& layer = layers_[index];
   const Activations& in = normed(thread, stage, stage.normed, layer.attention_norm, index ? layers_[index - 1].ffn_post_norm : nullptr);
   lap(thread, kNorm);
-  qkv(thread, layer, index, in);
-  pool_.barrier();
+  qkv(thread, layer, index, in, stage);
+  stage.next = 0;
+  pool_.barrier();  // whoever goes on reads keys and values that others have written
   lap(thread, kQkv);
 }
 
-void Model::after(int thread, int index, Stage& stage, const std::vector<Item>& items) {
+void Model::after(int thread, int index, Stage& stage) {
   const Layer& layer = layers_[index];
-  attend(thread, layer, index, items);
-  pool_.barrier();
+  attend(thread, layer, index, stage);
+  meet(stage);
   lap(thread, kAttend);
   const Activations& heads = attended(thread, stage);
   lap(thread, kNorm);
-  project(thread, layer.o, heads, stage);
-  pool_.barrier();
+  project(layer.o, heads, stage);
+  meet(stage);
   lap(thread, kProject);
   const Activations& middle = normed(thread, stage, stage.normed, layer.ffn_norm, layer.attention_post_norm);
   lap(thread, kNorm);
   feed(thread, layer, middle, stage);
-  pool_.barrier();
+  meet(stage);
   lap(thread, kFeed);
-  project(thread, layer.down, stage.down, stage);
-  pool_.barrier();
+  project(layer.down, stage.down, stage);
+  meet(stage);
   lap(thread, kDown);
 }
 

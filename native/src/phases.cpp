@@ -14,9 +14,16 @@ constexpr int kAhead = 4096;
 
 }  // namespace
 
-void Model::embed() {
-  for (int row; (row = pool_.take()) < all_.rows;) {
-    float* x = all_.x.data() + static_cast<std::size_t>(row) * width_;
+// Ends a phase of a stage.
+void Model::meet(Stage& stage) {
+  stage.next = 0;
+  if (!stage.is_own) pool_.barrier();
+}
+
+void Model::embed(Stage& stage) {
+  for (int i; (i = take(stage)) < stage.rows;) {
+    const int row = stage.step_rows[i];
+    float* x = stage.x + static_cast<std::size_t>(row) * width_;
     const std::size_t at = static_cast<std::size_t>(tokens_[row]) * width_;
     if (config_.embedding_is_f32) {
       std::memcpy(x, static_cast<const float*>(embedding_) + at, width_ * sizeof(float));
@@ -39,8 +46,8 @@ void Model::embed() {
 
 // Each row of a stage once, or by every thread for itself. An item is a tile: rows of a tile share cache lines.
 template <class F>
-void Model::by_tiles(const Stage& stage, Activations& out, const F& one) {
-  if (stage.is_private) {
+void Model::by_tiles(Stage& stage, Activations& out, const F& one) {
+  if (stage.is_private || stage.is_own) {
     for (int tile = 0; tile < out.tiles(); ++tile)
       for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(tile, row);
     return;
@@ -49,19 +56,19 @@ void Model::by_tiles(const Stage& stage, Activations& out, const F& one) {
     out.will_put(tile, 0, out.inputs());
     for (int row = out.first(tile); row < out.first(tile + 1); ++row) one(tile, row);
   }
-  pool_.barrier();
+  meet(stage);
 }
 
 // The rows of a stage, normed and quantised; first adds the branch that a post norm waits for. Ends with a barrier
-// unless every thread did it for itself.
+// unless a thread did it for itself.
 const Activations& Model::normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm,
                                  const float* post) {
   Activations& out = to[stage.is_private ? thread : 0];
   float* scratch = scratch_[thread]->row.data();
   const auto one = [&](int tile, int row) {
-    float* x = stage.x.data() + static_cast<std::size_t>(row) * width_;
+    float* x = stage.x + static_cast<std::size_t>(stage.places[row]) * width_;
     if (post) {
-      kernels_.rms_norm(stage.branch.data() + static_cast<std::size_t>(row) * width_, post, width_, config_.width,
+      kernels_.rms_norm(stage.branch + static_cast<std::size_t>(stage.places[row]) * width_, post, width_, config_.width,
                         config_.norm_epsilon, scratch);
       kernels_.add(scratch, width_, x);
     }
@@ -75,18 +82,18 @@ const Activations& Model::normed(int thread, Stage& stage, std::vector<Activatio
 const Activations& Model::attended(int thread, Stage& stage) {
   Activations& out = stage.attended[stage.is_private ? thread : 0];
   const auto one = [&](int tile, int row) {
-    out.put(kernels_, tile, row, attention_out_.data() + static_cast<std::size_t>(row) * attention_, 0, attention_);
+    out.put(kernels_, tile, row, attention_out_.data() + static_cast<std::size_t>(stage.places[row]) * attention_, 0, attention_);
   };
   by_tiles(stage, out, one);
   return out;
 }
 
 // Items: for each key-value head its keys and values together, then one a query head. Panels lie in that order.
-void Model::qkv(int thread, const Layer& layer, int index, const Activations& in) {
+void Model::qkv(int thread, const Layer& layer, int index, const Activations& in, Stage& stage) {
   Scratch& scratch = *scratch_[thread];
   const Config& c = config_;
   const int panels = head_size_ / kTile, pairs = static_cast<int>(c.rotary_frequencies[layer.rotary].size());
-  for (int item; (item = pool_.take()) < c.kv_heads + c.heads;) {
+  for (int item; (item = take(stage)) < c.kv_heads + c.heads;) {
     const bool is_kv = item < c.kv_heads;
     const int first = is_kv ? item * 2 * panels : (2 * c.kv_heads + item - c.kv_heads) * panels;
     const int count = is_kv ? 2 * panels : panels, stride = count * kTile;
@@ -95,11 +102,11 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
       const int rows = in.first(end) - in.first(t);
       float* tile = scratch.tile.data();
       if (!is_kv)
-        for (int r = 0; r < rows; ++r) will_write(query_of(in.first(t) + r, item - c.kv_heads), head_size_ * sizeof(float));
+        for (int r = 0; r < rows; ++r) will_write(query_of(stage.step_rows[in.first(t) + r], item - c.kv_heads), head_size_ * sizeof(float));
       for (int p = 0; p < count; ++p)
-        linear(layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * pool_.threads(), in, t, end, tile + p * kTile, stride);
+        linear(layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * stride_of(stage), in, t, end, tile + p * kTile, stride);
       for (int r = 0; r < rows; ++r) {
-        const int row = in.first(t) + r;
+        const int row = stage.step_rows[in.first(t) + r];
         float* out = tile + r * stride;
         if (layer.qkv_bias) kernels_.add(layer.qkv_bias + first * kTile, stride, out);
         const float* norm = is_kv ? layer.k_norm : layer.q_norm;
@@ -119,17 +126,18 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
   }
 }
 
-void Model::attend(int thread, const Layer& layer, int index, const std::vector<Item>& items) {
+void Model::attend(int thread, const Layer& layer, int index, Stage& stage) {
   Scratch& scratch = *scratch_[thread];
+  const std::vector<Item>& items = stage.items;
   const int group = config_.heads / config_.kv_heads, count = static_cast<int>(items.size());
-  const bool is_last = &items == &last_items_;
+  const bool is_last = &stage == &last_;
   const auto item_at = [&](int i) -> const Item& { return items[is_last ? i : count - 1 - i]; };  // later rows see more keys: longest first
-  for (int i = pool_.take(), after; i < count + (is_last ? 1 : 0); i = after) {
-    after = pool_.take();  // known now, so that its keys can be asked for
+  for (int i = take(stage), after; i < count + (is_last ? 1 : 0); i = after) {
+    after = take(stage);  // known now, so that its keys can be asked for
     if (i == count) {  // after the last attention only some rows go on
       for (int r = 0; r < last_.rows; ++r)
-        std::memcpy(last_.x.data() + static_cast<std::size_t>(r) * width_,
-                    all_.x.data() + static_cast<std::size_t>(logits_rows_[r]) * width_, width_ * sizeof(float));
+        std::memcpy(last_.x + static_cast<std::size_t>(r) * width_,
+                    all_.x + static_cast<std::size_t>(logits_rows_[r]) * width_, width_ * sizeof(float));
       continue;
     }
     const Item& item = item_at(i);
@@ -179,11 +187,12 @@ void Model::attend(int thread, const Layer& layer, int index, const std::vector<
 // One panel times the tiles [first, end), rows one after another from `out` on. Meanwhile `ahead` is fetched, each tile's
 // share of it: the panel that is likely to be this thread's next. A single tile is done before memory is: it asks for
 // what comes a little later in its own panel.
-void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
+template <class F>
+void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, const F& out_of, int stride, bool adds) {
   const int steps = m.inputs / (m.format == Format::q4 || m.format == Format::q4_0 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
   LinearArgs tiles[kTilesAtOnce];
   for (int t = first; t < end; ++t) {
-    LinearArgs& args = tiles[t - first] = {m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out, stride};
+    LinearArgs& args = tiles[t - first] = {m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out_of(t), stride, adds};
     if (end - first == 1) {
       args.ahead_step = step_bytes;
       args.ahead = args.weights + kAhead;
@@ -191,28 +200,23 @@ void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in,
       args.ahead_step = step_bytes / (end - first) + 1;
       args.ahead = m.at(ahead) + static_cast<std::size_t>(args.ahead_step) * steps * (t - first);
     }
-    out += in.rows(t) * stride;
   }
   kernels_.linear(m.format, tiles, end - first);
 }
 
+void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
+  const auto out_of = [&](int t) { return out + (in.first(t) - in.first(first)) * stride; };
+  linear(m, panel, ahead, in, first, end, out_of, stride, false);
+}
+
 // x += matrix * in, or branch = matrix * in where a post norm comes between.
-void Model::project(int thread, const Matrix& matrix, const Activations& in, Stage& stage) {
-  float* tile = scratch_[thread]->tile.data();
-  for (int panel; (panel = pool_.take()) < matrix.panels();)
+void Model::project(const Matrix& matrix, const Activations& in, Stage& stage) {
+  float* to = config_.has_post_norms ? stage.branch : stage.x;
+  for (int panel; (panel = take(stage)) < matrix.panels();)
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
-      float* to = (config_.has_post_norms ? stage.branch.data() : stage.x.data()) + static_cast<std::size_t>(in.first(t)) * width_ + panel * kTile;
-      const int rows = in.first(end) - in.first(t);
-      for (int r = 0; r < rows; ++r) will_write(to + static_cast<std::size_t>(r) * width_, kTile * sizeof(float));
-      linear(matrix, panel, panel + pool_.threads(), in, t, end, tile, kTile);
-      for (int r = 0; r < rows; ++r) {
-        float* y = to + static_cast<std::size_t>(r) * width_;
-        if (config_.has_post_norms)
-          std::memcpy(y, tile + r * kTile, kTile * sizeof(float));
-        else
-          kernels_.add(tile + r * kTile, kTile, y);
-      }
+      const auto out_of = [&](int tile) { return to + static_cast<std::size_t>(stage.places[in.first(tile)]) * width_ + panel * kTile; };
+      linear(matrix, panel, panel + stride_of(stage), in, t, end, out_of, width_, !config_.has_post_norms);
     }
 }
 
@@ -221,14 +225,14 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
   Scratch& scratch = *scratch_[thread];
   const Matrix& m = layer.gate_up;
   const int block = layer.down.block, panels = block / (kTile / 2);
-  for (int item; (item = pool_.take()) < layer.down.inputs / block;)
+  for (int item; (item = take(stage)) < layer.down.inputs / block;)
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
       const int rows = in.first(end) - in.first(t);
       float *tile = scratch.tile.data(), *h = scratch.feed.data();
       for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
       for (int p = 0; p < panels; ++p) {
-        linear(m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * pool_.threads()), in, t, end, tile, kTile);
+        linear(m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * stride_of(stage)), in, t, end, tile, kTile);
         for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
       }
       for (int i = t; i < end; ++i)

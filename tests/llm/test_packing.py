@@ -9,10 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tests.llm.runners.random_model import SPECS, RandomCheckpoint
+from tests.native.isas import HERE
 
 pytest.importorskip("farthing._native", reason="the native core is not built")
 
-from farthing.llm.packing import PackedWeights, packed_weights, plan_of
+from farthing import _native
+from farthing.llm.packing import (
+    BLOCKS,
+    TILE,
+    PackedWeights,
+    packed_name,
+    packed_weights,
+    plan_of,
+    wide_block_of,
+)
 
 
 @pytest.fixture
@@ -33,18 +43,35 @@ def test_it_is_packed_beside_the_model_once(checkpoint: RandomCheckpoint) -> Non
     first_told: list[int] = []
     second_told: list[int] = []
     first, second = packed(checkpoint, first_told), packed(checkpoint, second_told)
-    assert first.path == second.path == checkpoint.path.parent / "tiny.q8.farthing-packed"
-    assert len(first_told) == len(plan_of(checkpoint.spec, "q8").sections)
+    assert first.path == second.path == checkpoint.path.parent / packed_name("tiny", "q8")
+    assert len(first_told) == len(plan_of(checkpoint.spec, "q8", is_wide=_native.has_wide_rows()).sections)
     assert first_told == sorted(first_told)
     assert not second_told, "the second start is a mapping"
     assert (first.data == second.data).all()
     assert first.offsets == second.offsets
-    assert os.listdir(checkpoint.path.parent) == ["tiny.q8.farthing-packed"], "no staging file stays"  # noqa: PTH208
+    assert os.listdir(checkpoint.path.parent) == [packed_name("tiny", "q8")], "no staging file stays"  # noqa: PTH208
 
 
 def test_modes_have_files_of_their_own(checkpoint: RandomCheckpoint) -> None:
     paths = {packed_weights(checkpoint, mode, threads=1).path for mode in ("q8", "q4", "f32")}  # type: ignore[arg-type]
     assert len(paths) == 3
+
+
+def test_processors_whose_activations_have_16_bits_have_larger_blocks_in_files_of_their_own(
+    checkpoint: RandomCheckpoint,
+) -> None:
+    names = set()
+    for isa in sorted({"plain", HERE[0]}):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("FARTHING_ISA", isa)
+            plan = packed(checkpoint).plan
+            names.add(packed_name("tiny", "q8"))
+            assert (plan.attention_part == plan.attention_block) == _native.has_wide_rows()
+    assert len(names) == (2 if HERE[0] == "amx" else 1)
+    assert [wide_block_of(inputs) for inputs in (576, 2048, 960, 896, 32, 544)] == [576, 512, 320, 448, 32, 544]
+    assert [wide_block_of(inputs, 6) for inputs in (1536, 8192, 64)] == [256, 512, 32]
+    assert all(wide_block_of(TILE * n) % TILE == 0 for n in range(1, 300))
+    assert max(BLOCKS) < wide_block_of(576)
 
 
 def cut(data: bytes) -> bytes:
@@ -72,7 +99,7 @@ def test_a_file_that_is_not_whole_is_packed_anew(
     checkpoint: RandomCheckpoint, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = packed(checkpoint).data.copy()
-    path = checkpoint.path.parent / "tiny.q8.farthing-packed"
+    path = checkpoint.path.parent / packed_name("tiny", "q8")
     path.write_bytes(DAMAGE[damage](path.read_bytes()))
     told: list[int] = []
     with caplog.at_level(logging.WARNING):

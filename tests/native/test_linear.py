@@ -63,12 +63,17 @@ def test_float_layers_are_exact_to_rounding(layer: tuple[Any, ...]) -> None:
     assert (np.abs(ours - exact) <= bound).all()
 
 
-def quantised(x: NDArray[np.float32], size: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Signed bytes and their scales, as the formats define them."""
+def quantised(x: NDArray[np.float32], size: int, most: int = 127) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Whole numbers up to `most` and their scales, as the formats define them."""
     parts = x.reshape(len(x), -1, size)
     limit = np.abs(parts).max(-1, keepdims=True)
-    q = np.rint(parts * (np.float32(127) / limit)).astype(np.int64)
-    return q, (limit[..., 0] / np.float32(127)).astype(np.float64)
+    q = np.rint(parts * (np.float32(most) / limit)).astype(np.int64)
+    return q, (limit[..., 0] / np.float32(most)).astype(np.float64)
+
+
+def activation_limit(part: int) -> int:
+    """What activations of an 8-bit layer are rounded to at most: where they have 16 bits, what sums of 32 can hold."""
+    return min(127 * 256, (2**31 - 1) // (127 * part)) if _native.has_wide_rows() else 127
 
 
 @some
@@ -76,7 +81,7 @@ def quantised(x: NDArray[np.float32], size: int) -> tuple[NDArray[np.int64], NDA
 def test_8_bit_layers_compute_what_their_numbers_say(layer: tuple[Any, ...]) -> None:
     x, w, block, part = layer
     ours = linear("q8", x, pack("q8", w, block), len(w), block, part)
-    qx, sx = quantised(x, part)
+    qx, sx = quantised(x, part, activation_limit(part))
     qw, sw = quantised(w, block)
     qw = qw.reshape(len(w), -1, part)
     whole = np.einsum("rpk,opk->rop", qx, qw)

@@ -43,6 +43,10 @@ PARTS: Final = (64, 96, 32)
 """Activations of a row that may share a scale, best first. Those after a norm have a few channels far larger than the
 rest, so it is here that accuracy is lost or kept (docs/decisions/0007)."""
 HEAD_PART: Final = 32
+WIDE_BLOCK_MAX: Final = 576
+"""Inputs a block has at most where activations have 16 bits: the fewer blocks, the fewer products become floats."""
+WIDE_ITEMS_MIN: Final = 6
+"""Blocks that `down` has at least: threads share out by block what feeds it."""
 HEADER_BYTES_MAX: Final = 1 << 24
 Q4_KINDS: Final = ("Q4_0", "Q4_1")
 """Stored kinds whose blocks go into q4 sections as they are."""
@@ -182,17 +186,31 @@ def block_of(inputs: int) -> int:
     return next(block for block in BLOCKS if inputs % block == 0)
 
 
+def wide_block_of(inputs: int, blocks_min: int = 1) -> int:
+    """The same where activations have 16 bits: the largest, if possible of whole 64s (a step of AMX)."""
+    sizes = range(TILE, min(WIDE_BLOCK_MAX, max(TILE, inputs // blocks_min)) + 1, TILE)
+    return max((size for size in sizes if inputs % size == 0), key=lambda size: (size % 64 == 0, size))
+
+
 def part_of(block: int) -> int:
     """Activations that share a scale where so many weights do."""
     return next(part for part in PARTS if block % part == 0)
 
 
-def plan_of(spec: DecoderSpec, mode: WeightsMode) -> Plan:
-    """What is packed for a decoder. The head stays at 8 bits in the 4-bit mode: it decides between near words."""
+def plan_of(spec: DecoderSpec, mode: WeightsMode, *, is_wide: bool = False) -> Plan:
+    """What is packed for a decoder. The head stays at 8 bits in the 4-bit mode: it decides between near words.
+
+    `is_wide`: activations of 8-bit layers have 16 bits, and need no scale of their own for less than a block.
+    """
     head_mode: WeightsMode = "q8" if mode == "q4" else mode
     width, size, ffn = padded(spec.width), padded(spec.head_size), padded(spec.ffn_width)
     attention = size * spec.heads
-    blocks = [TILE if mode == "f32" else block_of(inputs) for inputs in (width, attention, ffn)]
+    if mode == "q8" and is_wide:
+        blocks = [wide_block_of(width), wide_block_of(attention), wide_block_of(ffn, WIDE_ITEMS_MIN)]
+        parts = blocks
+    else:
+        blocks = [TILE if mode == "f32" else block_of(inputs) for inputs in (width, attention, ffn)]
+        parts = [part_of(block) for block in blocks]
     sections: list[Matrix | Vector | Rows] = [Rows("embedding", "embedding", spec.vocabulary, width, mode == "f32")]
     vector = _vector_maker(width)
     sections.append(vector("output_norm", "output_norm"))
@@ -206,17 +224,17 @@ def plan_of(spec: DecoderSpec, mode: WeightsMode) -> Plan:
         width_block=blocks[0],
         attention_block=blocks[1],
         ffn_block=blocks[2],
-        width_part=part_of(blocks[0]),
-        attention_part=part_of(blocks[1]),
-        ffn_part=part_of(blocks[2]),
-        head_part=HEAD_PART,
+        width_part=parts[0],
+        attention_part=parts[1],
+        ffn_part=parts[2],
+        head_part=blocks[0] if is_wide else HEAD_PART,
         sections=tuple(sections),
     )
 
 
 def plan_for(checkpoint: Checkpoint, mode: WeightsMode) -> Plan:
-    """What is packed of a checkpoint: `plan_of` its decoder, without minima where no block has one."""
-    plan = plan_of(checkpoint.spec, mode)
+    """`plan_of` a checkpoint for this processor, without minima where no block has one."""
+    plan = plan_of(checkpoint.spec, mode, is_wide=_native.has_wide_rows())
     if mode != "q4":
         return plan
 
@@ -310,7 +328,7 @@ def packed_weights(
     plan = plan_for(checkpoint, mode)
     folders = list(_folders(checkpoint.path, cache_folder))
     stem = checkpoint.path.name if checkpoint.path.is_dir() else checkpoint.path.stem
-    name = f"{stem}.{mode}.farthing-packed"
+    name = packed_name(stem, mode)
     for folder in folders:
         path = folder / name
         if path.exists():
@@ -328,6 +346,11 @@ def packed_weights(
     memory = mmap.mmap(-1, total)
     sections = _pack(memory, checkpoint, plan, threads, progress)
     return _packed(memory, sections, plan, None)
+
+
+def packed_name(stem: str, mode: WeightsMode) -> str:
+    """Of a model's packed file. Processors whose plans differ have files of their own."""
+    return f"{stem}.{mode}{'-wide' if mode == 'q8' and _native.has_wide_rows() else ''}.farthing-packed"
 
 
 class _UnusableError(Exception):

@@ -28,14 +28,17 @@ from farthing.llm.runners.runner import BLOCK_TOKENS, Runner, Step, StepSequence
 from farthing.llm.spec import DecoderSpec, tensor_shapes
 from farthing.protocols.openai import SamplingDefaults
 from farthing.repository import FoundModel, FoundVersion
+from farthing.runtime.huge_pages import huge_page_bytes
 from farthing.runtime.language_model import BACKEND, LoadedLanguageModel, spec_of
-from farthing.runtime.memory import Promises
+from farthing.runtime.memory import Promises, free_bytes
 from farthing.types.errors import FarthingError, LoadFailed
 
 HEAD_ELEMENTS: Final = 32
 """Heads are padded to whole tiles of so many elements."""
 FREE_SHARE: Final = 0.5
 """Of free memory for the KV pool, when nobody says: the other half is for everybody else."""
+MOVE_AFTER_S: Final = 1.0
+"""From a model's load until its weights are moved into huge pages: its first clients come first."""
 KV_BLOCKS_MIN: Final = 4
 KV_BLOCKS_MAX: Final = 1 << 20
 
@@ -71,6 +74,7 @@ def load_language_model(
         helper.shutdown()
         generator = Generator(runner, tokenizer, queue_max=queue_max, identity=checkpoint.identity, name=found.name)
         undo.pop_all()  # all went well
+    _move_weights(runner)
 
     def close(timeout_s: float) -> bool:
         is_closed = generator.close(timeout_s)
@@ -131,6 +135,16 @@ def _close_opened(opening: "Future[Runner]") -> None:
     """The runner, should there be one: somebody else's failure ended the load."""
     if opening.exception() is None:
         opening.result().close()
+
+
+def _move_weights(runner: Runner) -> None:
+    """Weights into huge pages, where the system has them and memory is ample (for a while a part is there twice)."""
+    try:
+        from farthing.llm.runners.cpu import CpuRunner
+    except ImportError:
+        return
+    if isinstance(runner, CpuRunner) and huge_page_bytes() and free_bytes() > 2 * len(runner.packed.data):
+        runner.move_weights(MOVE_AFTER_S)
 
 
 def _try_out(runner: Runner, name: str) -> None:

@@ -284,6 +284,20 @@ def test_what_is_closed_says_so(tmp_path: Path) -> None:
         runner.run(one())
 
 
+def test_weights_move_while_the_runner_works_and_whoever_closes_does_not_wait_for_the_time(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(SPECS["llama"], tmp_path / "model.gguf")
+    moving = CpuRunner(checkpoint, kv_blocks=8, threads=2)
+    whole, before = moving.packed.data.copy(), moving.run(one())
+    moving.move_weights(0.0)
+    for _ in range(20):
+        assert (moving.run(one()) == before).all()
+    moving.close()
+    assert (moving.packed.data == whole).all()
+    waiting = CpuRunner(checkpoint, kv_blocks=8, threads=2)
+    waiting.move_weights(3600.0)
+    waiting.close()
+
+
 def test_callers_that_come_at_once_take_turns(runner: CpuRunner) -> None:
     expected = [runner.run(one(tokens=tokens(i, 3, 199))) for i in range(4)]
     with ThreadPoolExecutor(4) as pool:
