@@ -212,6 +212,7 @@ class Runner {
   }
 
   std::size_t kv_bytes() { return open()->kv_bytes(); }
+  std::size_t populated_blocks() { return open()->populated(); }
   std::string isa() { return open()->kernels().name; }
 
   void close() {
@@ -421,6 +422,7 @@ NB_MODULE(_native, m) {
       .def("copy_block", &Runner::copy_block, "source"_a, "target"_a)
       .def("take_profile", &Runner::take_profile)
       .def_prop_ro("kv_bytes", &Runner::kv_bytes)
+      .def_prop_ro("populated_blocks", &Runner::populated_blocks)
       .def_prop_ro("isa", &Runner::isa)
       .def("close", &Runner::close);
 

@@ -104,9 +104,11 @@ Model::Model(const Config& config, const Weights& weights, KvFormat kv, int bloc
 #if defined(MADV_HUGEPAGE)
   madvise(kv_, kv_size_, MADV_HUGEPAGE);
 #endif
+  populator_ = std::make_unique<Populator>(kv_, c.layers, blocks, kv_block_);
 }
 
 Model::~Model() {
+  populator_.reset();
   if (kv_) munmap(kv_, kv_size_);
 }
 

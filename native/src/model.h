@@ -11,6 +11,7 @@
 
 #include "kernels.h"
 #include "pool.h"
+#include "populate.h"
 
 namespace farthing {
 
@@ -120,6 +121,8 @@ class Model {
   const Config& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   std::size_t kv_bytes() const { return kv_size_; }
+  // Blocks that a step will not wait for the system to clear.
+  std::size_t populated() const { return populator_->populated(); }
 
   // Arguments have been checked by the caller. `logits` is [logits_rows][vocabulary], `likeliest` [logits_rows]; either
   // may be null.
@@ -192,6 +195,7 @@ class Model {
   const void* embedding_ = nullptr;
   std::uint8_t* kv_ = nullptr;
   std::size_t kv_size_ = 0, kv_head_ = 0, kv_block_ = 0, kv_layer_ = 0;
+  std::unique_ptr<Populator> populator_;  // ends before the memory
   Pool pool_;
 
   // One step.

@@ -100,6 +100,10 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
       row_position_[row] = sequences[s].start + i;
       all_rows_[row] = row;
     }
+  std::int32_t highest = 0;
+  for (const Rows& one : sequences)
+    for (int block = one.start / kTile; block <= (one.start + one.count - 1) / kTile; ++block) highest = std::max(highest, one.blocks[block]);
+  populator_->begin(static_cast<std::size_t>(highest) + 1);
   const auto enough = [](auto& memory, std::size_t size) {
     if (memory.size() < size) memory.resize(size);
     return memory.data();
@@ -130,6 +134,7 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
   lap_start_ = now();
   pool_.run([this](int thread) { pass(thread); });
   if (likeliest_) join_likeliest();
+  populator_->end();
 }
 
 void Model::pass(int thread) {

@@ -1,6 +1,7 @@
 """The native pass: against the numpy oracle for every kind of spec and instruction set, and against itself, to the bit."""
 
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from tests.llm.runners.random_model import SPECS, RandomCheckpoint
 from tests.native.isas import HERE
+from tests.serving import eventually
 
 from farthing.llm import packing
 from farthing.llm.checkpoints.checkpoint import StoredTensor
@@ -330,6 +332,26 @@ def test_garbage_that_a_former_owner_left_in_a_block_is_not_seen(runner: CpuRunn
 
 def test_the_pool_takes_what_was_announced(runner: CpuRunner) -> None:
     assert runner.kv_bytes == kv_token_bytes(runner.spec, "int8") * 32 * 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can be asked for memory before it is needed")
+def test_memory_of_keys_and_values_is_there_before_it_is_needed(tmp_path: Path) -> None:
+    checkpoint = RandomCheckpoint(SPECS["llama"], tmp_path / "model.gguf")
+    block_bytes = kv_token_bytes(checkpoint.spec, "int8") * 32
+    blocks = (512 << 20) // block_bytes
+    page_blocks = -(-(2 << 20) // (block_bytes // checkpoint.spec.layers))
+    runner = CpuRunner(checkpoint, kv_blocks=blocks, threads=2)
+    assert runner.populated_blocks == 0, "loading comes first"
+    eventually(lambda: runner.populated_blocks >= page_blocks, within_s=20)
+    runner.run(one(blocks=ints([blocks // 2])))
+    eventually(lambda: runner.populated_blocks >= min(blocks, blocks // 2 + page_blocks), within_s=20)
+    runner.run(one(blocks=ints([blocks - 1])))
+    eventually(lambda: runner.populated_blocks == blocks, within_s=20)
+    clean = runner.run(one(blocks=ints([7])))
+    runner.close()
+    early = CpuRunner(checkpoint, kv_blocks=blocks, threads=2)
+    assert (early.run(one(blocks=ints([7]))) == clean).all()
+    early.close()
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads Linux's accounts of threads")  # noqa: PTH110

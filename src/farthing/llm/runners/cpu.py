@@ -39,7 +39,7 @@ class CpuRunner:
     """Implements `Runner` on this processor's best instruction set (`FARTHING_ISA` forces another).
 
     Threads are the caller's and `threads` - 1 of its own, which sleep while nothing runs. KV memory is reserved at once
-    and taken from the system as blocks are first written.
+    and taken from the system shortly before blocks are first written.
     """
 
     def __init__(
@@ -84,6 +84,12 @@ class CpuRunner:
     def kv_bytes(self) -> int:
         """Size of the KV pool."""
         return self._native.kv_bytes
+
+    @property
+    def populated_blocks(self) -> int:
+        """KV blocks whose memory is there already: so many that no step waits for the system to clear some. A thread
+        sees to it, from a second after the start on, unless the pool is small."""
+        return self._native.populated_blocks
 
     def run(self, step: Step) -> NDArray[np.float32]:
         sequences = [(one.rows, one.start, one.blocks) for one in step.sequences]
