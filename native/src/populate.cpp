@@ -16,7 +16,7 @@ constexpr std::size_t kSmall = 16 * kHuge;
 // Loading comes first.
 constexpr std::chrono::seconds kBegin{1};
 // Huge pages of each layer that are ahead once there was time for them.
-constexpr std::size_t kAhead = 4;
+constexpr std::size_t kAhead = 2;
 // Nobody has computed for so long: nobody is about to.
 constexpr std::chrono::milliseconds kIdle{20};
 // Where somebody always does, a huge page, which may take 5 ms of a core, follows the one before after so many of these.

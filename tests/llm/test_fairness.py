@@ -120,6 +120,19 @@ def test_on_a_slow_model_steps_are_made_short() -> None:
     assert slow.limits.step_tokens == 512
 
 
+def test_steps_are_longer_as_long_as_most_wait_for_their_first_token() -> None:
+    pace = Pace(Limits(step_tokens=512, sequences_max=16))
+    pace.observe(128, 128 * MS // 4)
+    assert pace.limits_for(decoding=8, reading=8).step_tokens == 160
+    assert pace.limits_for(decoding=8, reading=9).step_tokens == 320
+    assert pace.limits_for(decoding=0, reading=1).step_tokens == 320
+    pace.observe(512, 10_000 * MS)
+    assert pace.limits_for(decoding=0, reading=9).step_tokens == 80, "however slow it is, there are rows for prompts"
+    for _ in range(200):
+        pace.observe(512, MS)
+    assert pace.limits_for(decoding=0, reading=9).step_tokens == 512
+
+
 @pytest.mark.parametrize("weight", [1.0, 3.0])
 def test_tenants_are_served_by_weight(weight: float) -> None:
     street = Street(step_tokens=64, sequences_max=4, weights={"b": weight})

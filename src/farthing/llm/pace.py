@@ -1,8 +1,9 @@
 """How many rows may a step have, so that nobody waits long for the next one?
 
 A step that reads prompts keeps everyone who decodes waiting, and everyone whose prompt is not in it. More rows a step
-use the processor better, up to a point, so a step gets as many as take `STEP_NS` at the rate measured so far. Who is
-alone is not paced: nobody waits.
+use the processor better, up to a point, so a step gets as many as take `STEP_NS` at the rate measured so far, and twice
+as many where more read than decode: then most gain by whatever brings all prompts to their end. Who is alone is not
+paced: nobody waits.
 """
 
 from typing import Final
@@ -13,6 +14,9 @@ from farthing.llm.scheduler import Limits
 
 STEP_NS: Final = 40_000_000
 """A reader takes in some 25 tokens a second at most; a pause of 40 ms among them is not seen."""
+
+LONG_STEPS: Final = 2
+"""So many times `STEP_NS` where most wait for their first token."""
 
 PROMPT_ROWS_MIN: Final = 64
 """Rows for prompts in every step, however slow the model is: fewer waste most of a pass over its weights."""
@@ -29,6 +33,8 @@ class Pace:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
+        """Where most decode."""
+        self._long = limits
         self._rows_max = limits.step_tokens
         self._rows_min = min(limits.sequences_max + PROMPT_ROWS_MIN, limits.step_tokens)
         self._row_ns = 0.0
@@ -39,7 +45,15 @@ class Pace:
             return
         row_ns = max(elapsed_ns, 1) / rows
         self._row_ns += (WEIGHT if self._row_ns else 1.0) * (row_ns - self._row_ns)
-        wanted = int(STEP_NS / self._row_ns) // ROWS_GRAIN * ROWS_GRAIN
-        wanted = min(max(wanted, self._rows_min), self._rows_max)
+        wanted = self._rows_in(STEP_NS)
         if wanted != self.limits.step_tokens:
             self.limits = replace(self.limits, step_tokens=wanted)
+            self._long = replace(self.limits, step_tokens=self._rows_in(LONG_STEPS * STEP_NS))
+
+    def limits_for(self, *, decoding: int, reading: int) -> Limits:
+        """Of a step for which so many want their next token, and so many the rest of their prompt."""
+        return self._long if reading > decoding else self.limits
+
+    def _rows_in(self, step_ns: int) -> int:
+        rows = int(step_ns / self._row_ns) // ROWS_GRAIN * ROWS_GRAIN
+        return min(max(rows, self._rows_min), self._rows_max)

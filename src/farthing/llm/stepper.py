@@ -104,8 +104,7 @@ class Stepper:
             return False
         pool = roster.pool
         memory = Memory(self._block_tokens, pool.free, pool.refs, self._find)
-        is_alone = len(roster.running) + roster.waiting.count == 1
-        limits = self._limits if is_alone else self.pace.limits
+        limits = self._limits_now()
         plan = plan_step(roster.running, roster.waiting.lines, memory, limits, roster.tenants.accounts, began_ns)
         roster.carry_out(plan, began_ns)
         work, step = self._build(plan)
@@ -130,6 +129,13 @@ class Stepper:
         counters.other_ns += other_ns
         counters.last_step = StepShape(len(work), len(step.tokens), len(logits), ran_ns - run_ns, other_ns)
         return True
+
+    def _limits_now(self) -> Limits:
+        running, waiting = self.roster.running, self.roster.waiting.count
+        if len(running) + waiting == 1:
+            return self._limits
+        decoding = sum(one.known - one.computed == 1 for one in running)
+        return self.pace.limits_for(decoding=decoding, reading=len(running) - decoding + waiting)
 
     def _find(self, one: Progress) -> list[int]:
         assert isinstance(one, Generation)

@@ -39,8 +39,7 @@ left as it is."""
 
 
 MOVED_BYTES_MAX: Final = 256 << 20
-"""Moved at one time, small ranges first: half a second of one core. Weights that are larger than this are read from one
-end to the other, where huge pages gain nothing (docs/decisions/0007)."""
+"""Moved at one time, small ranges first: half a second of one core."""
 
 
 SPAN_BYTES_MAX: Final = 64 << 30
