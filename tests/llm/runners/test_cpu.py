@@ -341,7 +341,6 @@ def test_memory_of_keys_and_values_is_there_before_it_is_needed(tmp_path: Path) 
     blocks = (512 << 20) // block_bytes
     page_blocks = -(-(2 << 20) // (block_bytes // checkpoint.spec.layers))
     runner = CpuRunner(checkpoint, kv_blocks=blocks, threads=2)
-    assert runner.populated_blocks == 0, "loading comes first"
     eventually(lambda: runner.populated_blocks >= page_blocks, within_s=20)
     runner.run(one(blocks=ints([blocks // 2])))
     eventually(lambda: runner.populated_blocks >= min(blocks, blocks // 2 + page_blocks), within_s=20)
