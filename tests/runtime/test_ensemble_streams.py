@@ -29,7 +29,9 @@ class Count:
     def infer(self, inputs):
         for i in range(int(inputs["x"][0, 0])):
             yield {"y": inputs["x"] * 0 + i}
-            Path(__file__).with_name("made").write_text(str(i + 1))
+            made = Path(__file__).with_name("made")
+            made.with_suffix(".new").write_text(str(i + 1))
+            made.with_suffix(".new").replace(made)  # whoever reads it meanwhile finds a number
 """
 UNEVEN = """
 import time

@@ -312,7 +312,8 @@ COUNT = """
 def infer(self, inputs):
     n = int(inputs["x"][0, 0])
     for i in range(n):
-        NOTES.write_text(str(i))
+        NOTES.with_suffix(".new").write_text(str(i))
+        NOTES.with_suffix(".new").replace(NOTES)  # whoever reads it meanwhile finds a number
         yield {"y": np.full((1, 1), i, np.float32)}
 """
 
