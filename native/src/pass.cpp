@@ -29,8 +29,7 @@ void Model::lap(int thread, int phase) {
 void Model::shape(Stage& stage, int rows) {
   const Config& c = config_;
   stage.rows = rows;
-  stage.is_private = rows <= kPrivateRows && !c.has_post_norms;
-  stage.is_private = stage.is_private && !stage.is_own;
+  stage.is_private = rows <= kPrivateRows && !c.has_post_norms && !stage.is_own;
   const std::size_t copies = stage.is_private ? pool_.threads() : 1;
   if (stage.normed.size() < copies) stage.normed.resize(copies);
   if (stage.attended.size() < copies) stage.attended.resize(copies);

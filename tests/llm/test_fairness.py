@@ -131,6 +131,14 @@ def test_steps_are_longer_as_long_as_most_wait_for_their_first_token() -> None:
     for _ in range(200):
         pace.observe(512, MS)
     assert pace.limits_for(decoding=0, reading=9).step_tokens == 512
+    slow = Pace(Limits(step_tokens=512, sequences_max=16))
+    slow.observe(128, 128 * MS * 7 // 16)
+    assert slow.limits_for(decoding=0, reading=9).step_tokens == 160
+    for _ in range(200):
+        slow.observe(128, 128 * MS * 4)
+    assert slow.limits_for(decoding=0, reading=9).step_tokens == 80, (
+        "though steps while most decode are as short as ever"
+    )
 
 
 @pytest.mark.parametrize("weight", [1.0, 3.0])

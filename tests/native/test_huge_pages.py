@@ -27,7 +27,10 @@ def file_bytes(path: Path) -> int:
     return sum(int(end, 16) - int(begin, 16) for begin, end in spans)
 
 
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="reads Linux's accounts of memory")
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists() or not Path("/proc/self/maps").exists(),
+    reason="the system has no huge pages to ask for",
+)
 def test_what_is_read_meanwhile_stays_the_same(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     size = 35 * HUGE_BYTES + 12345  # more than is moved at one time, and an end that is not

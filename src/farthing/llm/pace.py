@@ -45,15 +45,14 @@ class Pace:
             return
         row_ns = max(elapsed_ns, 1) / rows
         self._row_ns += (WEIGHT if self._row_ns else 1.0) * (row_ns - self._row_ns)
-        wanted = self._rows_in(STEP_NS)
-        if wanted != self.limits.step_tokens:
-            self.limits = replace(self.limits, step_tokens=wanted)
-            self._long = replace(self.limits, step_tokens=self._rows_in(LONG_STEPS * STEP_NS))
+        self.limits = self._of(self.limits, STEP_NS)
+        self._long = self._of(self._long, LONG_STEPS * STEP_NS)
 
     def limits_for(self, *, decoding: int, reading: int) -> Limits:
         """Of a step for which so many want their next token, and so many the rest of their prompt."""
         return self._long if reading > decoding else self.limits
 
-    def _rows_in(self, step_ns: int) -> int:
+    def _of(self, limits: Limits, step_ns: int) -> Limits:
         rows = int(step_ns / self._row_ns) // ROWS_GRAIN * ROWS_GRAIN
-        return min(max(rows, self._rows_min), self._rows_max)
+        rows = min(max(rows, self._rows_min), self._rows_max)
+        return limits if rows == limits.step_tokens else replace(limits, step_tokens=rows)
