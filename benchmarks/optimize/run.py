@@ -8,7 +8,7 @@ Two tables. The first: the plan, its rate beside the best setting of each engine
 and beside the model as it came, in process, with 95 % intervals; its share of the machine's peak; what is lost on
 samples that took no part; how long the search was. The second: the model behind a server that takes one request at a
 time, ONNX Runtime as it comes, beside `farthing serve` with the plan; requests a second with both and the load on the
-same cores. Needs `wrk`.
+same cores.
 """
 
 import argparse
@@ -135,7 +135,8 @@ def as_served(result: Result) -> str:
 
     def told(one: Served) -> str:
         usd = PRICE_USD_PER_HOUR / 3600 / one.rate * 1e6
-        return f"{one.rate:,.0f} | {one.p99_ms:.1f} | {one.cpu_us:,.0f} | {usd:.4f}"
+        p99 = "-" if one.p99_ms is None else f"{one.p99_ms:.1f}"
+        return f"{one.rate:,.0f} | {p99} | {one.cpu_us:,.0f} | {usd:.4f}"
 
     errors = both.at_a_time.errors + both.planned.errors
     times = f"**{both.times:.1f}** ({both.low:.1f} to {both.high:.1f})" + (f", {errors} errors" if errors else "")

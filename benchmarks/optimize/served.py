@@ -1,6 +1,6 @@
 """What a request costs when the model is served: one at a time by a handler as people write it, and as planned.
 
-Both servers are up together and on all cores, and so is the load (wrk); they are loaded in turn, round after round, so
+Both servers are up together and on all cores, and so is the load (the native loop of `farthing bench`); they are loaded in turn, round after round, so
 that a bad minute of the machine meets both. What the load itself takes of the machine counts against whoever is faster.
 """
 
@@ -37,7 +37,8 @@ class Served:
 
     name: str
     rate: float
-    p99_ms: float
+    p99_ms: float | None
+    """None: no turn had requests enough to say."""
     cpu_us: float
     """Of the server's processes, for each request."""
     errors: int
@@ -118,10 +119,11 @@ def compared(at_a_time: Sequence[Turn], planned: Sequence[Turn]) -> Compared:
 
 def _served(name: str, turns: Sequence[Turn]) -> Served:
     requests = sum(found.requests for found, _ in turns)
+    slowest = [found.p99_ms for found, _ in turns if found.p99_ms is not None]
     return Served(
         name=name,
         rate=math.exp(fmean(math.log(found.rate) for found, _ in turns)),
-        p99_ms=median(found.p99_ms for found, _ in turns),
+        p99_ms=median(slowest) if slowest else None,
         cpu_us=sum(cpu for _, cpu in turns) / max(requests, 1) * 1e6,
         errors=sum(found.errors for found, _ in turns),
     )
