@@ -167,3 +167,26 @@ def run(
     answer = executable.execute(Batch(inputs=inputs, outputs=names, members=(member,)), instance)
     assert isinstance(answer, dict)
     return answer
+
+
+def recurrent(*, mixes_rows: bool = False) -> bytes:
+    """`sound` FP32 [?, 4] and `state` FP32 [2, ?, 3], rows along axes 0 and 1, `gain` FP32 [] for all of them -> `y`
+    FP32 [?, 3] and `next` FP32 [2, ?, 3]: the usual layout of recurrent networks. `mixes_rows`: `y` is of all rows."""
+    random = np.random.default_rng(5)
+    weights = {"w": (random.standard_normal((4, 3)) / 2).astype(np.float32), "first": np.array(0, np.int64)}
+    nodes = [
+        helper.make_node("MatMul", ["sound", "w"], ["heard"]),
+        helper.make_node("Add", ["heard", "state"], ["sum"]),
+        helper.make_node("Tanh", ["sum"], ["turned"]),
+        helper.make_node("Mul", ["turned", "gain"], ["next"]),
+        helper.make_node("Gather", ["next", "first"], ["own"], axis=0),
+        *([helper.make_node("ReduceMean", ["own"], ["mean"], axes=[0])] if mixes_rows else []),
+        helper.make_node("Sub", ["own", "mean"], ["y"]) if mixes_rows else helper.make_node("Neg", ["own"], ["y"]),
+    ]
+    inputs = [
+        tensor_info("sound", "FP32", [None, 4]),
+        tensor_info("state", "FP32", [2, None, 3]),
+        tensor_info("gain", "FP32", []),
+    ]
+    outputs = [tensor_info("y", "FP32", [None, 3]), tensor_info("next", "FP32", [None, None, None])]
+    return model(nodes, inputs, outputs, weights)

@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from farthing.batching.row_times import RowTimes
+from farthing.types.batch_axes import BatchAxes
 
 WAIT_SHARE_MAX: Final = 0.5
 """Waiting by choice ends when so much of a run's time has passed since an instance came free: it costs nobody more."""
@@ -39,6 +40,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Sizes to wait for (`preferred_batch_size`), ascending."""
     delay_ns_max: int | None = None
     """How long the oldest may be kept waiting for them; None: nobody said, so measure."""
+    axes: BatchAxes | None = None
+    """Along which the rows lie; None: along the first of every tensor."""
 
 
 class Callers(msgspec.Struct, frozen=True, gc=False):

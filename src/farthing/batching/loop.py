@@ -73,7 +73,7 @@ class BatchLoop:
         self._queue = queue
         self._scheduler = scheduler
         self._now_ns = (clock or MonotonicClock()).now_ns
-        can_run_inline = executable.can_run_on_event_loop and is_time_told_by_signature(spec)
+        can_run_inline = executable.can_run_on_event_loop and is_time_told_by_signature(spec, limits)
         self._run_inline_ns_max = run_inline_ns_max if can_run_inline else 0
         self._has_batch_axis = limits.rows_max > 0
         self._head_max = limits.rows_max or 1
@@ -90,7 +90,7 @@ class BatchLoop:
             lane.wake = self.pump_soon
         self._returning = Returning()
         self._at_once: AtOnce | None = None
-        if self._run_inline_ns_max and executable.is_pure and limits.rows_max:
+        if self._run_inline_ns_max and executable.is_pure and spec.batch_rows_max:
             self._at_once = AtOnce(
                 executable=executable,
                 limits=limits,
@@ -379,6 +379,7 @@ class BatchLoop:
             job.instance,
             has_batch_axis=self._has_batch_axis,
             part_rows=job.part_rows,
+            axes=self._limits.axes,
             now_ns=self._now_ns,
         )
 
@@ -413,7 +414,7 @@ class BatchLoop:
                     job.times.observe_hand_over(self._now_ns() - job.started_ns - run_ns)
             statistics.batch_done(
                 requests=answered,
-                rows=job.rows if self._has_batch_axis else answered,
+                rows=job.rows if self.spec.batch_rows_max else answered,
                 queue_ns=queue_ns,
                 input_ns=ran.input_ns,
                 compute_ns=ran.compute_ns,

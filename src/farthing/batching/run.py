@@ -13,6 +13,7 @@ import numpy as np
 from farthing.batching.queue import Waiter
 from farthing.batching.rider import own_rows, shared_rows
 from farthing.engines.contract import Answer, Batch, Executable, Member, MemberAnswer
+from farthing.types.batch_axes import BatchAxes
 from farthing.types.errors import EngineFailed, FarthingError
 from farthing.types.requests import Parameter
 from farthing.types.tensors import Tensor, TensorSpec
@@ -54,6 +55,7 @@ def run_in_parts(
     *,
     has_batch_axis: bool,
     part_rows: int,
+    axes: BatchAxes | None = None,
     now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Ran:
     """Runs requests that were handed over together, in runs of about `part_rows` rows, one after the other."""
@@ -62,7 +64,11 @@ def run_in_parts(
         rows += waiter.rows
         if rows >= part_rows or end == len(waiters):
             part = waiters if end - first == len(waiters) else waiters[first:end]
-            rans.append(run_batch(executable, outputs, part, instance, has_batch_axis=has_batch_axis, now_ns=now_ns))
+            rans.append(
+                run_batch(
+                    executable, outputs, part, instance, has_batch_axis=has_batch_axis, axes=axes, now_ns=now_ns
+                )
+            )
             first, rows = end, 0
     if len(rans) == 1:
         return rans[0]
@@ -82,9 +88,10 @@ def run_batch(
     instance: int,
     *,
     has_batch_axis: bool,
+    axes: BatchAxes | None = None,
     now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Ran:
-    """Runs requests together. Never raises: what fails becomes the error of those it concerns.
+    """Runs requests together, their rows along `axes` (None: the first of every tensor). Never raises: what fails becomes the error of those it concerns.
 
     When a batch of several fails as a whole and the model may be run again at will, each request is run by itself,
     so one that poisons its batch fails alone.
@@ -93,18 +100,20 @@ def run_batch(
     ready = done = started
     whole = None
     try:
-        batch = gather(outputs, waiters)
+        batch = gather(outputs, waiters, axes)
         ready = now_ns()
         answer = executable.execute(batch, instance)
         done = now_ns()
-        results = _hand_back(answer, batch, outputs, waiters, has_batch_axis=has_batch_axis)
+        results = _hand_back(answer, batch, outputs, waiters, has_batch_axis=has_batch_axis, axes=axes)
         if None in results:
             assert isinstance(answer, Mapping)
             whole = answer
     except BaseException as error:  # also SystemExit: nothing that user code raises may cost the answers or a thread
         done = now_ns()
         if len(waiters) > 1 and executable.is_pure:
-            results = [_alone(executable, outputs, one, instance, has_batch_axis=has_batch_axis) for one in waiters]
+            results = [
+                _alone(executable, outputs, one, instance, has_batch_axis=has_batch_axis, axes=axes) for one in waiters
+            ]
         else:
             results = [as_error(error)] * len(waiters)
     return Ran(results, started, ready - started, done - ready, now_ns() - done, whole)
@@ -132,9 +141,15 @@ def run_whole(
 
 
 def _alone(
-    executable: Executable, outputs: Sequence[TensorSpec], one: Waiter, instance: int, *, has_batch_axis: bool
+    executable: Executable,
+    outputs: Sequence[TensorSpec],
+    one: Waiter,
+    instance: int,
+    *,
+    has_batch_axis: bool,
+    axes: BatchAxes | None,
 ) -> MemberResult:
-    ran = run_batch(executable, outputs, (one,), instance, has_batch_axis=has_batch_axis)
+    ran = run_batch(executable, outputs, (one,), instance, has_batch_axis=has_batch_axis, axes=axes)
     return ran.results[0] if ran.whole is None else (ran.whole, NO_PARAMETERS)
 
 
@@ -156,7 +171,7 @@ def cannot_reschedule() -> EngineFailed:
     )
 
 
-def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
+def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter], axes: BatchAxes | None = None) -> Batch:
     """The batch of these requests, their rows one after the other."""
     first = waiters[0]
     wanted = _wanted(outputs, waiters)
@@ -169,7 +184,14 @@ def gather(outputs: Sequence[TensorSpec], waiters: Sequence[Waiter]) -> Batch:
             (Member(first.rows, request.id, request.parameters),),
             waiters,
         )
-    if inputs is None:
+    if axes is not None:
+        inputs = {
+            name: np.concatenate([w.inputs[name] for w in waiters], axes.inputs[name])
+            if name in axes.inputs
+            else tensor
+            for name, tensor in first.inputs.items()
+        }
+    elif inputs is None:
         inputs = {
             name: np.concatenate([w.inputs[name] if w.start < 0 else own_rows(w, name) for w in waiters])
             for name in first.inputs
@@ -208,6 +230,7 @@ def _hand_back(
     waiters: Sequence[Waiter],
     *,
     has_batch_axis: bool,
+    axes: BatchAxes | None,
 ) -> list[MemberResult]:
     if not isinstance(answer, Mapping):
         if len(answer) != len(waiters):
@@ -216,8 +239,10 @@ def _hand_back(
     for name in batch.outputs:
         if name not in answer:
             raise EngineFailed(f"the model gave no output `{name}`; it gave: {', '.join(answer) or 'none'}")
-    if len(waiters) == 1 and (not has_batch_axis or waiters[0].rows == 0):
+    if len(waiters) == 1 and (not has_batch_axis or axes is not None or waiters[0].rows == 0):
         return [(answer, NO_PARAMETERS)]
+    if axes is not None:
+        return _apart_along(axes.outputs, answer, waiters)
     total = sum([waiter.rows for waiter in waiters])
     for name, tensor in answer.items():
         if has_batch_axis and (tensor.ndim == 0 or tensor.shape[0] != total):
@@ -242,6 +267,28 @@ def _hand_back(
         end = start + waiter.rows
         results.append(({name: tensor[start:end] for name, tensor in answer.items()}, NO_PARAMETERS))
         start = end
+    return results
+
+
+def _apart_along(
+    axes: Mapping[str, int], answer: Mapping[str, Tensor], waiters: Sequence[Waiter]
+) -> list[MemberResult]:
+    """Everybody's rows of outputs that do not lead with them."""
+    total = sum([waiter.rows for waiter in waiters])
+    for name, tensor in answer.items():
+        axis = axes[name]
+        if tensor.ndim <= axis or tensor.shape[axis] != total:
+            raise EngineFailed(
+                f"output `{name}` has shape {list(tensor.shape)}, but {total} rows went in, along axis {axis}",
+                hint="the model's plan does not hold: make it again with `farthing optimize`, or delete it",
+            )
+    fronts = [(name, tensor, (slice(None),) * axes[name]) for name, tensor in answer.items()]
+    results: list[MemberResult] = []
+    start = 0
+    for waiter in waiters:
+        own = slice(start, start + waiter.rows)
+        results.append(({name: tensor[(*front, own)] for name, tensor, front in fronts}, NO_PARAMETERS))
+        start += waiter.rows
     return results
 
 

@@ -305,7 +305,9 @@ class _Sharing:
             some = next(e for (n, d, _, _), e in self._executables.items() if (n, d) == (number, is_default))
             outputs = [spec.name for spec in some.outputs]
             _, judging = divide(sharer.fitted.samples)
-            self._batches[kind] = batches_of(judging, rows, outputs, has_batch_axis=sharer.fitted.has_batch_axis)
+            self._batches[kind] = batches_of(
+                judging, rows, outputs, has_batch_axis=sharer.fitted.has_batch_axis, axes=sharer.plan.axes
+            )
         return self._batches[kind]
 
     def _let_go(self, alive: Sequence[str]) -> None:

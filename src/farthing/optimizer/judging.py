@@ -22,10 +22,12 @@ from farthing.optimizer.machine import cpu_flags
 from farthing.optimizer.making import Making
 from farthing.optimizer.plan import Tried
 from farthing.optimizer.recipes import PACKAGES, ROWS, STATIC, Facts, Recipe, mixed, no_faster, original_of, ways_for
+from farthing.optimizer.row_axes import find_axes
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.sensitivity import STEPS
 from farthing.optimizer.timing import answers
 from farthing.optimizer.watch import Stopped, Watch
+from farthing.types.batch_axes import BatchAxes
 from farthing.types.errors import EngineFailed, FarthingError, InvalidInput, LoadFailed
 from farthing.types.tensors import Tensor
 
@@ -109,6 +111,8 @@ class Judging:
         """What people should know of the model, the data and the machine."""
         self.rows_max = 1
         """Rows that may share a run."""
+        self.axes: BatchAxes | None = None
+        """Along which, where the first dimensions of its tensors do not count them."""
 
     @property
     def metric_name(self) -> str:
@@ -123,7 +127,7 @@ class Judging:
         self._check_outputs(original)
         self.rows_max = self._most_rows(original)
         self._limit_samples(original)
-        self._truth = self._answers(original)
+        self._truth = self._truth_of(original)
         self._check_truth()
         self._metric = chosen_metric(self._metric, self._truth, self._samples.labels)
         drop(self._metric, self._truth, self._truth, self._samples.labels)  # what cannot be judged by: say so now
@@ -176,9 +180,11 @@ class Judging:
                 return False
             return True
 
-        places = [place for group in graph.free for place in group]
+        rows = {f"{name}.{axis}" for name, axis in self.axes.inputs.items()} if self.axes else set()
+        free = [group for group in graph.free if not rows.intersection(group)]
+        places = [place for group in free for place in group]
         if not self._target.has_fixed_shapes:
-            places = graphs.only_sizes(graph.free, row, runs)
+            places = graphs.only_sizes(free, row, runs)
         named = [place.rpartition(".") for place in places]
         return {f"{name}.{axis}": row[name].shape[int(axis)] for name, _, axis in named if name in row}
 
@@ -320,12 +326,28 @@ class Judging:
             return {name: array[sample : sample + 1] for name, array in self._samples.inputs.items()}
         return {name: np.ascontiguousarray(array[sample]) for name, array in self._samples.inputs.items()}
 
+    def _truth_of(self, original: Executable) -> dict[str, Tensor]:
+        """What the model as it came says. Where rows have axes of their own they must say it together too, all of them."""
+        if self.axes is None:
+            return self._answers(original)
+        axes, self.axes = self.axes, None
+        truth, self.axes = self._answers(original), axes
+        try:
+            together = self._answers(original)
+        except FarthingError:
+            together = {}
+        if not together or not _are_near(truth, together):
+            self.notes.append("runs one row at a time: what a row gives depends on those beside it")
+            self.axes, self.rows_max = None, 1
+        return truth
+
     def _answers(self, executable: Executable) -> dict[str, Tensor]:
         return answers(
             executable,
             self._samples,
             rows=min(ROWS_JUDGED, self.rows_max),
             has_batch_axis=self._has_batch_axis,
+            axes=self.axes,
             wanted=self._target.outputs,
             check=self._watch.check if self._truth else lambda: None,
         )
@@ -333,8 +355,13 @@ class Judging:
     def _most_rows(self, original: Executable) -> int:
         """How many rows may share a run: asked by running some together and alone."""
         if not self._has_batch_axis:
-            self.notes.append("its shapes leave no room for more rows in a run than the file says")
-            return 1
+            self.axes = find_axes(original, self._samples, _are_near)
+            if self.axes is None:
+                self.notes.append("its shapes leave no room for more rows in a run than the file says")
+                return 1
+            where = ", ".join(f"axis {axis} of `{name}`" for name, axis in self.axes.inputs.items())
+            self.notes.append(f"requests may share a run along {where}")
+            return original.batch_rows_max or ROWS[-1]
         probe = self._samples.take(np.arange(min(3, len(self._samples))))
         try:
             together = answers(original, probe, rows=len(probe), has_batch_axis=True)

@@ -22,6 +22,7 @@ import tomli_w
 from farthing.optimizer.agreement import Drop, OutputError
 from farthing.optimizer.machine import ENGINES, Machine
 from farthing.repository.listing import PLAN_SUFFIX
+from farthing.types.batch_axes import BatchAxes
 from farthing.types.errors import InvalidInput, LoadFailed
 
 FORMAT: Final = 1
@@ -140,6 +141,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     """Of a batch, to begin with."""
     parameters: dict[str, str] = {}
+    axes: BatchAxes | None = None
+    """Along which requests share a run, where the model's file gives batches no dimension; None: as the file says."""
     # what that gives
     rows_per_s: float
     answer_ms: float

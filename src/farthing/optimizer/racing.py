@@ -16,6 +16,7 @@ from farthing.optimizer.recipes import Setting, settings_of
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.timing import batches_of, take_turn
 from farthing.optimizer.watch import LEADERS, Leader, Watch
+from farthing.types.batch_axes import BatchAxes
 from farthing.types.errors import EngineFailed, FarthingError
 
 WORSE_MAX: Final = 2
@@ -42,6 +43,7 @@ class Racing:
         *,
         rows_max: int,
         has_batch_axis: bool,
+        axes: BatchAxes | None = None,
     ) -> None:
         self._loaded = loaded
         self._judged = judged
@@ -50,6 +52,7 @@ class Racing:
         self._journal = journal
         self._watch = watch
         self._has_batch_axis = has_batch_axis
+        self._axes = axes
         self.settings = {default.name: default}
         for one in judged.values():
             for setting in settings_of(one.recipe, loaded.cores, rows_max=rows_max):
@@ -122,7 +125,7 @@ class Racing:
             kind = setting.rows, outputs
             if kind not in self._batches:
                 self._batches[kind] = batches_of(
-                    self._samples, setting.rows, outputs, has_batch_axis=self._has_batch_axis
+                    self._samples, setting.rows, outputs, has_batch_axis=self._has_batch_axis, axes=self._axes
                 )
             turn = take_turn(executable, self._batches[kind], instances=setting.instances, seconds=seconds)
         except FarthingError as error:

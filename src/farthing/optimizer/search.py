@@ -246,6 +246,7 @@ def _search(
         watch,
         rows_max=judging.rows_max,
         has_batch_axis=fitted.has_batch_axis,
+        axes=judging.axes,
     )
     race.run(target.answer_ms_max)
     lost = {name: judging.judged[setting.recipe.name].drop for name, setting in race.settings.items()}
@@ -277,6 +278,7 @@ def _search(
         instances=setting.instances,
         rows=setting.rows,
         parameters=setting.recipe.parameters,
+        axes=judging.axes.of(target.outputs) if judging.axes else None,
         rows_per_s=rates.rows_per_s,
         answer_ms=rates.answer_ms,
         default_rows_per_s=race.standings[default.name].rows_per_s,

@@ -13,6 +13,7 @@ import numpy as np
 from farthing.engines.contract import Batch, Executable, Member
 from farthing.optimizer.race import Turn
 from farthing.optimizer.samples import Samples
+from farthing.types.batch_axes import BatchAxes
 from farthing.types.errors import EngineFailed
 from farthing.types.tensors import Tensor
 
@@ -20,21 +21,37 @@ ROWS_IN_TURN = 64
 """Rows of data that runs take turns with: one batch over and over would stay in the caches, and flatter."""
 
 
-def batches_of(samples: Samples, rows: int, outputs: Sequence[str], *, has_batch_axis: bool) -> list[Batch]:
+def batches_of(
+    samples: Samples, rows: int, outputs: Sequence[str], *, has_batch_axis: bool, axes: BatchAxes | None = None
+) -> list[Batch]:
     """Batches of so many rows that have all samples between them, the last filled up from the first."""
     count = len(samples)
     starts = range(0, min(count, max(ROWS_IN_TURN, rows)), rows)
     return [
-        batch_of(samples, [(start + i) % count for i in range(rows)], outputs, has_batch_axis=has_batch_axis)
+        batch_of(samples, [(start + i) % count for i in range(rows)], outputs, has_batch_axis=has_batch_axis, axes=axes)
         for start in starts
     ]
 
 
-def batch_of(samples: Samples, rows: Sequence[int], outputs: Sequence[str], *, has_batch_axis: bool) -> Batch:
-    """These rows as one batch."""
+def batch_of(
+    samples: Samples,
+    rows: Sequence[int],
+    outputs: Sequence[str],
+    *,
+    has_batch_axis: bool,
+    axes: BatchAxes | None = None,
+) -> Batch:
+    """These rows as one batch; without a batch axis or `axes` the first of them."""
     members = tuple([Member(1)] * len(rows))
     if has_batch_axis:
         inputs = {name: array[list(rows)] for name, array in samples.inputs.items()}
+    elif axes is not None:
+        inputs = {
+            name: np.concatenate([array[row] for row in rows], axes.inputs[name])
+            if name in axes.inputs
+            else np.asarray(array[rows[0]], order="C")
+            for name, array in samples.inputs.items()
+        }
     else:
         inputs = {name: np.asarray(array[rows[0]], order="C") for name, array in samples.inputs.items()}
     return Batch(inputs, tuple(outputs), members)
@@ -46,22 +63,30 @@ def answers(
     *,
     rows: int,
     has_batch_axis: bool,
+    axes: BatchAxes | None = None,
     wanted: Sequence[str] = (),
     check: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
-    """Outputs for all samples, [samples, ...]; those `wanted`, or all. Raises what the engine and `check` raise."""
+    """Outputs for all samples, [samples, ...]; those `wanted`, or all. Raises what the engine and `check` raise.
+
+    `rows` at a time, along the first axis or along `axes`; one by one if there are neither.
+    """
     names = tuple(wanted) or tuple(spec.name for spec in executable.outputs)
     parts: dict[str, list[Tensor]] = {name: [] for name in names}
-    step = rows if has_batch_axis else 1
+    step = rows if has_batch_axis or axes is not None else 1
     for start in range(0, len(samples), step):
         check()
         taken = range(start, min(start + step, len(samples)))
-        answer = run(executable, batch_of(samples, taken, names, has_batch_axis=has_batch_axis), 0)
+        answer = run(executable, batch_of(samples, taken, names, has_batch_axis=has_batch_axis, axes=axes), 0)
         for name in names:
             tensor = answer[name]
-            if has_batch_axis and (tensor.ndim == 0 or len(tensor) != len(taken)):
+            axis = 0 if axes is None else axes.outputs[name]
+            has_rows = has_batch_axis or axes is not None
+            if has_rows and (tensor.ndim <= axis or tensor.shape[axis] != len(taken)):
                 raise EngineFailed(f"output `{name}` has shape {list(tensor.shape)} for {len(taken)} rows")
-            parts[name].append(tensor if has_batch_axis else tensor[None])
+            if axes is not None:  # each as if it had run alone, where the axis has one row
+                tensor = np.expand_dims(np.moveaxis(tensor, axis, 0), axis + 1)
+            parts[name].append(tensor if has_rows else tensor[None])
     try:
         return {name: np.concatenate(tensors) for name, tensors in parts.items()}
     except ValueError as error:

@@ -7,6 +7,7 @@ users and tests match on are kept (docs/reference/kserve-http.md).
 from collections.abc import Hashable
 
 from farthing.batching.queue import FIXED_SHAPES
+from farthing.types.batch_axes import BatchAxes
 from farthing.types.errors import InvalidInput, Unsupported
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest
@@ -16,8 +17,11 @@ from farthing.types.tensors import DATATYPES, TensorSpec, shape_fits
 class RequestCheck:
     """The check of one model version, prepared so that a fitting request costs about a microsecond."""
 
-    def __init__(self, spec: ModelSpec, *, is_decoupled: bool = False) -> None:
+    def __init__(self, spec: ModelSpec, *, is_decoupled: bool = False, axes: BatchAxes | None = None) -> None:
+        """`axes`: along which requests may share a run though their tensors do not lead with rows."""
         self._spec = spec
+        self._axes = axes
+        self._order = [tensor.name for tensor in spec.inputs]
         self._has_batch_axis = spec.batch_rows_max > 0
         self._inputs = {tensor.name: tensor for tensor in spec.inputs}
         self._output_names = frozenset(tensor.name for tensor in spec.outputs)
@@ -87,6 +91,8 @@ class RequestCheck:
                 f"inference request batch-size must be <= {spec.batch_rows_max} for '{spec.name}', got {rows}",
                 hint="send fewer rows a request, or raise max_batch_size",
             )
+        if self._axes is not None:
+            return self._axes.group(request.inputs, self._order)
         # Without rows, or without a tensor to have any, there is nothing to put one after the other.
         return rows, (tuple(signature) if self._has_batch_axis and rows and signature else None)
 

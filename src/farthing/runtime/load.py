@@ -33,6 +33,7 @@ from farthing.runtime.load_sequences import SequencePlan, hidden_names, sequence
 from farthing.runtime.planned import planned
 from farthing.runtime.probe import has_independent_rows, measure
 from farthing.runtime.warmup import warm_up
+from farthing.types.batch_axes import BatchAxes
 from farthing.types.errors import LoadFailed
 from farthing.types.models import ModelSpec
 from farthing.types.tensors import TensorSpec
@@ -144,6 +145,9 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             reshapes=_reshapes(config.input, rows_max),
             beside=None if sequences is None else sequences.padding,
         )
+        axes = plan.axes if plan is not None and config.max_batch_size is None and sequences is None else None
+        if axes is not None and not rows_max:
+            _check_axes(found.name, axes, executable)
         times = RowTimes() if plan is None else RowTimes(plan.rows)
         if executable.is_pure:
             measure(executable, rows_max, times)
@@ -159,7 +163,8 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             executable=executable,
             instances=instances,
             limits=Limits(
-                rows_max=rows_max,
+                rows_max=rows_max if rows_max or axes is None else AUTO_ROWS_MAX,
+                axes=None if rows_max else axes,
                 preferred_rows=tuple(sorted(dynamic.preferred_batch_size)) if dynamic else (),
                 delay_ns_max=dynamic.max_queue_delay_microseconds * 1000 if dynamic and is_delay_said else None,
             ),
@@ -224,6 +229,20 @@ def _batch_rows_max(config: ModelConfig, executable: Executable) -> int:
     if is_independent is None:
         is_independent = executable.batch_axis is True
     return AUTO_ROWS_MAX if is_independent else 0
+
+
+def _check_axes(name: str, axes: BatchAxes, executable: Executable) -> None:
+    for kind, said, specs in (("input", axes.inputs, executable.inputs), ("output", axes.outputs, executable.outputs)):
+        shapes = {tensor.name: tensor.shape for tensor in specs}
+        wrong = [
+            tensor for tensor, axis in said.items() if not 0 <= axis < len(shapes.get(tensor, ()))
+        ]
+        missing = [tensor for tensor in shapes if kind == "output" and tensor not in said]
+        if wrong or missing or not said:
+            raise LoadFailed(
+                f"model `{name}`: its plan gives no axis of {kind} `{(wrong or missing or ['?'])[0]}` that the model has",
+                hint="make the plan again with `farthing optimize`, or delete its folder",
+            )
 
 
 def _specs(

@@ -80,7 +80,7 @@ class ServedVersion:
         self.plan = loaded.plan
         """What it runs by, if anything."""
         self.version = str(loaded.spec.version)
-        self.request_check = RequestCheck(loaded.spec)
+        self.request_check = RequestCheck(loaded.spec, axes=loaded.limits.axes)
         """As `check`, without counting those that do not fit."""
         self.reshapes_in = loaded.reshapes_in
         self._reshapes_out = loaded.reshapes_out
