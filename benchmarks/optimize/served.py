@@ -1,7 +1,8 @@
 """What a request costs when the model is served: one at a time by a handler as people write it, and as planned.
 
-Both servers are up together and on all cores, and so is the load (the native loop of `farthing bench`); they are loaded in turn, round after round, so
-that a bad minute of the machine meets both. What the load itself takes of the machine counts against whoever is faster.
+Both servers are up together and on all cores, and so is the load (the native loop of `farthing bench`); they are loaded
+in turn, round after round, so that a bad minute of the machine meets both. What the load itself takes of the machine
+counts against whoever is faster.
 """
 
 import math

@@ -138,7 +138,7 @@ def chunks_of_sound() -> Arrays:
 
 
 def source_files() -> Arrays:
-    """2,400 files of Python's own library, as Magika sees them: a bound of 1 % takes more than a thousand to be shown."""
+    """2,400 files of Python's own library, as Magika sees them; to show a bound of 1 % takes more than a thousand."""
     from farthing.cli.demo_tasks.file_types import features
 
     library = Path(sysconfig.get_paths()["stdlib"])

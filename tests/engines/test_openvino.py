@@ -17,6 +17,7 @@ from tests.models import (
     fails_when_run,
     identity,
     model,
+    recurrent,
     run,
     save,
     small_convnet,
@@ -82,6 +83,12 @@ def test_shapes_are_the_files_and_a_free_dimension_may_be_a_batch(tmp_path: Path
     assert mlp.batch_axis is None
     assert load(tmp_path, sum_of_rows()).batch_axis is False
     assert load(tmp_path, identity("FP32", [1, 2])).batch_axis is False
+
+
+def test_outputs_keep_the_files_names_when_compiling_merges_tensors(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(recurrent())
+    loaded = OpenVino().load(ModelSource(name="m", version=1, path=tmp_path / "model.onnx", folder=tmp_path))
+    assert [spec.name for spec in loaded.outputs] == ["y", "next"], "`y` is `own` with its sign turned"
 
 
 @pytest.mark.parametrize("datatype", [d for d in ONNX_TYPES if d != "BYTES"])

@@ -65,9 +65,7 @@ def run_in_parts(
         if rows >= part_rows or end == len(waiters):
             part = waiters if end - first == len(waiters) else waiters[first:end]
             rans.append(
-                run_batch(
-                    executable, outputs, part, instance, has_batch_axis=has_batch_axis, axes=axes, now_ns=now_ns
-                )
+                run_batch(executable, outputs, part, instance, has_batch_axis=has_batch_axis, axes=axes, now_ns=now_ns)
             )
             first, rows = end, 0
     if len(rans) == 1:
@@ -91,7 +89,7 @@ def run_batch(
     axes: BatchAxes | None = None,
     now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> Ran:
-    """Runs requests together, their rows along `axes` (None: the first of every tensor). Never raises: what fails becomes the error of those it concerns.
+    """Runs requests together, rows along `axes` (None: the first). Never raises: what fails becomes their error.
 
     When a batch of several fails as a whole and the model may be run again at will, each request is run by itself,
     so one that poisons its batch fails alone.

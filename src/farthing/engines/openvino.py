@@ -89,7 +89,7 @@ class OpenVino:
             model = core.read_model(str(path), str(weights)) if weights else core.read_model(str(path))
             _refuse_shapes_told_by_values(model, path)
             compiled = core.compile_model(model, "CPU", config)
-            return OpenVinoExecutable(compiled, _Shapes(model), source, path)
+            return OpenVinoExecutable(compiled, model, source, path)
         except LoadFailed:
             raise
         except Exception as error:  # RuntimeError mostly, but its types are not documented
@@ -197,22 +197,22 @@ class OpenVinoExecutable:
     is_pure = True
     can_run_on_event_loop = True
 
-    def __init__(self, compiled: Any, shapes: "_Shapes", source: ModelSource, path: Path) -> None:
+    def __init__(self, compiled: Any, model: Any, source: ModelSource, path: Path) -> None:
         from openvino import Shape, Tensor, Type
 
         self._tensor, self._shape, self._bf16 = Tensor, Shape, Type.bf16
         self._name = source.name
         if not compiled.outputs:
             raise LoadFailed(f"{path}: the model has no outputs")
-        inputs = _specs("input", compiled.inputs, source.inputs, path)
+        inputs = _specs("input", compiled.inputs, model.inputs, source.inputs, path)
         taken = {spec.name for spec in inputs}
-        outputs = _specs("output", compiled.outputs, source.outputs, path, taken)
+        outputs = _specs("output", compiled.outputs, model.outputs, source.outputs, path, taken)
         self.inputs, self.outputs = inputs, outputs
         # OpenVINO keeps no dimension names: a free first dimension may be a batch, or may not.
         may_be_batch = all(spec.shape[:1] == (-1,) for spec in (*inputs, *outputs))
         self.batch_axis = None if may_be_batch else False
         is_free = any(-1 in spec.shape for spec in inputs)  # fixed shapes are checked as tensors are set
-        self._shapes = shapes if is_free else None
+        self._shapes = _Shapes(model) if is_free else None
         self._input_at = {spec.name: i for i, spec in enumerate(inputs)}
         self._output_at = {spec.name: i for i, spec in enumerate(outputs)}
         self._compiled = compiled
@@ -277,15 +277,31 @@ class OpenVinoExecutable:
 
 
 def _specs(
-    kind: str, ports: Iterable[Any], configured: Iterable[TensorSpec], path: Path, taken: Iterable[str] = ()
+    kind: str,
+    ports: Iterable[Any],
+    read: Iterable[Any],
+    configured: Iterable[TensorSpec],
+    path: Path,
+    taken: Iterable[str] = (),
 ) -> tuple[TensorSpec, ...]:
     known = {spec.name: spec for spec in configured}
-    return tuple(_spec(kind, port, known, path, frozenset(taken)) for port in ports)
+    return tuple(
+        _spec(kind, port, known, frozenset(own.get_names()), path, frozenset(taken))
+        for port, own in zip(ports, read, strict=True)
+    )
 
 
-def _spec(kind: str, port: Any, configured: Mapping[str, TensorSpec], path: Path, taken: frozenset[str]) -> TensorSpec:
-    # A port may have several names, or none; an input passed straight through may lend the output its own.
-    names = sorted(port.get_names(), key=lambda name: (name not in configured, name in taken, name))
+def _spec(
+    kind: str,
+    port: Any,
+    configured: Mapping[str, TensorSpec],
+    own: frozenset[str],
+    path: Path,
+    taken: frozenset[str],
+) -> TensorSpec:
+    # A port may have several names, or none; an input passed straight through may lend the output its own, and
+    # compiling adds those of tensors that were merged with it to the `own` ones of the file.
+    names = sorted(port.get_names(), key=lambda name: (name not in configured, name not in own, name in taken, name))
     name = names[0] if names else port.node.friendly_name
     type_name = port.get_element_type().get_type_name()
     if type_name not in DATATYPES:

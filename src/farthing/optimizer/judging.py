@@ -282,6 +282,8 @@ class Judging:
         self._watch.say(f"judging {recipe.name}", why)
         given = self._answers(self._loaded.load(recipe, self._loaded.cores))
         for name, output in self._truth.items():
+            if name not in given:
+                raise EngineFailed(f"gives no output `{name}`, but {', '.join(given)}")
             if given[name].shape != output.shape:
                 raise EngineFailed(f"output `{name}` has shape {list(given[name].shape)}, not {list(output.shape)}")
         errors = output_errors(self._truth, given)
@@ -327,7 +329,7 @@ class Judging:
         return {name: np.ascontiguousarray(array[sample]) for name, array in self._samples.inputs.items()}
 
     def _truth_of(self, original: Executable) -> dict[str, Tensor]:
-        """What the model as it came says. Where rows have axes of their own they must say it together too, all of them."""
+        """What the model as it came says; where rows have axes of their own, together as well as alone."""
         if self.axes is None:
             return self._answers(original)
         axes, self.axes = self.axes, None

@@ -80,7 +80,7 @@ def answers(
         answer = run(executable, batch_of(samples, taken, names, has_batch_axis=has_batch_axis, axes=axes), 0)
         for name in names:
             tensor = answer[name]
-            axis = 0 if axes is None else axes.outputs[name]
+            axis = 0 if axes is None else axes.outputs.get(name, 0)
             has_rows = has_batch_axis or axes is not None
             if has_rows and (tensor.ndim <= axis or tensor.shape[axis] != len(taken)):
                 raise EngineFailed(f"output `{name}` has shape {list(tensor.shape)} for {len(taken)} rows")

@@ -234,13 +234,11 @@ def _batch_rows_max(config: ModelConfig, executable: Executable) -> int:
 def _check_axes(name: str, axes: BatchAxes, executable: Executable) -> None:
     for kind, said, specs in (("input", axes.inputs, executable.inputs), ("output", axes.outputs, executable.outputs)):
         shapes = {tensor.name: tensor.shape for tensor in specs}
-        wrong = [
-            tensor for tensor, axis in said.items() if not 0 <= axis < len(shapes.get(tensor, ()))
-        ]
+        wrong = [tensor for tensor, axis in said.items() if not 0 <= axis < len(shapes.get(tensor, ()))]
         missing = [tensor for tensor in shapes if kind == "output" and tensor not in said]
         if wrong or missing or not said:
             raise LoadFailed(
-                f"model `{name}`: its plan gives no axis of {kind} `{(wrong or missing or ['?'])[0]}` that the model has",
+                f"model `{name}`: its plan gives {kind} `{(wrong or missing or ['?'])[0]}` an axis it has not, or none",
                 hint="make the plan again with `farthing optimize`, or delete its folder",
             )
 
