@@ -16,6 +16,7 @@ import numpy as np
 
 from farthing.engines.failure import reason_of
 from farthing.optimizer.quiet import quiet
+from farthing.optimizer.rewrites import rewrite
 from farthing.types.errors import InvalidInput, LoadFailed
 from farthing.types.tensors import Tensor
 
@@ -115,14 +116,18 @@ def clean(
                 dimension.dim_value = size
                 done.append(f"`{given.name}` fixed to {size} in dimension {axis}")
     cut = out.with_name("cut.onnx")
-    try:
-        cut.write_bytes(proto.SerializeToString())
-    except (OSError, ValueError) as error:
-        raise LoadFailed(f"{cut}: cannot be written: {error}", hint="make room for copies of the model") from error
+    _write(proto, cut)
     prepared = out.with_name("folding.onnx")
     prepare(cut, prepared)
     cut.unlink()
-    after = len(_read(prepared).graph.node)
+    proto = _read(prepared)
+    after = len(proto.graph.node)
+    if rewritten := rewrite(proto):
+        done += rewritten
+        _cut_dead(proto.graph)
+        _write(proto, cut)
+        prepare(cut, prepared)
+        cut.unlink()
     prepared.replace(out)
     if after < before:
         done.insert(0, f"{before - after} of {before} nodes folded or cut")
@@ -184,6 +189,13 @@ def _read(model: Path) -> Any:
         raise
     except Exception as error:  # Protobuf's, or the file system's
         raise LoadFailed(f"{model}: cannot be taken apart: {reason_of(error)}") from error
+
+
+def _write(proto: Any, file: Path) -> None:
+    try:
+        file.write_bytes(proto.SerializeToString())
+    except (OSError, ValueError) as error:
+        raise LoadFailed(f"{file}: cannot be written: {error}", hint="make room for copies of the model") from error
 
 
 def _cut_dead(graph: Any) -> None:
