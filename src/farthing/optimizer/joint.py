@@ -7,7 +7,6 @@ they came together: what company costs, and what planning gains, are measured un
 """
 
 import os
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from farthing.optimizer.plan import (
     Plan,
     Shared,
     Together,
+    copy_artefact,
     digest,
     folder_of,
     read_plan,
@@ -133,7 +133,7 @@ def _alone(wanted: Wanted, watch: Watch, folder: Path, price: float | None, *, i
 
     def keep(plan: Plan, artefact: Path | None) -> None:
         if artefact is not None:
-            files[plan.artefact] = Path(shutil.copyfile(artefact, folder / plan.artefact))
+            files[plan.artefact] = copy_artefact(artefact, folder / plan.artefact)
 
     try:
         fitted = fit(loaded, wanted.data, wanted.tokenizer, watch)

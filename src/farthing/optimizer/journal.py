@@ -52,8 +52,10 @@ class Wrong(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Parts(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Parts of the network, those that int8 hurts most first, each as names of its nodes."""
+    """Parts of the network, those that a precision hurts most first, each as names of nodes or ids of layers."""
 
+    of: str = "int8"
+    """The precision."""
     order: tuple[tuple[str, ...], ...]
 
 

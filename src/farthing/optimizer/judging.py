@@ -21,7 +21,18 @@ from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.machine import cpu_flags
 from farthing.optimizer.making import Making
 from farthing.optimizer.plan import Tried
-from farthing.optimizer.recipes import PACKAGES, ROWS, STATIC, Facts, Recipe, mixed, no_faster, original_of, ways_for
+from farthing.optimizer.recipes import (
+    PACKAGES,
+    ROWS,
+    STATIC,
+    Facts,
+    Recipe,
+    mixed,
+    mostly_bf16,
+    no_faster,
+    original_of,
+    ways_for,
+)
 from farthing.optimizer.row_axes import find_axes
 from farthing.optimizer.samples import Samples
 from farthing.optimizer.sensitivity import STEPS
@@ -141,6 +152,8 @@ class Judging:
                     self.tried.append(Tried(name=way.recipe.name, out=out))
                 elif not self._is_hopeless(way.recipe):
                     self._try(way.recipe, way.why)
+                    if way.recipe.precision == "bf16":
+                        self._try_mostly_bf16(way.recipe)
             if self._failed and not any(one.recipe.artefact in STATIC for one in self.judged.values()):
                 self._try_mixed()
         except Stopped:
@@ -231,6 +244,17 @@ class Judging:
             for recipe in recipes:
                 self._try(recipe, "integer kernels, but for the layers that they hurt most")
             if any(recipe.name in self.judged for recipe in recipes):
+                return
+
+    def _try_mostly_bf16(self, recipe: Recipe) -> None:
+        """Where bf16 throughout loses too much: leaves more and more of the layers in float that it hurts most."""
+        lost = next((tried.drop for tried in self.tried if tried.name == recipe.name), 0.0)
+        if not self._target.drop_max / 4 < lost <= self._target.drop_max * 10:
+            return  # it is right, or so few samples cannot show that anything is, or it is beyond help
+        for count in STEPS:
+            mixed = mostly_bf16(count)
+            self._try(mixed, "bf16, but for the layers that it hurts most")
+            if mixed.name in self.judged:
                 return
 
     def _try(self, recipe: Recipe, why: str) -> None:

@@ -1,6 +1,7 @@
 """Makes the files that recipes run, each once: cleaned, in int8, in few bits, with some layers left in float.
 
-How is `optimizer.graphs`', `quantise`'s and `weights`' affair; whether the result is any good `optimizer.judging`'s.
+How is `optimizer.graphs`', `quantise`'s, `ir`'s and `weights`' affair; whether the result is any good is
+`optimizer.judging`'s.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from farthing.optimizer import graphs
+from farthing.optimizer import graphs, ir
 from farthing.optimizer.journal import Journal, Parts
 from farthing.optimizer.loaded import Loaded
 from farthing.optimizer.quantise import layers_of, quantise
@@ -43,8 +44,8 @@ class Making:
         self._watch = watch
         self._has_batch_axis = has_batch_axis
         self._masking: list[str] | None = None
-        self._order: Sequence[tuple[str, ...]] = next((parts.order for parts in journal.found(Parts)), ())
-        """Parts of the network, those that int8 hurts most first; empty until somebody asks."""
+        self._orders: dict[str, Sequence[tuple[str, ...]]] = {parts.of: parts.order for parts in journal.found(Parts)}
+        """Precision -> parts of the network, those that it hurts most first; not there until somebody asks."""
 
     @property
     def clean_file(self) -> Path:
@@ -66,6 +67,10 @@ class Making:
             made = self.place_of(recipe)
             made.parent.mkdir(exist_ok=True)
             torn = made.with_name("torn.onnx")  # until it is whole: a search may be killed at any moment
+            if recipe.artefact == "ir":
+                ir.keep_float(self._ir_file(), made, self._kept(recipe))
+                self._loaded.files[recipe.file] = made
+                return made
             if recipe.artefact in BITS:
                 in_few_bits(self.clean_file, torn, BITS[recipe.artefact])
             else:
@@ -82,34 +87,52 @@ class Making:
 
     def place_of(self, recipe: Recipe) -> Path:
         """Where its file is, or will be."""
-        return self._journal.folder / f"{recipe.artefact}-{recipe.parts_in_float}" / "model.onnx"
+        name = "model.xml" if recipe.artefact == "ir" else "model.onnx"
+        return self._journal.folder / f"{recipe.artefact}-{recipe.parts_in_float}" / name
 
     def _kept(self, recipe: Recipe) -> list[str]:
         """Nodes that this recipe leaves in float."""
         if not recipe.parts_in_float:
             return []
-        if not self._order:
-            self._order = self._rank_parts(recipe.artefact)
-            self._journal.note(Parts(order=tuple(self._order)), self._watch.spent_s)
-        return [node for part in self._order[: recipe.parts_in_float] for node in part]
+        precision = recipe.precision
+        if precision not in self._orders:
+            self._orders[precision] = self._rank_parts(recipe)
+            self._journal.note(Parts(of=precision, order=tuple(self._orders[precision])), self._watch.spent_s)
+        return [node for part in self._orders[precision][: recipe.parts_in_float] for node in part]
 
-    def _rank_parts(self, artefact: Artefact) -> list[tuple[str, ...]]:
-        """Parts of the network, those that int8 hurts most first."""
-        parts = parts_of(layers_of(self.clean_file))
+    def _rank_parts(self, recipe: Recipe) -> list[tuple[str, ...]]:
+        """Parts of the network, those that the recipe's precision hurts most first: each is left to it alone."""
+        is_ir = recipe.artefact == "ir"
+        parts = parts_of(ir.layers_of(self._ir_file()) if is_ir else layers_of(self.clean_file))
         some = self._calibration.take(np.arange(min(SENSITIVITY_SAMPLES, len(self._calibration))))
-        truth = self._answers_of(self.clean_file, some)
-        file = self._journal.folder / "part" / "model.onnx"
+        truth = self._answers_of(self._ir_file() if is_ir else self.clean_file, some, recipe.engine if is_ir else "")
+        file = self._journal.folder / "part" / self.place_of(recipe).name
         file.parent.mkdir(exist_ok=True)
         damages = []
         for number, part in enumerate(parts):
             self._watch.say(
-                f"asking what int8 does to part {number + 1} of {len(parts)}",
-                "int8 throughout loses too much; the parts it hurts most may stay in float",
+                f"asking what {recipe.precision} does to part {number + 1} of {len(parts)}",
+                f"{recipe.precision} throughout loses too much; the parts it hurts most may stay in float",
             )
             others = [node for other in parts if other is not part for node in other]
-            self._quantise(artefact, some, file, others)
-            damages.append(damage(truth, self._answers_of(file, some)))
+            if is_ir:
+                ir.keep_float(self._ir_file(), file, others)
+                damages.append(damage(truth, self._answers_of(file, some, recipe.engine, recipe.parameters)))
+            else:
+                self._quantise(recipe.artefact, some, file, others)
+                damages.append(damage(truth, self._answers_of(file, some)))
         return [parts[at] for at in worst_first(damages)]
+
+    def _ir_file(self) -> Path:
+        """The model as OpenVINO writes it."""
+        file = self._journal.folder / "whole" / "model.xml"
+        if not file.is_file():
+            file.parent.mkdir(exist_ok=True)
+            torn = file.with_name("torn.xml")
+            ir.write_ir(self.clean_file if self.clean_file.is_file() else self._loaded.model, torn)
+            torn.with_suffix(".bin").replace(file.with_suffix(".bin"))
+            torn.replace(file)
+        return file
 
     @property
     def _masks(self) -> list[str]:
@@ -134,8 +157,10 @@ class Making:
             check=self._watch.check,
         )
 
-    def _answers_of(self, file: Path, samples: Samples) -> dict[str, Tensor]:
-        executable = self._loaded.load_file(file, "onnxruntime", self._loaded.cores)
+    def _answers_of(
+        self, file: Path, samples: Samples, engine: str = "", parameters: dict[str, str] | None = None
+    ) -> dict[str, Tensor]:
+        executable = self._loaded.load_file(file, engine or "onnxruntime", self._loaded.cores, parameters=parameters)
         try:
             return answers(executable, samples, rows=1, has_batch_axis=self._has_batch_axis, check=self._watch.check)
         finally:

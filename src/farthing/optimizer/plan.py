@@ -196,7 +196,7 @@ def write_plan(model: Path, plan: Plan, artefact: Path | None) -> Path:
         new = Path(tempfile.mkdtemp(prefix=f".{model.name}.", dir=model.parent))
         try:
             if artefact is not None:
-                shutil.copyfile(artefact, new / plan.artefact)
+                copy_artefact(artefact, new / plan.artefact)
             (new / FILE).write_text(_toml(plan), encoding="utf-8")
             new.chmod(0o755)
             if folder.exists():
@@ -217,6 +217,13 @@ def write_plan(model: Path, plan: Plan, artefact: Path | None) -> Path:
             hint="make room, or make the folder writable; the plan that was there is untouched",
         ) from error
     return folder
+
+
+def copy_artefact(artefact: Path, to: Path) -> Path:
+    """Copies a file that a plan runs, an IR with its weights."""
+    if artefact.suffix == ".xml":
+        shutil.copyfile(artefact.with_suffix(".bin"), to.with_suffix(".bin"))
+    return Path(shutil.copyfile(artefact, to))
 
 
 def read_plan(model: Path) -> Plan | None:

@@ -20,6 +20,7 @@ ROWS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 Artefact = Literal[
     "",
     "clean",
+    "ir",
     "int8_minmax",
     "int8_entropy",
     "int8_percentile",
@@ -28,7 +29,7 @@ Artefact = Literal[
     "int8_weights",
     "int4_weights",
 ]
-"""What is made of the file; empty: it is used as it is. The int8 and int4 ones are made of the clean one."""
+"""What is made of the file; empty: it is used as it is. Most are made of the clean one, `ir` where there is one."""
 
 
 STATIC: Final[tuple[Artefact, ...]] = ("int8_smooth", "int8_minmax", "int8_percentile", "int8_entropy")
@@ -51,7 +52,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     precision: Precision
     artefact: Artefact = ""
     parts_in_float: int = 0
-    """Of `optimizer.sensitivity.PARTS`: those that int8 hurts most."""
+    """Of `optimizer.sensitivity.PARTS`: those that int8, or bf16 in an `ir`, hurts most."""
     rest: Literal["f32", "bf16"] = "f32"
     """What those parts, and all that int8 leaves alone, are computed in."""
     variant: Literal["", "plain layout", "xgboost", "compiled"] = ""
@@ -61,7 +62,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     def name(self) -> str:
         """Such as `openvino int8 (entropy)`."""
         kind = self.artefact.rpartition("_")[2]
-        kinds = [kind] if kind else []
+        kinds = [kind] if kind and kind != "ir" else []
         if self.parts_in_float:
             kinds.append(f"{self.parts_in_float} of {PARTS} parts {'float' if self.rest == 'f32' else self.rest}")
         if self.variant:
@@ -279,6 +280,11 @@ def mixed(artefact: Artefact, engine: str, parts_in_float: int, cpu_flags: froze
     """Int8 but for the layers it hurts, and those in the fastest kind of float that the engine has here."""
     rest: Literal["f32", "bf16"] = "bf16" if engine == "openvino" and cpu_flags & BF16 else "f32"
     return Recipe(engine=engine, precision="int8", artefact=artefact, parts_in_float=parts_in_float, rest=rest)
+
+
+def mostly_bf16(parts_in_float: int) -> Recipe:
+    """Bf16 but for the layers it hurts."""
+    return Recipe(engine="openvino", precision="bf16", artefact="ir", parts_in_float=parts_in_float)
 
 
 def settings_of(recipe: Recipe, cores: int, *, rows_max: int) -> list[Setting]:

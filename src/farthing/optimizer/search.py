@@ -30,7 +30,7 @@ from farthing.types.errors import FarthingError, InvalidInput, LoadFailed
 from farthing.types.tensors import Tensor
 
 BUDGET_S: Final = 240.0
-ARTEFACT: Final = "model.onnx"
+ARTEFACT: Final = "model"
 
 AnyData = Path | str | Mapping[str, Tensor]
 
@@ -273,7 +273,7 @@ def _search(
         data=Data(sha256=digest_of(fitted.samples), samples=len(fitted.samples), judged_by=judging.metric_name),
         engine=setting.recipe.engine,
         precision=setting.recipe.precision,
-        artefact=ARTEFACT if setting.recipe.artefact else "",
+        artefact=ARTEFACT + chosen.file.suffix if setting.recipe.artefact else "",
         threads=setting.threads,
         instances=setting.instances,
         rows=setting.rows,
