@@ -150,19 +150,31 @@ class VirtualInstances:
         self._execute = execute
         self._hand_back = hand_back
         self._loop = scheduler
+        self._ahead: dict[int, Job] = {}
         self._cost_ns = cost_ns
         self.busy: set[int] = set()
 
     def run(self, job: Job) -> None:
-        assert job.instance not in self.busy, "an instance runs one batch at a time"
+        if job.instance in self.busy:
+            assert job.instance not in self._ahead, "an instance has one batch ahead at most"
+            self._ahead[job.instance] = job
+            return
         self.busy.add(job.instance)
+        self._begin(job)
+
+    def _begin(self, job: Job) -> None:
+        now_ns = self._loop.clock.now_ns()
         cost_ns = self._cost_ns(job.rows)
         if cost_ns is not None:  # None: hangs
-            self._loop.at(self._loop.clock.now_ns() + cost_ns, self._end, job, job.started_ns, cost_ns)
+            self._loop.at(now_ns + cost_ns, self._end, job, now_ns, cost_ns)
 
     def _end(self, job: Job, started_ns: int, cost_ns: int) -> None:
-        self.busy.discard(job.instance)
+        following = self._ahead.pop(job.instance, None)
+        if following is None:
+            self.busy.discard(job.instance)
         ran = self._execute(job)
+        if following is not None:
+            self._begin(following)
         self._hand_back(job, Ran(ran.results, started_ns, 0, cost_ns, 0))
 
     def retire(self, instance: int) -> None:

@@ -101,6 +101,17 @@ def decide(
     return Run(requests)
 
 
+def full_batch(rows: Sequence[int], limits: Limits, times: RowTimes) -> int:
+    """How many requests at the head of the queue make a batch that nobody could still join; 0 if it is not full."""
+    if not rows:
+        return 0
+    if limits.rows_max <= 0 or rows[0] <= 0:
+        return 1
+    aim = limits.rows_max if limits.delay_ns_max is not None else times.best_rows(limits.rows_max, sum(rows))
+    requests, total = _prefix(rows, aim)
+    return requests if total >= aim or requests < len(rows) else 0
+
+
 def _as_configured(
     rows: Sequence[int], arrivals_ns: Sequence[int], limits: Limits, requests: int, total: int, now_ns: int
 ) -> Run | Wait:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Protocol
 
-from farthing.batching.queue import Waiter
+from farthing.batching.queue import ENDED, Waiter
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran
 
@@ -31,7 +31,7 @@ class Scheduler(Protocol):
 class Job:
     """A batch under way on an instance."""
 
-    __slots__ = ("instance", "part_rows", "requests", "rows", "started_ns", "times", "waiters")
+    __slots__ = ("instance", "is_ahead", "part_rows", "requests", "rows", "started_ns", "times", "waiters")
 
     def __init__(self, waiters: list[Waiter], rows: int, instance: int, times: RowTimes, started_ns: int) -> None:
         self.waiters = waiters
@@ -42,6 +42,19 @@ class Job:
         self.instance = instance
         self.times = times
         self.started_ns = started_ns
+        self.is_ahead = False
+        """Whether it was handed over while its instance ran another."""
+
+    def leave_ended(self) -> None:
+        """Leaves out those whose clients have left since it was handed over. On the instance's thread."""
+        waiters = [waiter for waiter in self.waiters if waiter.state != ENDED]
+        if len(waiters) == self.requests:
+            return
+        is_whole = self.part_rows == self.rows
+        self.waiters, self.requests = waiters, len(waiters)
+        self.rows = sum([waiter.rows for waiter in waiters])
+        if is_whole:
+            self.part_rows = self.rows
 
 
 class Instances(Protocol):

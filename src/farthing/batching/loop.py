@@ -12,10 +12,11 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+from farthing.batching.ahead import RUN_NS_MAX, Ahead
 from farthing.batching.answers import answer_batch
 from farthing.batching.at_once import AtOnce
 from farthing.batching.batch_spans import note_batch
-from farthing.batching.batcher import Limits, Run, Wait, decide
+from farthing.batching.batcher import Limits, Run, Wait, decide, full_batch
 from farthing.batching.crew import Crew
 from farthing.batching.crossing import Lane
 from farthing.batching.forecast import LOOP_RUN_NS_MAX, Forecast, is_short, is_time_told_by_signature
@@ -103,6 +104,8 @@ class BatchLoop:
                 now_ns=self._now_ns,
             )
         self._running: dict[int, Job] = {}
+        in_process = executable.is_pure and executable.can_run_on_event_loop
+        self._ahead = Ahead(self.crew) if in_process and turns is None else None
         self._is_pump_due = False
         self._timer: Any = None
         self._timer_ns = 0
@@ -250,7 +253,8 @@ class BatchLoop:
     def fail_all(self, error: FarthingError) -> None:
         """Answers everyone who waits or whose batch runs with an error: a drain that ran out of time."""
         waiters = self._queue.drain()
-        waiters += [waiter for job in self._running.values() for waiter in job.waiters if waiter.state != ENDED]
+        ahead = self._ahead.jobs.values() if self._ahead is not None else ()
+        waiters += [w for job in (*self._running.values(), *ahead) for w in job.waiters if w.state != ENDED]
         self.statistics.failed(FailureReason.OTHER, len(waiters))
         for waiter in waiters:
             self._answer(waiter, error)
@@ -333,6 +337,8 @@ class BatchLoop:
                 break
             else:
                 break
+        if self._ahead is not None and not self._idle and queue.requests:
+            self._hand_over_ahead(self._ahead, now)
         if self.turns is not None:
             self.turns.settle(is_asking=is_held_up)
         if self._lane is not None and self._lane.is_waiting:
@@ -349,8 +355,24 @@ class BatchLoop:
             due_ns = min(due_ns or frame_ns, frame_ns)
         return lane.ask([waiter.rows for waiter in head[: decision.requests]], times.estimate_ns, due_ns, now)
 
-    def _dispatch(self, waiters: list[Waiter], instance: int, times: RowTimes, now: int) -> bool:
-        """Runs a batch on the event loop, if it is short, or hands it to a thread. Whether it ran already."""
+    def _hand_over_ahead(self, ahead: Ahead, now: int) -> None:
+        """Hands full batches to instances that still run others, where nobody could have a right to go first."""
+        queue, limits = self._queue, self._limits
+        if self._frames is not None or not queue.is_plain or (self._lane is not None and self._lane.is_watched):
+            return
+        while queue.requests and (instance := ahead.pick(self._running)) is not None:
+            head = queue.head(self._head_max)
+            times = self._times_for(head[0].signature)
+            waiters = head[: full_batch([waiter.rows for waiter in head], limits, times)]
+            if not waiters or not 0 < times.estimate_ns(sum([waiter.rows for waiter in waiters])) <= RUN_NS_MAX:
+                return
+            queue.take(waiters)
+            job = self._job(waiters, instance, times, now)
+            job.is_ahead = True
+            ahead.jobs[instance] = job
+            self._threads.run(job)
+
+    def _job(self, waiters: list[Waiter], instance: int, times: RowTimes, now: int) -> Job:
         rows = 0
         for waiter in waiters:
             rows += waiter.rows
@@ -358,6 +380,12 @@ class BatchLoop:
         part_rows = times.part_rows(rows)
         if part_rows != rows and not any(waiter.goes_on for waiter in waiters):
             job.part_rows = part_rows
+        return job
+
+    def _dispatch(self, waiters: list[Waiter], instance: int, times: RowTimes, now: int) -> bool:
+        """Runs a batch on the event loop, if it is short, or hands it to a thread. Whether it ran already."""
+        job = self._job(waiters, instance, times, now)
+        rows = job.rows
         if self._is_short(times, rows, job.requests):
             self._done(job, self._execute(job))
             return True
@@ -372,6 +400,10 @@ class BatchLoop:
         return self._run_inline_ns_max > 0 and is_short(times, rows, requests, self._run_inline_ns_max)
 
     def _execute(self, job: Job) -> Ran:
+        if job.is_ahead:
+            job.leave_ended()
+            if not job.waiters:
+                return Ran((), self._now_ns(), 0, 0, 0)
         return run_in_parts(
             self._executable,
             self.spec.outputs,
@@ -389,7 +421,14 @@ class BatchLoop:
             self.turns.ran(job.instance)
         if self._lane is not None and self._lane.running:
             self._lane.ended(job.instance, self._now_ns())
-        if self.crew.size > 1 and (rest_s := self._rest_s(ran)):
+        following = (
+            self._ahead.begin(job.instance, self._now_ns()) if self._ahead is not None and was_elsewhere else None
+        )
+        if following is not None:
+            self._running[job.instance] = following
+            if self._lane is not None:
+                self._lane.began(job.instance, following.rows, following.times.estimate_ns, following.started_ns)
+        elif self.crew.size > 1 and (rest_s := self._rest_s(ran)):
             self._scheduler.call_later(rest_s, self._after_rest, job.instance)
         else:
             self.crew.rested(job.instance)
@@ -410,7 +449,7 @@ class BatchLoop:
                 self.forecast.latest = job.times
                 run_ns = ran.input_ns + ran.compute_ns + ran.output_ns
                 job.times.observe(job.part_rows, run_ns * job.part_rows // job.rows)
-                if was_elsewhere:
+                if was_elsewhere and not job.is_ahead:
                     job.times.observe_hand_over(self._now_ns() - job.started_ns - run_ns)
             statistics.batch_done(
                 requests=answered,
@@ -444,7 +483,7 @@ class BatchLoop:
 
         While no other instance is up it gets none: then being told at once is the best a request can have.
         """
-        first = ran.results[0]
+        first = ran.results[0] if ran.results else None
         if isinstance(first, Unavailable) and (self._idle or self._running):
             return first.retry_after_s or 0.0
         return 0.0

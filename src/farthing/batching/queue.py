@@ -139,7 +139,8 @@ class Queue:
         self._policy = policy or Policy()
         self._policies = [(level_policies or {}).get(level, self._policy) for level in range(levels + 1)]
         self._levels = [_Level() for _ in range(levels + 1)]
-        self._has_levels = levels > 0
+        self.has_levels = levels > 0
+        """Whether some go before others that came earlier."""
         self.has_timeouts = any(policy.timeout_ns for policy in self._policies)
         """Whether requests have deadlines although they bring none."""
         self._deadlines = 0  # waiting requests that have a deadline
@@ -150,7 +151,7 @@ class Queue:
 
     def add(self, waiter: Waiter, retry_after_s: float = RETRY_AFTER_S_DEFAULT) -> None:
         """Puts a request at the end of its level. Raises `Overloaded` when the queue or its level is full."""
-        index = self._level_of(waiter) if self._has_levels else 0
+        index = self._level_of(waiter) if self.has_levels else 0
         level, policy = self._levels[index], self._policies[index]
         if self.requests >= self._requests_max or (policy.requests_max and level.waiting >= policy.requests_max):
             raise Overloaded(
@@ -171,20 +172,25 @@ class Queue:
             same = level.by_signature[waiter.signature] = deque()
         same.append(waiter)
         level.waiting += 1
-        if self._has_levels:
+        if self.has_levels:
             level.rows += waiter.rows
         self.requests += 1
         self.rows += waiter.rows
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether those who wait differ in nothing but when they came: no priorities, no deadlines."""
+        return not self.has_levels and not self._deadlines
+
     def rows_before(self, waiter: Waiter) -> int:
         """Rows that would be served before a request that is not queued yet."""
-        if not self._has_levels:
+        if not self.has_levels:
             return self.rows
         return sum(level.rows for level in self._levels[: self._level_of(waiter) + 1])
 
     def refused_after_ns(self, waiter: Waiter) -> int:
         """How long a request that is not queued yet may wait until it is refused; 0 for as long as it takes."""
-        policy = self._policies[self._level_of(waiter) if self._has_levels else 0]
+        policy = self._policies[self._level_of(waiter) if self.has_levels else 0]
         return 0 if policy.is_delayed else policy.deadline_ns(0, waiter.request.timeout_us)
 
     def head(self, requests_max: int) -> list[Waiter]:
@@ -216,7 +222,7 @@ class Queue:
     def takes_at_once(self, requests: int) -> bool:
         """Whether `add_all` may be called: there is room for so many, and nothing tells one request from another."""
         policy = self._policies[0]
-        return not (self._has_levels or self.has_timeouts or policy.requests_max) and (
+        return not (self.has_levels or self.has_timeouts or policy.requests_max) and (
             self.requests + requests <= self._requests_max
         )
 
@@ -232,7 +238,7 @@ class Queue:
 
     def take(self, waiters: list[Waiter]) -> None:
         """Marks requests as running; they are no longer queued."""
-        if self._has_levels or self._deadlines or not waiters:
+        if self.has_levels or self._deadlines or not waiters:
             for waiter in waiters:
                 self._leave(waiter, RUNNING)
             return
@@ -295,7 +301,7 @@ class Queue:
             grouped = sum(1 for same in level.by_signature.values() for w in same if w.state == WAITING)
             assert grouped + sum(1 for w in level.late if w.state == WAITING) == mine
             assert all(same and same[0].state == WAITING for same in level.by_signature.values())
-            if self._has_levels:
+            if self.has_levels:
                 assert level.rows == sum(w.rows for q in (level.everyone, level.late) for w in q if w.state == WAITING)
             dead = len(level.everyone) + len(level.late) + sum(map(len, level.by_signature.values())) - mine
             assert dead <= 3 * (TIDY_LEFT + (TIDY_LEFT_PER_WAITING + 1) * self._requests_max)
@@ -319,7 +325,7 @@ class Queue:
         waiter.state = state
         level = self._levels[waiter.level]
         level.waiting -= 1
-        if self._has_levels:
+        if self.has_levels:
             level.rows -= waiter.rows
         self.requests -= 1
         self.rows -= waiter.rows

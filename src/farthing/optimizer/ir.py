@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from xml.etree import ElementTree  # of files that OpenVINO has just written
 
 from farthing.engines.failure import reason_of
@@ -74,5 +74,6 @@ def keep_float(ir: Path, out: Path, ids: Collection[str]) -> None:
     torn.replace(out)
 
 
-def _layers(tree: "ElementTree.ElementTree") -> list[ElementTree.Element]:
-    return tree.getroot().findall("./layers/layer")
+def _layers(tree: Any) -> list[ElementTree.Element]:
+    found: list[ElementTree.Element] = tree.getroot().findall("./layers/layer")
+    return found

@@ -163,7 +163,7 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             executable=executable,
             instances=instances,
             limits=Limits(
-                rows_max=rows_max if rows_max or axes is None else AUTO_ROWS_MAX,
+                rows_max=_rows_together_max(rows_max, plan, axes),
                 axes=None if rows_max else axes,
                 preferred_rows=tuple(sorted(dynamic.preferred_batch_size)) if dynamic else (),
                 delay_ns_max=dynamic.max_queue_delay_microseconds * 1000 if dynamic and is_delay_said else None,
@@ -229,6 +229,13 @@ def _batch_rows_max(config: ModelConfig, executable: Executable) -> int:
     if is_independent is None:
         is_independent = executable.batch_axis is True
     return AUTO_ROWS_MAX if is_independent else 0
+
+
+def _rows_together_max(rows_max: int, plan: Plan | None, axes: BatchAxes | None) -> int:
+    """Rows of a batch: a plan's were the best of those that answer in time, and larger batches would answer later."""
+    if plan is None or not (rows_max or axes):
+        return rows_max
+    return min(rows_max or AUTO_ROWS_MAX, plan.rows)
 
 
 def _check_axes(name: str, axes: BatchAxes, executable: Executable) -> None:
