@@ -172,11 +172,33 @@ def test_precision_is_f32_unless_asked_otherwise(tmp_path: Path) -> None:
 
 def test_threads_are_shared_among_instances(tmp_path: Path) -> None:
     loaded: Any = load(tmp_path, tiny_mlp(), instances=2, parameters={"INFERENCE_NUM_THREADS": "1"})
+    for request in loaded._requests:
+        compiled = request.get_compiled_model()
+        assert (compiled.get_property("NUM_STREAMS"), compiled.get_property("INFERENCE_NUM_THREADS")) == (1, 1)
+    with pytest.raises(LoadFailed, match="`INFERENCE_NUM_THREADS`"):
+        load(tmp_path, tiny_mlp(), parameters={"INFERENCE_NUM_THREADS": "many"})
+
+
+def test_instances_of_a_large_model_share_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farthing.engines.openvino.APART_BYTES_MAX", 100)
+    loaded: Any = load(tmp_path, tiny_mlp(), instances=2, parameters={"INFERENCE_NUM_THREADS": "1"})
     compiled = loaded._requests[0].get_compiled_model()
     streams = min(2, len(os.sched_getaffinity(0)))  # OpenVINO makes no more than there are cores
     assert (compiled.get_property("NUM_STREAMS"), compiled.get_property("INFERENCE_NUM_THREADS")) == (streams, streams)
-    with pytest.raises(LoadFailed, match="`INFERENCE_NUM_THREADS`"):
-        load(tmp_path, tiny_mlp(), parameters={"INFERENCE_NUM_THREADS": "many"})
+    assert len(loaded._compiled) == 1
+    x = np.ones((1, 32), np.float32)
+    assert np.array_equal(run(loaded, x=x)["y"], run(loaded, instance=1, x=x)["y"])
+
+
+def test_instances_come_and_go_with_what_was_compiled_for_them(tmp_path: Path) -> None:
+    loaded: Any = load(tmp_path, tiny_mlp(), instances=1)
+    x = np.ones((1, 32), np.float32)
+    before = run(loaded, x=x)["y"]
+    for instances in (3, 2, 1, 2):
+        loaded.resize(instances)
+        assert len(loaded._compiled) == len(loaded._requests) == instances
+        for instance in range(instances):
+            assert np.array_equal(run(loaded, instance=instance, x=x)["y"], before)
 
 
 @pytest.mark.parametrize(
