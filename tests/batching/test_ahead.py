@@ -25,12 +25,17 @@ def linear(row_ns: int) -> Callable[[int], int]:
 QUICK = linear(MS)
 
 
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farthing.batching.loop.cores_available", lambda: 2)
+
+
 class House:
     """A loop that knows how long its runs take, and what everybody is told."""
 
     def __init__(self, cost_ns: Callable[[int], int] = QUICK, **options: Any) -> None:
         self.executable = FakeExecutable(cost_ns, answer=options.pop("answer", None))
-        self.loop, self.virtual, self.queue = make_loop(self.executable, **{"rows_max": 4, **options})
+        self.loop, self.virtual, self.queue = make_loop(self.executable, **{"rows_max": 4, "instances": 2, **options})
         self.answers: list[Answered] = []
         for rows in (1, 2, 4):
             for _ in range(8):
@@ -70,12 +75,24 @@ def test_each_instance_has_one_full_batch_ahead() -> None:
 
 
 def test_batches_follow_each_other_without_a_gap() -> None:
-    house = House(instances=1)
+    house = House()
     began_ns = house.virtual.clock.now_ns()
-    house.send(16)
+    house.send(32)
     house.virtual.run()
-    assert house.executable.batches == [4, 4, 4, 4]
+    assert house.executable.batches == [4] * 8
     assert house.virtual.clock.now_ns() - began_ns == 4 * 5 * MS
+
+
+def test_a_single_instance_has_nothing_ahead() -> None:
+    house = House(instances=1)
+    house.send(16)
+    house.settle()
+    assert not house.ahead
+
+
+def test_on_a_single_core_nothing_goes_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("farthing.batching.loop.cores_available", lambda: 1)
+    assert House().loop._ahead is None
 
 
 @pytest.mark.parametrize(
@@ -99,7 +116,7 @@ def test_nothing_goes_ahead_where_somebody_could_have_a_right_to_go_first(option
 
 def test_nothing_goes_ahead_of_which_no_time_is_known() -> None:
     executable = FakeExecutable(linear(MS))
-    loop, virtual, _ = make_loop(executable, rows_max=4)
+    loop, virtual, _ = make_loop(executable, rows_max=4, instances=2)
     for number in range(12):
         loop.submit(make_waiter(number))
     virtual.run(until_ns=1)
@@ -108,42 +125,42 @@ def test_nothing_goes_ahead_of_which_no_time_is_known() -> None:
 
 
 def test_models_that_may_not_run_again_have_nothing_ahead() -> None:
-    loop, _, _ = make_loop(FakeExecutable(linear(MS), is_pure=False), rows_max=4)
+    loop, _, _ = make_loop(FakeExecutable(linear(MS), is_pure=False), rows_max=4, instances=2)
     assert loop._ahead is None, "what runs elsewhere may go down with what it was handed"
 
 
 def test_who_leaves_before_the_batch_begins_is_not_run() -> None:
-    house = House(instances=1)
-    waiters = house.send(8)
+    house = House()
+    waiters = house.send(16)
     house.settle()
-    house.loop.cancel(waiters[5])
+    house.loop.cancel(waiters[9])
     house.virtual.run()
-    assert house.executable.batches == [4, 3]
-    assert len(house.answers) == 7
+    assert sorted(house.executable.batches) == [3, 4, 4, 4]
+    assert len(house.answers) == 15
 
 
 def test_a_batch_that_everybody_left_is_not_run_at_all() -> None:
-    house = House(instances=1)
-    waiters = house.send(12)
+    house = House()
+    waiters = house.send(20)
     house.settle()
-    for waiter in waiters[4:8]:
+    for waiter in waiters[8:12]:
         house.loop.cancel(waiter)
     house.virtual.run()
-    assert house.executable.batches == [4, 4]
-    assert len(house.answers) == 8
+    assert house.executable.batches == [4, 4, 4, 4]
+    assert len(house.answers) == 16
     assert house.loop.is_empty
 
 
 def test_a_drain_that_runs_out_of_time_answers_them_too() -> None:
-    house = House(instances=1)
-    house.send(10)
+    house = House()
+    house.send(18)
     house.settle()
-    assert house.ahead == {0: 4}
+    assert house.ahead == {0: 4, 1: 4}
     house.loop.fail_all(Unavailable("going"))
-    assert len(house.answers) == 10
+    assert len(house.answers) == 18
     assert all(isinstance(answer, Unavailable) for answer in house.answers)
     house.virtual.run()
-    assert len(house.answers) == 10, "once each"
+    assert len(house.answers) == 18, "once each"
 
 
 def test_an_instance_that_goes_ends_what_it_was_handed() -> None:

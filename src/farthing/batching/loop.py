@@ -29,6 +29,7 @@ from farthing.batching.rider import Onward, Pumped, Rider, riders_of
 from farthing.batching.row_times import RowTimes
 from farthing.batching.run import Ran, run_in_parts
 from farthing.engines.contract import Executable
+from farthing.engines.cores import cores_available
 from farthing.telemetry.clock import Clock, MonotonicClock
 from farthing.telemetry.frame_counts import FrameCounts
 from farthing.telemetry.statistics import FailureReason, ModelStatistics
@@ -104,8 +105,8 @@ class BatchLoop:
                 now_ns=self._now_ns,
             )
         self._running: dict[int, Job] = {}
-        in_process = executable.is_pure and executable.can_run_on_event_loop
-        self._ahead = Ahead(self.crew) if in_process and turns is None else None
+        may_run_ahead = executable.is_pure and executable.can_run_on_event_loop and turns is None
+        self._ahead = Ahead(self.crew) if may_run_ahead and cores_available() > 1 else None
         self._is_pump_due = False
         self._timer: Any = None
         self._timer_ns = 0
