@@ -2,10 +2,10 @@
 
 On the way through the event loop a thread waits until everything else there has had its turn: on two cores with two
 instances a tenth of the time of a busy model. A single instance is better off the old way: while its answers are sent
-it has nothing to do, and else the loop would break into its next run and drive it out of the caches (EfficientNet on one
-core: 102 % of the engine's rate that way, 88 % with a batch ahead). Only full batches go ahead, whom nobody could still
-join, and one an instance; what could make one wait for another's sake (priorities, deadlines, frames, shared resources)
-is looked at by `batching.loop` first.
+it has nothing to do, and else the loop would break into its next run and drive it out of the caches (EfficientNet on
+one core: 102 % of the engine's rate that way, 88 % with a batch ahead). Only full batches go ahead, whom nobody could
+still join, and one an instance; what could make one wait for another's sake (priorities, deadlines, frames, shared
+resources) is looked at by `batching.loop` first.
 """
 
 from collections.abc import Mapping
