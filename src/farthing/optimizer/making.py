@@ -21,6 +21,7 @@ from farthing.optimizer.timing import answers
 from farthing.optimizer.trouble import masking
 from farthing.optimizer.watch import Watch
 from farthing.optimizer.weights import in_few_bits
+from farthing.types.errors import LoadFailed
 from farthing.types.tensors import Tensor
 
 SENSITIVITY_SAMPLES: Final = 16
@@ -98,7 +99,10 @@ class Making:
         if precision not in self._orders:
             self._orders[precision] = self._rank_parts(recipe)
             self._journal.note(Parts(of=precision, order=tuple(self._orders[precision])), self._watch.spent_s)
-        return [node for part in self._orders[precision][: recipe.parts_in_float] for node in part]
+        order = self._orders[precision]
+        if recipe.parts_in_float > len(order):
+            raise LoadFailed(f"its layers make {len(order)} part{'s' if len(order) != 1 else ''} only")
+        return [node for part in order[: recipe.parts_in_float] for node in part]
 
     def _rank_parts(self, recipe: Recipe) -> list[tuple[str, ...]]:
         """Parts of the network, those that the recipe's precision hurts most first: each is left to it alone."""
