@@ -156,7 +156,8 @@ def _farthing(home: Path, *arguments: object, before: Callable[[], None] | None 
         timeout=90,
         check=False,
         preexec_fn=before,
-        env={**os.environ, "FARTHING_CACHE": str(home / "cache")},
+        # No bytecode: Python would leave half a file beside every module that it reads where files are bounded.
+        env={**os.environ, "FARTHING_CACHE": str(home / "cache"), "PYTHONDONTWRITEBYTECODE": "1"},
     )
 
 

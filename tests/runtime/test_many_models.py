@@ -32,6 +32,19 @@ def in_memory(runtime: Runtime) -> set[str]:
     return {line.name for line in runtime.index(only_ready=True)}
 
 
+async def held(runtime: Runtime) -> int:
+    """What is held once there is room: what other threads of this process take meanwhile is counted as a model's, and
+    then one has to go that is still busy when the next is loaded."""
+    for _ in range(100):
+        memory = runtime.memory_bytes()
+        assert memory is not None
+        if memory[0] <= memory[1]:
+            break
+        await asyncio.sleep(0.05)
+    assert memory[1] == TWO_FIT
+    return memory[0]
+
+
 @pytest.fixture
 def fleet(shop: Shop) -> Shop:
     for factor, name in enumerate("abc", 1):
@@ -45,10 +58,7 @@ async def test_what_models_hold_is_measured_and_stays_within_the_budget(fleet: S
         assert reason(runtime, "a") == RESTING
         for factor, name in enumerate("abc" * 2, 0):
             assert await ask(runtime, name, value=2) == pytest.approx(2 * (factor % 3 + 1))
-            memory = runtime.memory_bytes()
-            assert memory is not None
-            held, budget = memory
-            assert HEAVY * MIB <= held <= budget == TWO_FIT
+            assert HEAVY * MIB <= await held(runtime) <= TWO_FIT
             assert name in in_memory(runtime)
         assert runtime.not_ready() == ""
         [usage] = runtime.statistics("c")[0].memory_usage

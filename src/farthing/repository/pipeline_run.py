@@ -3,6 +3,7 @@
 It is started by `pipeline_files` and is the only place where such a file is run. What the file prints goes to stderr.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -28,7 +29,8 @@ def main(path: Path) -> None:
         answer: dict[str, Any] = {"graph": _pipeline(path).written()}
         text = json.dumps(answer)
     except BaseException as problem:  # a file may well call sys.exit
-        traceback.print_exc()
+        with contextlib.suppress(OSError):  # it may have written all it may
+            traceback.print_exc()
         text = json.dumps({"error": f"{_line(path, problem)}{type(problem).__name__}: {str(problem)[:1000]}"})
     answers.write(text)
     answers.flush()
