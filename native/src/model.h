@@ -160,7 +160,12 @@ class Model {
   void share_rows(int count);
   int take(Stage& stage) { return stage.is_own ? stage.next++ : pool_.take(); }
   void meet(Stage& stage);
-  int stride_of(const Stage& stage) const { return stage.is_own ? 1 : pool_.threads(); }
+  // Where in a matrix the work is that was taken: what one thread takes lies side by side, so that memory which it asks
+  // for ahead, beyond a panel's end too, is its own next.
+  int place_of(const Stage& stage, int taken, int count) const {
+    const int threads = pool_.threads(), each = count / threads;
+    return stage.is_own || taken >= each * threads ? taken : taken % threads * each + taken / threads;
+  }
   const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
   template <class F>

@@ -93,7 +93,8 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
   Scratch& scratch = *scratch_[thread];
   const Config& c = config_;
   const int panels = head_size_ / kTile, pairs = static_cast<int>(c.rotary_frequencies[layer.rotary].size());
-  for (int item; (item = take(stage)) < c.kv_heads + c.heads;) {
+  for (int taken; (taken = take(stage)) < c.kv_heads + c.heads;) {
+    const int item = place_of(stage, taken, c.kv_heads + c.heads);
     const bool is_kv = item < c.kv_heads;
     const int first = is_kv ? item * 2 * panels : (2 * c.kv_heads + item - c.kv_heads) * panels;
     const int count = is_kv ? 2 * panels : panels, stride = count * kTile;
@@ -104,7 +105,7 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
       if (!is_kv)
         for (int r = 0; r < rows; ++r) will_write(query_of(stage.step_rows[in.first(t) + r], item - c.kv_heads), head_size_ * sizeof(float));
       for (int p = 0; p < count; ++p)
-        linear(layer.qkv, first + p, p + 1 < count ? first + p + 1 : first + count * stride_of(stage), in, t, end, tile + p * kTile, stride);
+        linear(layer.qkv, first + p, first + p + 1, in, t, end, tile + p * kTile, stride);
       for (int r = 0; r < rows; ++r) {
         const int row = stage.step_rows[in.first(t) + r];
         float* out = tile + r * stride;
@@ -212,12 +213,14 @@ void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in,
 // x += matrix * in, or branch = matrix * in where a post norm comes between.
 void Model::project(const Matrix& matrix, const Activations& in, Stage& stage) {
   float* to = config_.has_post_norms ? stage.branch : stage.x;
-  for (int panel; (panel = take(stage)) < matrix.panels();)
+  for (int taken; (taken = take(stage)) < matrix.panels();) {
+    const int panel = place_of(stage, taken, matrix.panels());
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
       const auto out_of = [&](int tile) { return to + static_cast<std::size_t>(stage.places[in.first(tile)]) * width_ + panel * kTile; };
-      linear(matrix, panel, panel + stride_of(stage), in, t, end, out_of, width_, !config_.has_post_norms);
+      linear(matrix, panel, panel + 1, in, t, end, out_of, width_, !config_.has_post_norms);
     }
+  }
 }
 
 // An item is one block of `down`'s inputs: who computes it also quantises it.
@@ -225,20 +228,23 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
   Scratch& scratch = *scratch_[thread];
   const Matrix& m = layer.gate_up;
   const int block = layer.down.block, panels = block / (kTile / 2);
-  for (int item; (item = take(stage)) < layer.down.inputs / block;)
+  const int items = layer.down.inputs / block;
+  for (int taken; (taken = take(stage)) < items;) {
+    const int item = place_of(stage, taken, items);
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
       const int rows = in.first(end) - in.first(t);
       float *tile = scratch.tile.data(), *h = scratch.feed.data();
       for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
       for (int p = 0; p < panels; ++p) {
-        linear(m, item * panels + p, item * panels + (p + 1 < panels ? p + 1 : panels * stride_of(stage)), in, t, end, tile, kTile);
+        linear(m, item * panels + p, item * panels + p + 1, in, t, end, tile, kTile);
         for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
       }
       for (int i = t; i < end; ++i)
         for (int row = in.first(i); row < in.first(i + 1); ++row)
           stage.down.put(kernels_, i, row, h + (row - in.first(t)) * block, item * block, block);
     }
+  }
 }
 
 void Model::head(int thread, const Activations& in) {
