@@ -238,6 +238,27 @@ def test_one_endless_line_ends_at_the_limit(tmp_path_factory: Any, start: bytes)
         assert wire.is_ended()
 
 
+@pytest.mark.parametrize("start", [b"GET /", b"GET / HTTP/1.1\r\nX-Long: ", b"GET / HTTP/1.1\r\nX-"])
+def test_one_endless_line_that_comes_at_once_ends_at_the_limit_too(tmp_path_factory: Any, start: bytes) -> None:
+    with (
+        serving(tmp_path_factory.mktemp("none"), limits=HttpLimits(head_bytes_max=4096)) as live,
+        live.connect() as wire,
+    ):
+        wire.send(start + b"x" * 20_000)
+        assert wire.read_reply().status == 431
+        assert wire.is_ended()
+
+
+def test_a_body_before_the_beginning_of_a_head_is_not_counted_with_it(tight: Live) -> None:
+    body = b"x" * 20_000
+    with tight.connect() as wire:
+        first = head("/v2/health/live", f"Content-Length: {len(body)}") + body
+        wire.send(first + b"GET /v2/health/live HTT")
+        assert wire.read_reply().status in (200, 405)
+        wire.send(b"P/1.1\r\nHost: a\r\n\r\n")
+        assert wire.read_reply().status == 200
+
+
 # -- lies and garbage ------------------------------------------------------------------------------------------------
 
 GARBAGE = {

@@ -86,6 +86,7 @@ class RequestReader:
         self._headers: dict[bytes, bytes] = {}
         self._header_count = 0
         self._head_bytes = 0
+        self._begun = 0  # requests, on this connection
         self._body: bytes | bytearray = b""
         self._is_late = False  # it began when the server was stopping
         self._large: memoryview | None = None
@@ -102,7 +103,7 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Parses what came. Whatever is wrong with it, or over its bound, is refused."""
-        headers = self._headers
+        begun, was_idle = self._begun, self.phase == IDLE
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -125,8 +126,8 @@ class RequestReader:
                 self._receive_large_body(self._large)
             elif self._receiver is not None and self.phase != HEAD:
                 self._read_as_usual()
-            elif self.phase == HEAD and self._headers is headers:
-                # No request began in these bytes, and no callback runs inside one enormous header line.
+            elif self.phase == HEAD and self._begun - begun <= was_idle:
+                # All these bytes are one request's head, and no callback runs inside one enormous header line.
                 self._head_bytes += len(data)
                 if self._head_bytes > 2 * self._limits.head_bytes_max:
                     self._taker.refuse(self._head_error())
@@ -192,6 +193,7 @@ class RequestReader:
         self._headers = {}
         self._header_count = 0
         self._head_bytes = 0
+        self._begun += 1
 
     def on_url(self, url: bytes) -> None:
         self.url = self.url + url if self.url else url
