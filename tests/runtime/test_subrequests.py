@@ -265,9 +265,10 @@ async def test_who_leaves_or_dies_takes_its_requests_along(shop: Shop, write: Wr
     async with shop.open() as runtime:
         double, patient = runtime.resolve("double"), executable_of(runtime, "patient")
         with Stuck() as stuck:
-            # One of its four runs, and cannot be taken back; three wait, and are.
-            assert await ask(runtime, "patient", value=-1) == -1
+            # Somebody else's runs, so that all four wait, and are taken back.
+            running = asyncio.ensure_future(ask(runtime, "double", value=3))
             await stuck.wait_until_entered()
+            assert await ask(runtime, "patient", value=-1) == -1
             await until(lambda: double.statistics.pending_requests == 0)
 
             dying = asyncio.ensure_future(ask(runtime, "patient", value=1))
@@ -278,6 +279,7 @@ async def test_who_leaves_or_dies_takes_its_requests_along(shop: Shop, write: Wr
             with pytest.raises(EngineFailed, match="SIGKILL"):
                 await dying
             await until(lambda: double.statistics.pending_requests == 0)
+        assert await running == 6
         await until(lambda: patient.health() == "")
         assert await ask(runtime, "patient", value=4) == 8
         assert not runtime._subrequests._waits
