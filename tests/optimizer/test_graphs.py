@@ -1,6 +1,7 @@
 """A cleaned graph gives what the model gave, with less in it; what can only have one size is fixed to it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -70,6 +71,20 @@ def test_nodes_without_a_name_get_one_each(tmp_path: Path) -> None:
     names = [node.name for node in onnx.load(out).graph.node]
     assert all(names)
     assert len(set(names)) == len(names)
+
+
+def test_a_graph_that_a_rewrite_stumbles_over_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(proto: Any) -> tuple[str, ...]:
+        del proto.graph.node[:]
+        raise IndexError
+
+    monkeypatch.setattr("farthing.optimizer.graphs.rewrite", stumble)
+    out = tmp_path / "clean.onnx"
+    assert graphs.clean(put(tmp_path, foldable()), out, sizes={}, outputs=(), has_batch_axis=True) == (
+        "2 of 3 nodes folded or cut",
+    )
+    x = np.array([[1, 2]], np.float32)
+    assert np.array_equal(run(out, x=x)[0], x + 6)
 
 
 def test_what_is_no_onnx_file_is_told(tmp_path: Path) -> None:

@@ -123,3 +123,23 @@ def test_a_plan_may_be_an_ir_with_its_weights(tmp_path: Path) -> None:
     way = planned("m", path, ModelConfig())
     assert way.path == folder_of(path) / "model.xml"
     assert np.array_equal(answer(way.path, IMAGES), answer(whole, IMAGES))
+    way.path.with_suffix(".bin").unlink()
+    assert stale(plan, path, plan.machine) == "its file model.bin is missing"
+    assert planned("m", path, ModelConfig()).plan is None, "served as it came"
+
+
+@pytest.mark.parametrize("text", [b"", b"<net><layers>", None])
+def test_a_torn_ir_is_told(tmp_path: Path, text: bytes | None) -> None:
+    whole = tmp_path / "whole.xml"
+    if text is not None:
+        whole.write_bytes(text)
+    with pytest.raises(LoadFailed, match="is no whole IR"):
+        ir.layers_of(whole)
+    with pytest.raises(LoadFailed, match="is no whole IR"):
+        ir.keep_float(whole, tmp_path / "out.xml", ["1"])
+
+
+def test_an_ir_without_room_is_told(tmp_path: Path) -> None:
+    whole = written(tmp_path, small_convnet())
+    with pytest.raises(LoadFailed, match="cannot be written"):
+        ir.keep_float(whole, tmp_path / "nowhere" / "out.xml", ["1"])

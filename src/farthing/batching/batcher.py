@@ -87,10 +87,8 @@ def decide(
         return None
     if limits.rows_max <= 0 or rows[0] <= 0:
         return Run(1)
-    is_configured = limits.delay_ns_max is not None
-    aim = limits.rows_max if is_configured else times.best_rows(limits.rows_max, sum(rows))
-    requests, total = _prefix(rows, aim)
-    if is_configured:
+    aim, requests, total = _aimed(rows, limits, times)
+    if limits.delay_ns_max is not None:
         return _as_configured(rows, arrivals_ns, limits, requests, total, now_ns)
     if total >= aim or requests < len(rows):
         return Run(requests)
@@ -107,9 +105,14 @@ def full_batch(rows: Sequence[int], limits: Limits, times: RowTimes) -> int:
         return 0
     if limits.rows_max <= 0 or rows[0] <= 0:
         return 1
-    aim = limits.rows_max if limits.delay_ns_max is not None else times.best_rows(limits.rows_max, sum(rows))
-    requests, total = _prefix(rows, aim)
+    aim, requests, total = _aimed(rows, limits, times)
     return requests if total >= aim or requests < len(rows) else 0
+
+
+def _aimed(rows: Sequence[int], limits: Limits, times: RowTimes) -> tuple[int, int, int]:
+    """How many rows a batch is to have, how many requests from the head come to no more, and their rows."""
+    aim = limits.rows_max if limits.delay_ns_max is not None else times.best_rows(limits.rows_max, sum(rows))
+    return aim, *_prefix(rows, aim)
 
 
 def _as_configured(

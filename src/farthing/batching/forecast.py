@@ -92,14 +92,14 @@ class Forecast:
         return None
 
 
-def is_time_told_by_signature(spec: ModelSpec, limits: Limits) -> bool:
+def is_time_told_by_signature(spec: ModelSpec) -> bool:
     """Whether requests of one signature take about one time, so that a short run may be expected to be short.
 
     Texts may have any length whatever their shape, and requests that run alone all have the same signature.
     """
     if any(tensor.datatype == "BYTES" for tensor in spec.inputs):
         return False
-    return limits.rows_max > 0 or all(-1 not in tensor.shape for tensor in spec.inputs)
+    return spec.batch_rows_max > 0 or all(-1 not in tensor.shape for tensor in spec.inputs)
 
 
 def is_short(times: RowTimes, rows: int, requests: int, inline_ns_max: int) -> bool:

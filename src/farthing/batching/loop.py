@@ -75,7 +75,7 @@ class BatchLoop:
         self._queue = queue
         self._scheduler = scheduler
         self._now_ns = (clock or MonotonicClock()).now_ns
-        can_run_inline = executable.can_run_on_event_loop and is_time_told_by_signature(spec, limits)
+        can_run_inline = executable.can_run_on_event_loop and is_time_told_by_signature(spec)
         self._run_inline_ns_max = run_inline_ns_max if can_run_inline else 0
         self._has_batch_axis = limits.rows_max > 0
         self._head_max = limits.rows_max or 1

@@ -94,12 +94,11 @@ class OpenVino:
         try:
             model = core.read_model(str(path), str(weights)) if weights else core.read_model(str(path))
             _refuse_shapes_told_by_values(model, path)
-            size = (weights or path).stat().st_size
-            is_apart = size * source.instances <= APART_BYTES_MAX
+            apart_max = APART_BYTES_MAX // max(1, _weight_bytes(model))
+            is_apart = source.instances <= apart_max
             config = _config(source, path, streams=1 if is_apart else source.instances)
-            return OpenVinoExecutable(
-                partial(core.compile_model, model, "CPU", config), model, source, path, is_apart=is_apart
-            )
+            compiling = partial(core.compile_model, model, "CPU", config)
+            return OpenVinoExecutable(compiling, model, source, path, apart_max=apart_max if is_apart else 1)
         except LoadFailed:
             raise
         except Exception as error:  # RuntimeError mostly, but its types are not documented
@@ -134,6 +133,11 @@ def _config(source: ModelSource, path: Path, *, streams: int) -> dict[str, Any]:
         # Pinning would tie the calling thread, perhaps the event loop's, and every model's pool to the same cores.
         "ENABLE_CPU_PINNING": False,
     }
+
+
+def _weight_bytes(model: Any) -> int:
+    """Of all constants, wherever they are stored."""
+    return sum(node.get_byte_size() for node in model.get_ops() if node.get_type_name() == "Constant")
 
 
 SHAPED_BY_VALUES: Final = ("Reshape", "Broadcast")
@@ -208,9 +212,9 @@ class OpenVinoExecutable:
     can_run_on_event_loop = True
 
     def __init__(
-        self, compile_: Callable[[], Any], model: Any, source: ModelSource, path: Path, *, is_apart: bool
+        self, compile_: Callable[[], Any], model: Any, source: ModelSource, path: Path, *, apart_max: int
     ) -> None:
-        """`is_apart`: each instance is compiled for itself."""
+        """So many instances at most are compiled for themselves; further ones share the last of them."""
         from openvino import Shape, Tensor, Type
 
         self._tensor, self._shape, self._bf16 = Tensor, Shape, Type.bf16
@@ -230,7 +234,7 @@ class OpenVinoExecutable:
         self._input_at = {spec.name: i for i, spec in enumerate(inputs)}
         self._output_at = {spec.name: i for i, spec in enumerate(outputs)}
         self._compile = compile_
-        self._is_apart = is_apart
+        self._apart_max = apart_max
         self._compiled = [compiled]
         self._requests: list[Any] = []
         self.resize(source.instances)
@@ -283,7 +287,7 @@ class OpenVinoExecutable:
     def resize(self, instances: int) -> None:
         """A request an instance, compiled for itself or of the model that all share."""
         while len(self._requests) < instances:
-            if self._is_apart and len(self._compiled) == len(self._requests):
+            if len(self._compiled) == len(self._requests) < self._apart_max:
                 try:
                     self._compiled.append(self._compile())
                 except Exception as error:
@@ -293,8 +297,7 @@ class OpenVinoExecutable:
                     ) from error
             self._requests.append(self._compiled[-1].create_infer_request())
         del self._requests[instances:]
-        if self._is_apart:
-            del self._compiled[max(1, instances) :]
+        del self._compiled[max(1, instances) :]
 
     def close(self) -> None:
         """Lets go of the requests, and with the last of them of the compiled model."""

@@ -7,6 +7,7 @@ free. What all this gains is measured like anything else: the cleaned file is a 
 
 import contextlib
 import importlib.util
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,8 @@ from farthing.optimizer.quiet import quiet
 from farthing.optimizer.rewrites import rewrite
 from farthing.types.errors import InvalidInput, LoadFailed
 from farthing.types.tensors import Tensor
+
+log: Final = logging.getLogger(__name__)
 
 PASSED_ON_BYTES_MAX: Final = 1 << 30
 """Of a file that is worth taking apart here; Protobuf ends at twice that."""
@@ -122,7 +125,7 @@ def clean(
     cut.unlink()
     proto = _read(prepared)
     after = len(proto.graph.node)
-    if rewritten := rewrite(proto):
+    if rewritten := _rewritten(proto):
         done += rewritten
         _cut_dead(proto.graph)
         _write(proto, cut)
@@ -189,6 +192,15 @@ def _read(model: Path) -> Any:
         raise
     except Exception as error:  # Protobuf's, or the file system's
         raise LoadFailed(f"{model}: cannot be taken apart: {reason_of(error)}") from error
+
+
+def _rewritten(proto: Any) -> tuple[str, ...]:
+    """What `rewrites` did; nothing, where one stumbled over a graph that no exporter is known to write."""
+    try:
+        return rewrite(proto)
+    except Exception:
+        log.warning("a graph could not be rewritten, and stays as it was", exc_info=True)
+        return ()
 
 
 def _write(proto: Any, file: Path) -> None:

@@ -28,8 +28,11 @@ def write_ir(model: Path, out: Path) -> None:
 
     core = openvino.Core()
     core.set_property({"ENABLE_MMAP": False})
+    torn = out.with_name("torn.xml")  # until it is whole: a search may be killed at any moment
     try:
-        openvino.serialize(core.read_model(str(model)), str(out))
+        openvino.serialize(core.read_model(str(model)), str(torn))
+        torn.with_suffix(".bin").replace(out.with_suffix(".bin"))
+        torn.replace(out)
     except Exception as error:  # of undocumented types
         raise LoadFailed(f"{model}: cannot be written as OpenVINO IR: {reason_of(error)}") from error
 
@@ -38,7 +41,7 @@ def layers_of(ir: Path) -> list[tuple[str, ...]]:
     """Ids of each layer with weights and of all up to the next, in the order they run."""
     layers: list[list[str]] = []
     before: list[str] = []
-    for layer in _layers(ElementTree.parse(ir)):  # noqa: S314
+    for layer in _layers(_parsed(ir)):
         kind, number = layer.get("type", ""), layer.get("id", "")
         if kind in UNTOUCHED:
             continue
@@ -53,8 +56,9 @@ def layers_of(ir: Path) -> list[tuple[str, ...]]:
 
 
 def keep_float(ir: Path, out: Path, ids: Collection[str]) -> None:
-    """The same model with these layers in float32 whatever the rest is in; its weights are those of `ir`."""
-    tree, kept = ElementTree.parse(ir), frozenset(ids)  # noqa: S314
+    """The same model with these layers in float32 whatever the rest is in; its weights are those of `ir`. Raises
+    `LoadFailed`."""
+    tree, kept = _parsed(ir), frozenset(ids)
     for layer in _layers(tree):
         if layer.get("id") not in kept:
             continue
@@ -64,14 +68,24 @@ def keep_float(ir: Path, out: Path, ids: Collection[str]) -> None:
             layer.insert(0 if layer.find("data") is None else 1, told)
         ElementTree.SubElement(told, "attribute", MARK)
     ours, theirs = out.with_suffix(".bin"), ir.with_suffix(".bin")
-    ours.unlink(missing_ok=True)
+    torn = out.with_name(f"torn-{out.name}")
     try:
-        os.link(theirs, ours)
-    except OSError:  # another disk, or one that knows no links
-        shutil.copyfile(theirs, ours)
-    torn = out.with_name(f"torn-{out.name}")  # until it is whole: a search may be killed at any moment
-    tree.write(torn)
-    torn.replace(out)
+        ours.unlink(missing_ok=True)
+        try:
+            os.link(theirs, ours)
+        except OSError:  # another disk, or one that knows no links
+            shutil.copyfile(theirs, ours)
+        tree.write(torn)
+        torn.replace(out)
+    except OSError as error:
+        raise LoadFailed(f"{out}: cannot be written: {error}", hint="make room for copies of the model") from error
+
+
+def _parsed(ir: Path) -> Any:
+    try:
+        return ElementTree.parse(ir)  # noqa: S314
+    except (OSError, ElementTree.ParseError) as error:
+        raise LoadFailed(f"{ir}: is no whole IR: {error}", hint="make room for copies of the model") from error
 
 
 def _layers(tree: Any) -> list[ElementTree.Element]:

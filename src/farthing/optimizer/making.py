@@ -132,10 +132,7 @@ class Making:
         file = self._journal.folder / "whole" / "model.xml"
         if not file.is_file():
             file.parent.mkdir(exist_ok=True)
-            torn = file.with_name("torn.xml")
-            ir.write_ir(self.clean_file if self.clean_file.is_file() else self._loaded.model, torn)
-            torn.with_suffix(".bin").replace(file.with_suffix(".bin"))
-            torn.replace(file)
+            ir.write_ir(self.clean_file if self.clean_file.is_file() else self._loaded.model, file)
         return file
 
     @property

@@ -221,9 +221,14 @@ def write_plan(model: Path, plan: Plan, artefact: Path | None) -> Path:
 
 def copy_artefact(artefact: Path, to: Path) -> Path:
     """Copies a file that a plan runs, an IR with its weights."""
-    if artefact.suffix == ".xml":
-        shutil.copyfile(artefact.with_suffix(".bin"), to.with_suffix(".bin"))
-    return Path(shutil.copyfile(artefact, to))
+    for file, copy in zip(files_of(artefact), files_of(to), strict=True):
+        shutil.copyfile(file, copy)
+    return to
+
+
+def files_of(artefact: Path) -> tuple[Path, ...]:
+    """The file, and those it cannot be without."""
+    return (artefact, artefact.with_suffix(".bin")) if artefact.suffix == ".xml" else (artefact,)
 
 
 def read_plan(model: Path) -> Plan | None:
@@ -256,8 +261,9 @@ def read_plan(model: Path) -> Plan | None:
 def stale(plan: Plan, model: Path, machine: Machine) -> str:
     """Why this plan should not be used here; empty if it should."""
     reasons = machine_differences(plan, machine)
-    if plan.artefact and not (folder_of(model) / plan.artefact).is_file():
-        reasons.append(f"its file {plan.artefact} is missing")
+    missing = [file.name for file in files_of(folder_of(model) / plan.artefact) if not file.is_file()]
+    if plan.artefact and missing:
+        reasons.append(f"its file {missing[0]} is missing")
     for other in plan.together.others if plan.together else ():
         file = model.parent / other.place
         if not file.is_file():

@@ -146,6 +146,8 @@ def load_version(found: FoundModel, version: FoundVersion, subrequests: Subreque
             beside=None if sequences is None else sequences.padding,
         )
         axes = plan.axes if plan is not None and config.max_batch_size is None and sequences is None else None
+        if _reshapes(config.input, rows_max) or _reshapes(config.output, rows_max):
+            axes = None  # which are of the shapes that the model sees
         if axes is not None and not rows_max:
             _check_axes(found.name, axes, executable)
         times = RowTimes() if plan is None else RowTimes(plan.rows)

@@ -48,10 +48,12 @@ def one_hot_to_lookup(model: Any) -> bool:
     for product in graph.proto.node:
         if product.op_type != "MatMul" or product.domain not in ("", "ai.onnx"):
             continue
-        table = graph.constant(product.input[1])
         cast = graph.maker(product.input[0], "Cast")
         equal = graph.maker(cast.input[0], "Equal") if cast is not None else None
-        if table is None or equal is None or table.ndim != 2 or table.dtype != np.float32:
+        if equal is None:
+            continue
+        table = graph.constant(product.input[1])
+        if table is None or table.ndim != 2 or table.dtype != np.float32:
             continue
         if not np.isfinite(table).all() or len(table) > TABLE_ROWS_MAX:
             continue
