@@ -178,6 +178,7 @@ def _full_gguf(model: str) -> Path:
 def _quantised(model: str, kind: str) -> Path:
     if model == TINY and kind == "Q4_1":
         return weights.prepare(model)
+    _build_llama()  # whose tools make it, whoever asks first
     tool, origin = LLAMA / "bin" / "llama-quantize", _full_gguf(model)
     return weights.once(
         weights.folder(model) / f"{kind}.gguf",

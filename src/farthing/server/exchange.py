@@ -120,7 +120,7 @@ class Exchange:
         "wish",
     )
 
-    def __init__(self, connection: Sender, method: bytes, path: bytes, headers: dict[bytes, bytes]) -> None:
+    def __init__(self, connection: Sender, method: bytes, path: bytes, headers: Mapping[bytes, bytes]) -> None:
         self.connection = connection
         self.method = method
         self.path = path

@@ -256,7 +256,8 @@ class Connection(asyncio.Protocol):
             self._finish()
             return
         self._reader.await_next()
-        self._advance()
+        if self._pending or self._is_reading_paused:
+            self._advance()
 
     def _start(self, exchange: Exchange) -> None:
         self._current = exchange

@@ -1,8 +1,9 @@
 """One connection's bytes to exchanges, request after request: heads, bodies, and their limits.
 
 httptools (llhttp) parses; nothing of HTTP's grammar is ours. This file keeps the bounds of a head and of a body, lets
-large bodies come straight into their memory, and reads a request again without a wish that is not granted. Which
-request is answered when, and what becomes of the connection, belongs to `server.http1`.
+large bodies come straight into their memory, and reads a request again without a wish that is not granted. Heads that
+were read before are found in `server.known_heads`. Which request is answered when, and what becomes of the connection,
+belongs to `server.http1`.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ import httptools
 
 from farthing.server.exchange import Exchange, Sender, Successor
 from farthing.server.http1_answer import CONTINUE
+from farthing.server.known_heads import LUCK_MAX, KnownHead
 from farthing.server.large_body import LARGE_BYTES, Receiver, room_for
 from farthing.types.errors import FarthingError, HeadersTooLarge, InvalidInput, RequestTimeout, TooLarge, Unavailable
 
@@ -23,8 +25,6 @@ if TYPE_CHECKING:
 
 HEAD_BYTES: Final = re.compile(rb"[0-9]{1,10}")
 """A length of the JSON before the tensors that can be true; whether it is one belongs to the protocol."""
-NO_VERSION: Final = "0.0"
-"""What a parser says that has not read a request line."""
 UPGRADES_MAX: Final = 8
 """Wishes for another protocol that are declined on one connection; clients that have them (curl, Java's) ask once."""
 
@@ -93,7 +93,11 @@ class RequestReader:
         """Where a large body is received, and a byte more."""
         self._receiver: Receiver | None = None
         """Who has the socket, once a large body came."""
-        self._version_before = ""
+        self._version = ""
+        """Of the last head that was read."""
+        self._known_heads = listener.known_heads
+        self._luck = LUCK_MAX
+        """How many more heads may be unknown until none is looked up."""
         self._is_upgrade = False
         self._upgrades = 0
         self._wish: dict[bytes, bytes] | None = None
@@ -104,10 +108,13 @@ class RequestReader:
     def feed(self, data: bytes) -> None:
         """Parses what came. Whatever is wrong with it, or over its bound, is refused."""
         begun, was_idle = self._begun, self.phase == IDLE
+        behind_wish: bytes | None = None
         try:
+            if was_idle and self._luck and self._take_known(data):
+                return
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade(data[upgrade.args[0] :])
+            behind_wish = data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as wrapped:
             cause = wrapped.__context__
             if isinstance(cause, _NoMoreRequests):
@@ -121,8 +128,12 @@ class RequestReader:
             self._taker.refuse(
                 InvalidInput(f"this is not HTTP/1.1: {wrong}", hint="check the scheme (http or https) and the port")
             )
+        except FarthingError as refused:  # a request whose head is known
+            self._taker.refuse(refused)
         else:
-            if self._large is not None:
+            if was_idle and self.phase == IDLE and self._luck and self._begun == begun + 1 and self._receiver is None:
+                self._learn(data)
+            elif self._large is not None:
                 self._receive_large_body(self._large)
             elif self._receiver is not None and self.phase != HEAD:
                 self._read_as_usual()
@@ -131,6 +142,8 @@ class RequestReader:
                 self._head_bytes += len(data)
                 if self._head_bytes > 2 * self._limits.head_bytes_max:
                     self._taker.refuse(self._head_error())
+        if behind_wish is not None:  # not while the above is handled: errors of what follows would be taken for it
+            self._upgrade(behind_wish)
 
     def give_up(self) -> None:
         """The request being read is refused: its body need not come."""
@@ -152,8 +165,7 @@ class RequestReader:
 
     def is_http_1_0(self) -> bool:
         """Whether the client speaks the old version, as far as it has said."""
-        version = self._parser.get_http_version()
-        return (version if version != NO_VERSION else self._version_before) == "1.0"
+        return self._version == "1.0"
 
     def await_next(self) -> None:
         """The client owes nothing now, but may not be idle for ever."""
@@ -216,7 +228,8 @@ class RequestReader:
         self.phase = BODY
         self.deadline_s = self._listener.now_s + self._limits.body_timeout_s
         headers = self._headers
-        if b"host" not in headers and self._parser.get_http_version() == "1.1":
+        self._version = self._parser.get_http_version()
+        if b"host" not in headers and self._version == "1.1":
             raise InvalidInput(
                 "this HTTP/1.1 request has no Host header", hint="RFC 9112, 3.2: every request names its host"
             )
@@ -255,9 +268,7 @@ class RequestReader:
         self.phase = IDLE
         self.deadline_s = 0.0
         parser = self._parser
-        path, query = self.url, b""
-        if b"?" in path:
-            path, _, query = path.partition(b"?")
+        path, _, query = self.url.partition(b"?")
         exchange = Exchange(self._taker, parser.get_method(), path, self._headers)
         exchange.query = query
         exchange.wish, self._wish = self._wish, None
@@ -277,6 +288,40 @@ class RequestReader:
         if self._is_late:  # else a client that sends one request behind the other could hold up the end
             exchange.refusal = Unavailable("Server is stopping", retry_after_s=1)
         self._taker.accept(exchange)
+
+    # -- heads that were read before -----------------------------------------------------------------------------
+
+    def _take_known(self, data: bytes) -> bool:
+        """Hands on a request that is these bytes and no others, if its head is known. Raises `Overloaded`."""
+        known, start = self._known_heads.find(data)
+        if known is None:
+            self._luck -= 1
+            return False
+        size = known.body_bytes
+        if len(data) != start + size or self._receiver is not None or self._listener.is_stopping:
+            return False
+        if self._luck < LUCK_MAX:
+            self._luck += 1
+        if size:
+            self._admission.take_bytes(size)
+        self.deadline_s = 0.0
+        self._version = "1.1"
+        exchange = Exchange(self._taker, known.method, known.path, known.headers)
+        exchange.query = known.query
+        exchange.received_ns = time.monotonic_ns()
+        exchange.body = data[start:]
+        exchange.body_bytes = size
+        self._taker.accept(exchange)
+        return True
+
+    def _learn(self, data: bytes) -> None:
+        """Remembers the head of the request that these bytes were."""
+        if self._version != "1.1" or self._taker.is_last:
+            return
+        path, _, query = self.url.partition(b"?")
+        headers = self._headers
+        size = int(headers.get(b"content-length", 0))
+        self._known_heads.learn(data, KnownHead(self._parser.get_method(), path, query, headers, size))
 
     # -- large bodies --------------------------------------------------------------------------------------------
 
@@ -318,7 +363,6 @@ class RequestReader:
         """A large body is whole; called by `Receiver` alone."""
         if self._taker.transport is None or self._large is None:
             return
-        self._version_before = self._parser.get_http_version()
         self.on_message_complete()
         self._parser = httptools.HttpRequestParser(self)  # the old one still waits for that body
 
@@ -338,7 +382,7 @@ class RequestReader:
         if self._upgrades > UPGRADES_MAX:
             taker.refuse(InvalidInput("this server speaks HTTP/1.1 only", hint="leave out the Upgrade header"))
             return
-        is_websocket = self._headers[b"upgrade"].lower() == b"websocket" and parser.get_http_version() == "1.1"
+        is_websocket = self._headers[b"upgrade"].lower() == b"websocket" and self._version == "1.1"
         self._wish = self._headers if is_websocket else None
         lines = [b"%s %s HTTP/%s" % (parser.get_method(), self.url, parser.get_http_version().encode())]
         for name, value in self._headers.items():

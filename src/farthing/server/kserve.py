@@ -85,6 +85,10 @@ class KServe:
         self._not_ready = not_ready_error(not_ready_status)
         self._forwarding = forwarding
         self._limits = WireLimits(body_bytes_max=body_bytes_max)
+        self._regions = runtime.regions
+        self._timed: tuple[int, int, int, int] = (0, 0, 0, 0)
+        self._timed_text = _batch_timing(*self._timed)
+        """What `Server-Timing` says of the batch that was answered last: all who rode in it are told the same."""
         self._server_metadata = encode_json(server_metadata("farthing", __version__, extensions(runtime)))
 
     def routes(self) -> list[Route]:
@@ -131,7 +135,7 @@ class KServe:
             header_length=None if length is None else parse_header_length(length, len(body)),
             spec=served.spec_now,
             limits=self._limits,
-            regions=self._runtime.regions,
+            regions=self._regions,
         )
         if request.shared_bytes:
             exchange.connection.count_body(exchange, request.shared_bytes)
@@ -154,21 +158,15 @@ class KServe:
             exchange.fail(answer)
             return
         try:
-            body, header_length = encode_infer(answer, request, served.spec, self._runtime.regions)
+            body, header_length = encode_infer(answer, request, served.spec, self._regions)
         except FarthingError as error:
             exchange.fail(error)
             return
         timing = answer.timing
-        headers = (
-            b'Server-Timing: queue;dur=%.3f, batch;dur=%.3f;desc="%d rows of %d requests", compute;dur=%.3f\r\n'
-            % (
-                timing.queue_ns / 1e6,
-                (timing.input_ns + timing.output_ns) / 1e6,
-                timing.batch_rows,
-                timing.batch_requests,
-                timing.compute_ns / 1e6,
-            )
-        )
+        timed = (timing.input_ns + timing.output_ns, timing.compute_ns, timing.batch_rows, timing.batch_requests)
+        if timed != self._timed:
+            self._timed, self._timed_text = timed, _batch_timing(*timed)
+        headers = b"Server-Timing: queue;dur=%.3f%b" % (timing.queue_ns / 1e6, self._timed_text)
         content_type = JSON
         if header_length is not None:
             content_type = BINARY
@@ -272,6 +270,16 @@ class KServe:
     def named_repository(self, exchange: Exchange, repository: str, model: str = "") -> None:
         """`/v2/repository/{r}/...`: there is one repository, and it has no name."""
         raise Unsupported("naming a repository is not supported", hint="leave the repository's name out of the path")
+
+
+def _batch_timing(around_ns: int, compute_ns: int, rows: int, requests: int) -> bytes:
+    """The rest of a `Server-Timing` line, after how long the request has waited."""
+    return b', batch;dur=%.3f;desc="%d rows of %d requests", compute;dur=%.3f\r\n' % (
+        around_ns / 1e6,
+        rows,
+        requests,
+        compute_ns / 1e6,
+    )
 
 
 def extensions(runtime: Runtime) -> tuple[str, ...]:

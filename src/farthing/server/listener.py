@@ -11,6 +11,7 @@ from farthing.config.server import HttpLimits
 from farthing.server.admission import Admission
 from farthing.server.exchange import App
 from farthing.server.http1 import Connection
+from farthing.server.known_heads import KnownHeads
 from farthing.telemetry.counters import HttpCounters
 from farthing.types.errors import Overloaded
 
@@ -23,6 +24,7 @@ class Listener:
         self.limits = limits
         self.admission = admission
         self.counters = counters
+        self.known_heads = KnownHeads()
         self.connections: set[Connection] = set()
         self.now_s = time.monotonic()
         """Coarse time, moved by `sweep`; exact enough for timeouts of seconds and free to read."""

@@ -15,7 +15,6 @@ import msgspec
 from farthing.protocols.kserve.binary import raw_binary_request, tensor_from_bytes
 from farthing.protocols.kserve.json_tensor import tensor_from_json
 from farthing.protocols.kserve.limits import ID_CHARACTERS_MAX, WireLimits
-from farthing.protocols.kserve.memo import Memo
 from farthing.protocols.kserve.messages import NO_DATA, ParsedInput, WireInput, WireOutput, parse_infer
 from farthing.protocols.kserve.parameters import (
     NO_OPTIONS,
@@ -30,6 +29,7 @@ from farthing.protocols.kserve.parameters import (
     requested_output,
 )
 from farthing.protocols.kserve.shapes import ITEM_BYTES, elements_of
+from farthing.protocols.memo import Memo
 from farthing.types.errors import AlreadyExists, InvalidInput
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, RegionPart, Regions, RequestedOutput

@@ -12,7 +12,7 @@ import numpy as np
 from farthing.protocols.kserve.bytes_tensor import pack_bytes
 from farthing.protocols.kserve.classification import check_classification, classify
 from farthing.protocols.kserve.json_tensor import json_from_tensor
-from farthing.protocols.kserve.memo import Memo
+from farthing.protocols.memo import Memo
 from farthing.types.errors import EngineFailed, InvalidInput
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse, Regions, RequestedOutput

@@ -7,9 +7,9 @@ import numpy as np
 from farthing.config.model import ModelConfig
 from farthing.protocols.kserve.classification import classify
 from farthing.protocols.kserve.encode import datatype_named, output_spec, tensor_bytes
-from farthing.protocols.kserve.memo import Memo
 from farthing.protocols.kserve_grpc.messages import message_class
 from farthing.protocols.kserve_grpc.parameters import write_parameter
+from farthing.protocols.memo import Memo
 from farthing.repository import wire
 from farthing.types.models import ModelSpec
 from farthing.types.requests import InferRequest, InferResponse, Regions

@@ -1,6 +1,6 @@
 """The bounded table of answers worked out before."""
 
-from farthing.protocols.kserve.memo import Memo
+from farthing.protocols.memo import Memo
 
 
 def test_it_remembers_and_forgets_the_oldest_when_full() -> None:
