@@ -20,6 +20,7 @@ void Activations::shape(const Kernels& kernels, int rows, int rows_max, int inpu
   }
   inputs_ = inputs;
   part_ = part;
+  parts_ = inputs / part;
   unit_ = kernels.unit;
   planes_ = format == Format::q8 && kernels.is_wide ? 2 : 1;
   width_ = format == Format::f32 ? inputs : padded(inputs, unit_) * planes_;
@@ -33,9 +34,9 @@ void Activations::shape(const Kernels& kernels, int rows, int rows_max, int inpu
 }
 
 ActivationTile Activations::tile(int index) const {
-  const std::size_t at = tiles_[index].place, parts = inputs_ / part_;
-  return {values_.data() + at * width_ * (format_ == Format::f32 ? sizeof(float) : 1), scales_.data() + at * parts,
-          offsets_.data() + at * parts, sums_.data() + at * (inputs_ / kTile)};
+  const std::size_t at = tiles_[index].place;
+  return {values_.data() + at * width_ * (format_ == Format::f32 ? sizeof(float) : 1), scales_.data() + at * parts_,
+          offsets_.data() + at * parts_, sums_.data() + at * (inputs_ / kTile)};
 }
 
 void Activations::put(const Kernels& kernels, int tile, int row, const float* x, int from, int count) {
@@ -46,7 +47,7 @@ void Activations::put(const Kernels& kernels, int tile, int row, const float* x,
     for (int i = 0; i < count; ++i) out[static_cast<std::size_t>(from + i) * height] = x[i];
     return;
   }
-  const std::size_t part = from / part_, parts = inputs_ / part_, units = inputs_ / kTile;
+  const std::size_t part = from / part_, parts = parts_, units = inputs_ / kTile;
   (planes_ == 2 ? kernels.quantise_wide : kernels.quantise)(x, count, part_,
                    {values_.data() + at * width_ + column * unit_, from,
                     scales_.data() + at * parts + part * height + column,
@@ -56,7 +57,7 @@ void Activations::put(const Kernels& kernels, int tile, int row, const float* x,
 
 void Activations::will_put(int tile, int from, int count) {
   if (format_ == Format::f32) return;
-  const std::size_t at = tiles_[tile].place, height = tiles_[tile].places, part = from / part_, parts = inputs_ / part_;
+  const std::size_t at = tiles_[tile].place, height = tiles_[tile].places, part = from / part_, parts = parts_;
   const std::size_t units = inputs_ / kTile, scales = count / part_ * height;
   will_write(values_.data() + at * width_ + from / unit_ * unit_ * height * planes_, count * height * planes_);
   will_write(scales_.data() + at * parts + part * height, scales * sizeof(float));

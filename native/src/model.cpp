@@ -24,7 +24,7 @@ Matrix Model::matrix(const Weights& weights, const std::string& name, Format for
   if (found == weights.offsets.end()) throw std::invalid_argument("packed weights have no `" + name + "`");
   if (const auto own = config_.formats.find(name); own != config_.formats.end()) format = own->second;
   if (outputs % kTile || inputs % block || block % kTile) throw std::invalid_argument("sizes of `" + name + "` are not padded");
-  Matrix m{format, outputs, inputs, block, nullptr, panel_bytes(format, inputs, block)};
+  Matrix m{format, outputs, inputs, block, nullptr, panel_bytes(format, inputs, block), inputs / (format == Format::q4 || format == Format::q4_0 ? 8 : 4)};
   const std::size_t size = m.panel * m.panels();
   if (found->second % kAlign || found->second > weights.size || weights.size - found->second < size)
     throw std::invalid_argument("`" + name + "` is outside of the packed weights");

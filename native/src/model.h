@@ -54,6 +54,7 @@ struct Matrix {
   int outputs, inputs, block;  // padded
   const std::uint8_t* data;
   std::size_t panel;           // bytes
+  int steps;                   // of a panel's inputs, between which the kernels ask for memory
   int panels() const { return outputs / kTile; }
   const std::uint8_t* at(int index) const { return data + index * panel; }
 };
@@ -93,7 +94,7 @@ class Activations {
   void will_put(int tile, int from, int count);
 
  private:
-  int inputs_ = 0, part_ = 0, unit_ = 0, planes_ = 1, width_ = 0;  // width: bytes of a row (floats: their count)
+  int inputs_ = 0, part_ = 0, parts_ = 0, unit_ = 0, planes_ = 1, width_ = 0;  // width: bytes of a row (floats: their count)
   Format format_ = Format::f32;
   struct Tile {
     int first, rows, places;  // there may be places for more rows than there are

@@ -190,18 +190,20 @@ void Model::attend(int thread, const Layer& layer, int index, Stage& stage) {
 // what comes a little later in its own panel.
 template <class F>
 void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, const F& out_of, int stride, bool adds) {
-  const int steps = m.inputs / (m.format == Format::q4 || m.format == Format::q4_0 ? 8 : 4), step_bytes = static_cast<int>(m.panel / steps);
   LinearArgs tiles[kTilesAtOnce];
-  for (int t = first; t < end; ++t) {
-    LinearArgs& args = tiles[t - first] = {m.at(panel), in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out_of(t), stride, adds};
-    if (end - first == 1) {
-      args.ahead_step = step_bytes;
-      args.ahead = args.weights + kAhead;
-    } else if (ahead < m.panels()) {
-      args.ahead_step = step_bytes / (end - first) + 1;
-      args.ahead = m.at(ahead) + static_cast<std::size_t>(args.ahead_step) * steps * (t - first);
-    }
+  const int count = end - first;
+  const std::uint8_t *weights = m.at(panel), *asked = nullptr;
+  int step = 0, tile_step = 0;
+  if (count == 1) {
+    step = static_cast<int>(m.panel / m.steps);
+    asked = weights + kAhead;
+  } else if (ahead < m.panels()) {
+    step = static_cast<int>(m.panel) / (m.steps * count) + 1;
+    tile_step = step * m.steps;
+    asked = m.at(ahead);
   }
+  for (int t = first; t < end; ++t, asked += tile_step)
+    tiles[t - first] = {weights, in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out_of(t), stride, adds, asked, step};
   kernels_.linear(m.format, tiles, end - first);
 }
 

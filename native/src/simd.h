@@ -228,6 +228,7 @@ INLINE vf tanh(vf x) { return all(1.0f) - all(2.0f) / (exp(x + x) + all(1.0f)); 
 #if defined(__AVX512VNNI__)
 struct Quad { vi a; };
 INLINE Quad quad_at(const void* p) { return {alli_at(p)}; }
+INLINE Quad quads(vi a) { return {a}; }
 struct Weights { vi w; };
 INLINE Weights weights(vi w) { return {w}; }
 INLINE vi dot(vi acc, Weights w, Quad q) {
@@ -242,6 +243,10 @@ INLINE Quad quad_at(const void* p) {
   std::memcpy(&x, p, 4);
   const auto s = [](std::uint32_t byte) { return (std::uint32_t)(std::int32_t)(std::int8_t)byte & 0xffff; };
   return {alli((std::int32_t)(s(x) | s(x >> 16) << 16)), alli((std::int32_t)(s(x >> 8) | s(x >> 24) << 16))};
+}
+INLINE Quad quads(vi a) {
+  typedef std::int16_t halves __attribute__((vector_size(4 * W)));
+  return {(vi)((halves)a << 8 >> 8), (vi)((halves)a >> 8)};
 }
 INLINE Weights weights(vi w) { return {w & alli(0x00ff00ff), (vi)((vu)w >> 8) & alli(0x00ff00ff)}; }
 INLINE vi multiply_add(vi a, vi b) {
@@ -275,14 +280,13 @@ INLINE vu round_bf16(vf x) {
   return (u + (u >> 16 & 1) + 0x7fff) >> 16;
 }
 
-// The low halves of W integers, in order.
-INLINE void store_halves(std::uint32_t* p, vi x) {
+// The low bytes of W integers, in order.
+INLINE void store_bytes(std::uint32_t* p, vi x) {
 #if defined(__AVX512BW__)
-  _mm256_storeu_si256((__m256i*)p, _mm512_cvtepi32_epi16((__m512i)x));
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x));
 #else
-  std::int32_t lanes[W];
-  storei(lanes, x);
-  for (int i = 0; i < W / 2; ++i) p[i] = (std::uint32_t)lanes[2 * i] | (std::uint32_t)lanes[2 * i + 1] << 16;
+  for (int i = 0; i < W; i += 4)
+    p[i / 4] = (std::uint32_t)x[i] | (std::uint32_t)x[i + 1] << 8 | (std::uint32_t)x[i + 2] << 16 | (std::uint32_t)x[i + 3] << 24;
 #endif
 }
 
