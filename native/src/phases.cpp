@@ -187,14 +187,18 @@ void Model::attend(int thread, const Layer& layer, int index, Stage& stage) {
 
 // One panel times the tiles [first, end), rows one after another from `out` on. Meanwhile `ahead` is fetched, each tile's
 // share of it: the panel that is likely to be this thread's next. A single tile is done before memory is: it asks for
-// what comes a little later in its own panel.
+// what comes a little later in its own panel. Several rows of one tile in 8 bits ask for nothing: what is asked for early
+// is no longer missed, and from misses the processor learns to read ahead, which it does better than we can beside so much
+// work.
 template <class F>
 void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, const F& out_of, int stride, bool adds) {
   LinearArgs tiles[kTilesAtOnce];
   const int count = end - first;
   const std::uint8_t *weights = m.at(panel), *asked = nullptr;
   int step = 0, tile_step = 0;
-  if (count == 1) {
+  if (count == 1 && m.format == Format::q8 && in.rows(first) > 1 && !kernels_.is_wide) {
+    asked = weights;
+  } else if (count == 1) {
     step = static_cast<int>(m.panel / m.steps);
     asked = weights + kAhead;
   } else if (ahead < m.panels()) {
