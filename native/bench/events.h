@@ -59,10 +59,19 @@ class Events {
       number(text, "\"completion_tokens\"", completion_tokens);
       number(text, "\"cached_tokens\"", cached_tokens);
     }
-    const std::size_t error = text.find("\"error\"");
-    if (error != std::string_view::npos && !starts(after(text, error + 7), "null")) failed = true;
+    if (has_error(text)) failed = true;
   }
 
+  // Whether there is a key `error` that is not null; a model may also say just this word.
+  static bool has_error(std::string_view text) {
+    constexpr std::string_view key = "\"error\"";
+    for (std::size_t at = text.find(key); at != std::string_view::npos; at = text.find(key, at + 1)) {
+      std::size_t colon = at + key.size();
+      while (colon < text.size() && text[colon] == ' ') ++colon;
+      if (colon < text.size() && text[colon] == ':' && !starts(after(text, colon), "null")) return true;
+    }
+    return false;
+  }
   static std::string_view after(std::string_view text, std::size_t at) {
     while (at < text.size() && (text[at] == ' ' || text[at] == ':')) ++at;
     return text.substr(at);

@@ -126,6 +126,17 @@ def test_tokens_are_timed_and_counted(carry_out):
     assert found.event_record.tolist() == [0, 0, 1]
 
 
+def test_a_model_that_says_error_has_none(carry_out):
+    answers = [
+        stream(b'{"choices":[{"text":"error","logprobs":null}]}', b'{"error": null}', b"[DONE]"),
+        stream(b'{"choices":[{"text":"error"}],"error" : {"message":"no"}}', b"[DONE]"),
+    ]
+    with answering(lambda number: (0, answers[number % 2])) as port:
+        found = carry_out(port, Load(connections=1, duration_s=10, requests_max=2), STREAM)
+    assert found.status.tolist() == [200, noted.STREAM_ERROR]
+    assert found.tokens.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize("cut", [1, 7, 30])
 def test_answers_in_pieces_are_put_together(carry_out, cut):
     whole = stream(b'{"choices":[{"delta":{"content":"word"}}]}', b"[DONE]")

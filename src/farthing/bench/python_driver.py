@@ -30,7 +30,7 @@ _USAGE: Final = {
     name: re.compile(rb'"%s"[ :]*(\d{1,9})' % name.encode())
     for name in ("prompt_tokens", "completion_tokens", "cached_tokens")
 }
-_ERROR: Final = re.compile(rb'"error"[ :]*(?!null)[^ :]')
+_ERROR: Final = re.compile(rb'"error" *: *(?!null)[^ ]')
 
 
 class PythonDriver:

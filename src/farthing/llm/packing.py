@@ -38,8 +38,8 @@ ALIGNMENT: Final = 4096
 TILE: Final = _native.TILE
 """Outputs of a panel; every size is padded to a multiple of it."""
 BLOCKS: Final = (192, 256, 128, 160, 224, 96, 64, 32)
-"""Inputs of a block, whose weights share a scale for each output, best first: a scale costs time, and of weights little is
-lost by sharing one (docs/decisions/0007)."""
+"""Inputs of a block, whose weights share a scale for each output, best first: a scale costs time, and little is lost
+where weights share one (docs/decisions/0007)."""
 PARTS: Final = (64, 96, 32)
 """Activations of a row that may share a scale, best first. Those after a norm have a few channels far larger than the
 rest, so it is here that accuracy is lost or kept (docs/decisions/0007)."""
