@@ -2,6 +2,7 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -127,6 +128,24 @@ async def test_a_pinned_model_stays_and_what_cannot_fit_beside_it_says_so(fleet:
         assert "beside the models that are never unloaded" in reason(runtime, "vast")
         with pytest.raises(Unavailable, match="not at ready state"):
             await ask(runtime, "vast")
+
+
+async def test_what_others_take_while_a_model_is_loaded_is_not_counted_as_its_own(fleet: Shop) -> None:
+    others: list[bytearray] = []
+
+    def load_beside_others(*args: Any, **settings: Any) -> Any:
+        loaded = load_version(*args, **settings)
+        if not others and load.call_count == 2:  # the first load of all is not measured
+            others.append(bytearray(b"x" * (HEAVY * MIB)))
+        return loaded
+
+    load_version = load_any.load_version
+    with mock.patch.object(load_any, "load_version", side_effect=load_beside_others) as load:
+        async with fleet.open(model_memory_bytes=TWO_FIT, pinned_models=("a",)) as runtime:
+            assert others
+            [usage] = runtime.statistics("a")[0].memory_usage
+            assert HEAVY * MIB <= usage.byte_size < 3 * HEAVY * MIB // 2
+            assert await ask(runtime, "b") == pytest.approx(2)
 
 
 async def test_a_request_that_has_less_time_than_the_load_takes_is_told_when_to_come_back(fleet: Shop) -> None:
