@@ -73,7 +73,7 @@ struct ActivationRow {
 };
 
 struct AttendArgs {
-  const void* query;             // bf16: [size/2][rows] pairs; f32: [size][rows] floats; int8: [size/unit][rows][unit]
+  const void* query;             // bf16: [size/2][rows] pairs; f32: [size][rows] floats; int8: as quantise_query has it
   const float* query_scales;     // int8: [rows]
   const std::int32_t* query_offsets;  // int8: [rows], -128 x sum
   int rows;                      // 1..rows_attend
@@ -98,7 +98,7 @@ struct Kernels {
   int rows_max[4];               // by Format: of the tallest tile of a linear layer,
   int rows_few[4], rows_many[4]; // and of those that it is best cut into, when rows are few or many
   int rows_own;                  // so many for each thread: then each takes its own through whole layers
-  bool is_wide;                  // activations of 8-bit layers have 16 bits: [inputs/unit][high, low][rows][unit]
+  bool is_wide;                  // activations of 8-bit layers have 16 bits, in places of the kernels' own
 
   // What a thread does before it calls others of these, and when it leaves them for others' work.
   void (*begin)();
@@ -113,6 +113,8 @@ struct Kernels {
   void (*quantise)(const float* x, int inputs, int part, const ActivationRow& row);
   // the same to 16 bits, for 8-bit layers where the kernels are wide
   void (*quantise_wide)(const float* x, int inputs, int part, const ActivationRow& row);
+  // whichever of the two `attend` wants for queries over int8 keys
+  void (*quantise_query)(const float* x, int inputs, int part, const ActivationRow& row);
   void (*add)(const float* x, int size, float* y);                    // y += x
   void (*scale)(float factor, int size, float* y);                    // y *= factor
   // panel columns: 16 gates then 16 ups; h gets 16 values

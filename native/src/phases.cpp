@@ -163,7 +163,7 @@ void Model::attend(int thread, const Layer& layer, int index, Stage& stage) {
             kernels_.to_bf16(query, head_size_, n * 4, scratch.query.data() + column * 4);
             break;
           case KvFormat::int8:
-            kernels_.quantise(query, head_size_, head_size_,
+            kernels_.quantise_query(query, head_size_, head_size_,
                               {scratch.query.data() + column * kernels_.unit, 0, scales + column, offsets + column,
                                scratch.query_sums.data() + column, n});
             break;

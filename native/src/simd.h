@@ -118,6 +118,10 @@ INLINE float sum(vf a) {
 INLINE float top(vf a) {
 #if defined(__AVX512BW__)
   return _mm512_reduce_max_ps((__m512)a);
+#elif defined(__AVX2__)
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)a), _mm256_extractf128_ps((__m256)a, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 #else
   float lanes[W];
   store(lanes, a);
@@ -125,6 +129,13 @@ INLINE float top(vf a) {
     for (int i = 0; i < n; ++i) lanes[i] = lanes[i] > lanes[i + n] ? lanes[i] : lanes[i + n];
   return lanes[0];
 #endif
+}
+
+// Sum of all lanes, whatever wraps.
+INLINE std::uint32_t sum_of(vu a) {
+  std::uint32_t total = 0;
+  for (int i = 0; i < W; ++i) total += a[i];
+  return total;
 }
 
 #if defined(__AVX512BW__)
@@ -146,6 +157,20 @@ INLINE vf tops(const vf (&x)[N]) {
   if constexpr (N <= 8) return (vf)join(low, low);
   const __m512 third = four(8), fourth = N > 12 ? four(12) : third;
   return (vf)join(low, join(third, fourth));
+}
+#elif defined(__AVX2__)
+// The same of up to 8.
+template <int N>
+INLINE vf tops(const vf (&x)[N]) {
+  const auto four = [&](int i) __attribute__((always_inline)) {
+    const auto at = [&](int j) __attribute__((always_inline)) { return (__m256)x[i + j < N ? i + j : N - 1]; };
+    const __m256 a = at(0), b = at(1), c = at(2), d = at(3);
+    const __m256d ab = (__m256d)_mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+    const __m256d cd = (__m256d)_mm256_max_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+    return _mm256_max_ps((__m256)_mm256_unpacklo_pd(ab, cd), (__m256)_mm256_unpackhi_pd(ab, cd));
+  };
+  const __m256 first = four(0), second = N > 4 ? four(4) : first;
+  return (vf)_mm256_max_ps(_mm256_permute2f128_ps(first, second, 0x20), _mm256_permute2f128_ps(first, second, 0x31));
 }
 #endif
 
@@ -224,32 +249,7 @@ constexpr float kLog2E = 1.44269504088896341f;
 INLINE vf sigmoid(vf x) { return all(1.0f) / (all(1.0f) + exp2(x * all(-kLog2E))); }
 INLINE vf tanh(vf x) { return all(1.0f) - all(2.0f) / (exp(x + x) + all(1.0f)); }
 
-// acc += the dot product of 4 unsigned bytes of `w` and 4 signed bytes of `a` in each lane, exact in 32 bits.
-#if defined(__AVX512VNNI__)
-struct Quad { vi a; };
-INLINE Quad quad_at(const void* p) { return {alli_at(p)}; }
-INLINE Quad quads(vi a) { return {a}; }
-struct Weights { vi w; };
-INLINE Weights weights(vi w) { return {w}; }
-INLINE vi dot(vi acc, Weights w, Quad q) {
-  return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w.w, (__m512i)q.a);
-}
-#else
-// Even and odd bytes as 16-bit numbers: two exact multiply-adds of pairs.
-struct Quad { vi even, odd; };
-struct Weights { vi even, odd; };
-INLINE Quad quad_at(const void* p) {
-  std::uint32_t x;
-  std::memcpy(&x, p, 4);
-  const auto s = [](std::uint32_t byte) { return (std::uint32_t)(std::int32_t)(std::int8_t)byte & 0xffff; };
-  return {alli((std::int32_t)(s(x) | s(x >> 16) << 16)), alli((std::int32_t)(s(x >> 8) | s(x >> 24) << 16))};
-}
-INLINE Quad quads(vi a) {
-  typedef std::int16_t halves __attribute__((vector_size(4 * W)));
-  return {(vi)((halves)a << 8 >> 8), (vi)((halves)a >> 8)};
-}
-INLINE Weights weights(vi w) { return {w & alli(0x00ff00ff), (vi)((vu)w >> 8) & alli(0x00ff00ff)}; }
-INLINE vi multiply_add(vi a, vi b) {
+INLINE vi multiply_add(vi a, vi b) {  // pairs of signed 16-bit numbers
 #if defined(__AVX512BW__)
   return (vi)_mm512_madd_epi16((__m512i)a, (__m512i)b);
 #elif defined(__AVX2__)
@@ -258,8 +258,51 @@ INLINE vi multiply_add(vi a, vi b) {
   return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
 #endif
 }
-INLINE vi dot(vi acc, Weights w, Quad q) {
-  return acc + multiply_add(w.even, q.even) + multiply_add(w.odd, q.odd);
+
+// Dot products of 4 unsigned bytes of one operand and 4 signed ones of the other in each lane, exact in 32 bits: of bytes where
+// there is an instruction for it, else in two parts, even bytes and odd bytes as pairs of 16-bit numbers. Then the operand
+// that is the same for all lanes is kept as such pairs, 8 bytes for 4 numbers, which may as well have 16 bits.
+#if defined(__AVX512VNNI__)
+constexpr int kDotParts = 1, kQuadBytes = 4, kQuadLimit = 127, kUnsignedLimit = 255;
+template <int> INLINE vi unsigned_part(vi w) { return w; }
+template <int> INLINE vi signed_part(vi a) { return a; }
+INLINE vi dot(vi acc, vi unsigned_bytes, vi signed_bytes) {
+  return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)unsigned_bytes, (__m512i)signed_bytes);
+}
+#else
+constexpr int kDotParts = 2, kQuadBytes = 8, kQuadLimit = 32767, kUnsignedLimit = 32767;
+typedef std::int16_t vh __attribute__((vector_size(4 * W)));
+typedef std::uint16_t vhu __attribute__((vector_size(4 * W)));
+template <int Part> INLINE vi unsigned_part(vi w) { return Part ? (vi)((vhu)w >> 8) : w & alli(0x00ff00ff); }
+template <int Part> INLINE vi signed_part(vi a) { return Part ? (vi)((vh)a >> 8) : (vi)((vh)((vhu)a << 8) >> 8); }
+INLINE vi dot(vi acc, vi a, vi b) { return acc + multiply_add(a, b); }
+
+// Sums of two products of an unsigned and a signed byte, in 16 bits; the caller knows that they fit.
+INLINE vi multiply_add_bytes(vi a, vi b) {
+#if defined(__AVX512BW__)
+  return (vi)_mm512_maddubs_epi16((__m512i)a, (__m512i)b);
+#elif defined(__AVX2__)
+  return (vi)_mm256_maddubs_epi16((__m256i)a, (__m256i)b);
+#else
+  return (vi)((vh)unsigned_part<0>(a) * (vh)signed_part<0>(b) + (vh)unsigned_part<1>(a) * (vh)signed_part<1>(b));
+#endif
+}
+INLINE vi add_halves(vi a, vi b) { return (vi)((vhu)a + (vhu)b); }
+
+// 2 W numbers of 16 bits as pairs of every four: first and third, second and fourth.
+INLINE vi fours_of(vi first, vi second) {
+#if defined(__AVX512BW__)
+  const __m512i packed = _mm512_packs_epi32((__m512i)first, (__m512i)second);
+  const __m512i pairs = _mm512_shufflehi_epi16(_mm512_shufflelo_epi16(packed, 0xd8), 0xd8);
+  return (vi)_mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), pairs);
+#elif defined(__AVX2__)
+  const __m256i packed = _mm256_packs_epi32((__m256i)first, (__m256i)second);
+  const __m256i pairs = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(packed, 0xd8), 0xd8);
+  return (vi)_mm256_permute4x64_epi64(pairs, 0xd8);
+#else
+  const vi a = first & alli(0xffff), b = second & alli(0xffff);
+  return vi{a[0] | a[2] << 16, a[1] | a[3] << 16, b[0] | b[2] << 16, b[1] | b[3] << 16};
+#endif
 }
 #endif
 
@@ -280,13 +323,13 @@ INLINE vu round_bf16(vf x) {
   return (u + (u >> 16 & 1) + 0x7fff) >> 16;
 }
 
-// The low bytes of W integers, in order.
-INLINE void store_bytes(std::uint32_t* p, vi x) {
-#if defined(__AVX512BW__)
-  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x));
+// 2 W whole numbers, 0 to kUnsignedLimit, as `dot` wants what is the same for all lanes.
+INLINE void store_quads(std::uint32_t* p, vi first, vi second) {
+#if defined(__AVX512VNNI__)
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)first));
+  _mm_storeu_si128((__m128i*)(p + W / 4), _mm512_cvtepi32_epi8((__m512i)second));
 #else
-  for (int i = 0; i < W; i += 4)
-    p[i / 4] = (std::uint32_t)x[i] | (std::uint32_t)x[i + 1] << 8 | (std::uint32_t)x[i + 2] << 16 | (std::uint32_t)x[i + 3] << 24;
+  storei(p, fours_of(first, second));
 #endif
 }
 
