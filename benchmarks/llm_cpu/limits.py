@@ -22,7 +22,8 @@ class Limits:
     read: float
     """Bytes a second."""
     operations: float
-    """Int8 multiplications and additions a second, each counted as one; 0 where the processor has no dot products."""
+    """Int8 multiplications and additions a second, each counted as one; 0 where the processor has neither dot products of
+    bytes nor products of pairs of 16 bits (AVX2), in which bytes are exact. Four-bit weights may pass the latter."""
 
 
 def probe(threads: int = 2) -> Limits:
