@@ -165,11 +165,18 @@ class Live:
         self._wires.append(wire)
         return wire
 
-    def ask(self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Reply:
+    def ask(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        headers: Mapping[str, str] | None = None,
+        wait_s: float = WAIT_S,
+    ) -> Reply:
         """One request on a connection of its own, by the standard library's client."""
         kind = http.client.HTTPSConnection if self.tls else http.client.HTTPConnection
         arguments: dict[str, Any] = {"context": self.tls} if self.tls else {}
-        connection = kind("localhost" if self.tls else self.address[0], self.address[1], timeout=WAIT_S, **arguments)
+        connection = kind("localhost" if self.tls else self.address[0], self.address[1], timeout=wait_s, **arguments)
         try:
             connection.request(method, path, body or None, dict(headers or {}))
             answer = connection.getresponse()
@@ -180,8 +187,10 @@ class Live:
     def get(self, path: str, headers: Mapping[str, str] | None = None) -> Reply:
         return self.ask("GET", path, headers=headers)
 
-    def post(self, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None) -> Reply:
-        return self.ask("POST", path, body, headers)
+    def post(
+        self, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None, wait_s: float = WAIT_S
+    ) -> Reply:
+        return self.ask("POST", path, body, headers, wait_s)
 
     def infer(self, model: str, values: Sequence[Any], **more: Any) -> Reply:
         """Asks a model in JSON."""

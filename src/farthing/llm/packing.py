@@ -134,7 +134,7 @@ class Rows:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedWeights:
-    """The mapped file. `close` only when no runner uses it any more."""
+    """The mapped file, for as long as anyone holds this."""
 
     data: NDArray[np.uint8]
     offsets: dict[str, int]

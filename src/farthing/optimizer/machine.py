@@ -17,6 +17,8 @@ ENGINES: Final = ("onnxruntime", "openvino")
 """Those that every plan has been compared with."""
 
 CPUINFO: Final = Path("/proc/cpuinfo")
+BYTE_PRODUCTS: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
+"""Instruction sets that multiply bytes and add up in 32 bits."""
 MEMINFO: Final = Path("/proc/meminfo")
 CGROUPS: Final = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -83,6 +85,13 @@ def memory_available() -> int:
 def cpu_flags() -> frozenset[str]:
     """Instruction sets by Linux's names; empty elsewhere."""
     return frozenset(_cpuinfo("flags").split())
+
+
+def saturates_bytes() -> bool:
+    """Whether engines add products of bytes up in 16 bits here, two at a time (`pmaddubsw`), where weights of 8 bits are cut
+    off: on x86 without dot products of bytes."""
+    flags = cpu_flags()
+    return "ssse3" in flags and not flags & BYTE_PRODUCTS
 
 
 def _cpuinfo(key: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 
 from farthing.engines.failure import reason_of
+from farthing.optimizer.machine import saturates_bytes
 from farthing.optimizer.quiet import quiet
 from farthing.optimizer.recipes import Artefact
 from farthing.optimizer.samples import Samples
@@ -47,7 +48,7 @@ def quantise(
 ) -> None:
     """Writes the int8 file. Nodes named in `keep` stay in float. Raises `LoadFailed`.
 
-    `check` is called now and then, and may raise `Stopped`.
+    Weights have 7 bits on a processor where 8 would saturate. `check` is called now and then, and may raise `Stopped`.
     """
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
@@ -65,6 +66,7 @@ def quantise(
                     str(out),
                     op_types_to_quantize=["MatMul", "Gemm"],
                     per_channel=True,
+                    reduce_range=saturates_bytes(),
                     weight_type=QuantType.QInt8,
                     nodes_to_exclude=list(keep),
                 )
@@ -87,6 +89,7 @@ def quantise(
                 _Rows(samples, check, has_batch_axis=has_batch_axis),
                 quant_format=QuantFormat.QDQ,
                 per_channel=True,
+                reduce_range=saturates_bytes(),
                 activation_type=QuantType.QUInt8,
                 weight_type=QuantType.QInt8,
                 nodes_to_exclude=list(keep),
