@@ -22,8 +22,8 @@ class Limits:
     read: float
     """Bytes a second."""
     operations: float
-    """Int8 multiplications and additions a second, each counted as one; 0 where the processor has neither dot products of
-    bytes nor products of pairs of 16 bits (AVX2), in which bytes are exact. Four-bit weights may pass the latter."""
+    """Int8 multiplications and additions a second, each counted as one: by dot products of bytes, else by products of
+    pairs of 16 bits (AVX2), which 4-bit weights may pass; 0 where the processor has neither."""
 
 
 def probe(threads: int = 2) -> Limits:

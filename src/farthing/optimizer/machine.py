@@ -88,8 +88,8 @@ def cpu_flags() -> frozenset[str]:
 
 
 def saturates_bytes() -> bool:
-    """Whether engines add products of bytes up in 16 bits here, two at a time (`pmaddubsw`), where weights of 8 bits are cut
-    off: on x86 without dot products of bytes."""
+    """Whether engines add products of bytes up in 16 bits here, two at a time (`pmaddubsw`), where weights of 8 bits
+    are cut off: on x86 without dot products of bytes."""
     flags = cpu_flags()
     return "ssse3" in flags and not flags & BYTE_PRODUCTS
 
