@@ -1,6 +1,8 @@
 """More models than memory: real files of known weight under a budget that holds some of them at a time."""
 
 import asyncio
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -132,11 +134,13 @@ async def test_a_pinned_model_stays_and_what_cannot_fit_beside_it_says_so(fleet:
 
 async def test_what_others_take_while_a_model_is_loaded_is_not_counted_as_its_own(fleet: Shop) -> None:
     others: list[bytearray] = []
+    doubted: list[weakref.ref[Any]] = []
 
     def load_beside_others(*args: Any, **settings: Any) -> Any:
         loaded = load_version(*args, **settings)
         if not others and load.call_count == 2:  # the first load of all is not measured
             others.append(bytearray(b"x" * (HEAVY * MIB)))
+            doubted.append(weakref.ref(loaded.executable))
         return loaded
 
     load_version = load_any.load_version
@@ -146,6 +150,8 @@ async def test_what_others_take_while_a_model_is_loaded_is_not_counted_as_its_ow
             [usage] = runtime.statistics("a")[0].memory_usage
             assert HEAVY * MIB <= usage.byte_size < 3 * HEAVY * MIB // 2
             assert await ask(runtime, "b") == pytest.approx(2)
+            gc.collect()
+            assert doubted[0]() is None, "what was loaded only to be measured is gone"
 
 
 async def test_a_request_that_has_less_time_than_the_load_takes_is_told_when_to_come_back(fleet: Shop) -> None:

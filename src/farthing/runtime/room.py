@@ -225,12 +225,13 @@ def _measured(
 ) -> tuple[Loaded, int, Callable[[], Iterable[int | None]]]:
     """A version, the bytes that this process grew by, and the processes it has of its own."""
     loaded, own = _measured_once(read, found, source)
-    executable = loaded.executable if isinstance(loaded, LoadedVersion) else None
     is_doubted = own > guess * 3 // 2 + DOUBTED_BYTES and guess < TWICE_BYTES_MAX
-    if executable is not None and not hasattr(executable, "pids") and is_doubted:
-        executable.close()
+    if is_doubted and isinstance(loaded, LoadedVersion) and not hasattr(loaded.executable, "pids"):
+        _close(loaded)
+        del loaded  # its memory goes before it is measured what the next takes
         loaded, again = _measured_once(read, found, source)
         own = min(own, again)
+    executable = loaded.executable if isinstance(loaded, LoadedVersion) else None
     return loaded, own, lambda: getattr(executable, "pids", ())
 
 
