@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 NATIVE := $(wildcard native/CMakeLists.txt native/src/* native/bench/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-reference soak sanitize check format bench-serve bench-llm clean
+.PHONY: help demo serve test test-reference soak sanitize emulate check format bench-serve bench-llm clean
 
 help:  ## what one can say here
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -39,9 +39,19 @@ sanitize: $(STAMP)  ## the native tests under address and undefined-behaviour sa
 	$(BIN)/cmake --build build/sanitize
 	FARTHING_NATIVE=$$(ls build/sanitize/_native*.so) FARTHING_BENCH=$$(ls build/sanitize/_bench*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -p tests.native.sanitized tests/native tests/llm/runners/test_cpu.py \
+		$(BIN)/python -m pytest -p tests.native.other_build tests/native tests/llm/runners/test_cpu.py \
 		tests/llm/test_packing.py tests/bench/test_drivers.py tests/bench/test_grpc.py tests/bench/test_mlperf.py \
 		--timeout 600
+
+emulate: $(STAMP)  ## the kernels for AVX-512 and AMX on any processor with AVX2, slowly: what they compute, not how fast (half an hour)
+	$(BIN)/cmake -S native -B build/emulate -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja \
+		-DCMAKE_BUILD_TYPE=Release -DFARTHING_EMULATE=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build build/emulate
+	for isa in amx avx512vnni avx512; do \
+		FARTHING_NATIVE=$$(ls build/emulate/_native*.so) FARTHING_BENCH=$$(ls build/emulate/_bench*.so) FARTHING_ISA=$$isa \
+			$(BIN)/python -m pytest -p tests.native.other_build tests/native tests/llm/runners tests/llm/test_packing.py \
+			tests/llm/test_exactness.py --timeout 600 || exit 1; \
+	done
 
 check: $(STAMP)  ## format, lint, types, arrows between rooms
 	$(BIN)/ruff format --check .

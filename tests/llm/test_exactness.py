@@ -2,7 +2,8 @@
 
 Each request is first run alone, its prompt in one piece, nothing cached, no drafts, one thread. Then it is run in random
 schedules: among others, cached or not, chunked, preempted, forked, drafted, with one thread and with two. Tokens, texts
-and log-probabilities must be equal to the bit. `FARTHING_EXACT_SCHEDULES` sets how many schedules.
+and log-probabilities must be equal to the bit. `FARTHING_EXACT_SCHEDULES` sets how many schedules there are at least: it
+goes on until all of that has happened, drafts that fell among it, which depends on the tokens and so on the processor.
 """
 
 import os
@@ -159,6 +160,11 @@ def run(stepper: Stepper, arrivals: list[list[GenerateRequest]]) -> dict[str, di
     return told
 
 
+def has_seen_all(counts: dict[str, int]) -> bool:
+    was_preempted, was_cached = counts["preemptions"] > 0, counts["cached_tokens"] > 0
+    return was_preempted and was_cached and counts["drafted_tokens"] > counts["accepted_tokens"] > 0
+
+
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Any:
     made = Bench(tmp_path_factory.mktemp("packed"))
@@ -173,7 +179,9 @@ def test_tokens_are_the_same_alone_among_others_cached_chunked_preempted_and_on_
     bench: Bench,
 ) -> None:
     counts: dict[str, int] = defaultdict(int)
-    for seed in range(SCHEDULES):
+    for seed in range(10 * SCHEDULES):
+        if seed >= SCHEDULES and has_seen_all(counts):
+            break
         chance = random.Random(seed)
         step_tokens = chance.choice([3, 17, 64, 512])
         blocks = chance.choice([5, 5, 6, 8, BLOCKS])
@@ -205,6 +213,4 @@ def test_tokens_are_the_same_alone_among_others_cached_chunked_preempted_and_on_
             counts[name] += getattr(counters, name)
         counts["choices"] += counters.requests_finished
     print(dict(counts))
-    assert counts["preemptions"] > 0
-    assert counts["cached_tokens"] > 0
-    assert counts["drafted_tokens"] > counts["accepted_tokens"] > 0
+    assert has_seen_all(counts)

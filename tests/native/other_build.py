@@ -1,7 +1,8 @@
-"""A pytest plugin (`-p tests.native.sanitized`): takes the native modules from FARTHING_NATIVE and FARTHING_BENCH instead
+"""A pytest plugin (`-p tests.native.other_build`): takes the native modules from FARTHING_NATIVE and FARTHING_BENCH instead
 of the installed ones.
 
-`make sanitize` runs the native tests with a build that has address and undefined-behaviour sanitizers.
+`make sanitize` runs the native tests with a build that has address and undefined-behaviour sanitizers, `make emulate` with
+one whose kernels for AVX-512 and AMX any processor with AVX2 can run.
 """
 
 import importlib.util
