@@ -31,12 +31,13 @@ void Activations::shape(const Kernels& kernels, int rows, int rows_max, int inpu
   if (scales_.size() < n * (inputs / part)) scales_.resize(n * (inputs / part));
   if (offsets_.size() < n * (inputs / part)) offsets_.resize(n * (inputs / part));
   if (sums_.size() < n * (inputs / kTile)) sums_.resize(n * (inputs / kTile));
+  if (owed_.size() < n * (inputs / kTile)) owed_.resize(n * (inputs / kTile));
 }
 
 ActivationTile Activations::tile(int index) const {
   const std::size_t at = tiles_[index].place;
   return {values_.data() + at * width_ * (format_ == Format::f32 ? sizeof(float) : 1), scales_.data() + at * parts_,
-          offsets_.data() + at * parts_, sums_.data() + at * (inputs_ / kTile)};
+          offsets_.data() + at * parts_, sums_.data() + at * (inputs_ / kTile), owed_.data() + at * (inputs_ / kTile)};
 }
 
 void Activations::put(const Kernels& kernels, int tile, int row, const float* x, int from, int count) {
@@ -52,7 +53,8 @@ void Activations::put(const Kernels& kernels, int tile, int row, const float* x,
                    {values_.data() + at * width_ + column * unit_, from,
                     scales_.data() + at * parts + part * height + column,
                     offsets_.data() + at * parts + part * height + column,
-                    sums_.data() + at * units + static_cast<std::size_t>(from / kTile) * height + column, height});
+                    sums_.data() + at * units + static_cast<std::size_t>(from / kTile) * height + column,
+                    owed_.data() + at * units + static_cast<std::size_t>(from / kTile) * height + column, height});
 }
 
 void Activations::will_put(int tile, int from, int count) {
@@ -63,6 +65,7 @@ void Activations::will_put(int tile, int from, int count) {
   will_write(scales_.data() + at * parts + part * height, scales * sizeof(float));
   will_write(offsets_.data() + at * parts + part * height, scales * sizeof(std::int32_t));
   will_write(sums_.data() + at * units + from / kTile * height, count / kTile * height * sizeof(float));
+  will_write(owed_.data() + at * units + from / kTile * height, count / kTile * height * sizeof(std::int32_t));
 }
 
 }  // namespace farthing

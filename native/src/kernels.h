@@ -44,6 +44,7 @@ struct ActivationTile {
   const float* scales;           // [inputs/part][rows]
   const std::int32_t* offsets;   // [inputs/part][rows]: -128 x sum of the part's values, what u8 = w + 128 owes
   const float* sums;             // [inputs/32][rows]: sums of values, for the minima of 4-bit weights
+  const std::int32_t* owed;      // [inputs/32][rows]: -8 x these, what 4-bit levels without minima owe
 };
 
 struct LinearArgs {
@@ -69,6 +70,7 @@ struct ActivationRow {
   float* scales;
   std::int32_t* offsets;
   float* sums;
+  std::int32_t* owed;
   int rows;                      // rows of the tile: the stride of everything above
 };
 
@@ -98,6 +100,7 @@ struct Kernels {
   int rows_max[4];               // by Format: of the tallest tile of a linear layer,
   int rows_few[4], rows_many[4]; // and of those that it is best cut into, when rows are few or many
   int rows_own;                  // so many for each thread: then each takes its own through whole layers
+  bool asks_keys;                // 4-bit layers of several tiles compute for longer than memory needs: it may bring keys meanwhile
   bool is_wide;                  // activations of 8-bit layers have 16 bits, in places of the kernels' own
 
   // What a thread does before it calls others of these, and when it leaves them for others' work.

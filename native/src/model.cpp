@@ -89,6 +89,7 @@ Model::Model(const Config& config, const Weights& weights, KvFormat kv, int bloc
     s->attention.resize(static_cast<std::size_t>(kRowsMax) * head_size_);
     s->query.resize(static_cast<std::size_t>(kRowsMax) * padded(head_size_, 64) * 4);
     s->query_sums.resize(static_cast<std::size_t>(kRowsMax) * head_size_ / kTile);
+    s->query_owed.resize(static_cast<std::size_t>(kRowsMax) * head_size_ / kTile);
     scratch_.push_back(std::move(s));
   }
   rotations_.resize(c.rotary_frequencies.size());

@@ -103,7 +103,7 @@ class Activations {
   std::vector<Tile> tiles_ = {{0, 0, 0, 0}};  // and the end
   Lines<std::uint8_t> values_;
   Lines<float> scales_, sums_;
-  Lines<std::int32_t> offsets_;
+  Lines<std::int32_t> offsets_, owed_;
 };
 
 // The token of a row with the largest logit; the first of equals.
@@ -176,12 +176,16 @@ class Model {
   void after(int thread, int index, Stage& stage);
   void qkv(int thread, const Layer& layer, int index, const Activations& in, Stage& stage);
   void attend(int thread, const Layer& layer, int index, Stage& stage);
-  void project(const Matrix& matrix, const Activations& in, Stage& stage);
+  void project(int thread, const Matrix& matrix, const Activations& in, Stage& stage);
   void feed(int thread, const Layer& layer, const Activations& in, Stage& stage);
   void head(int thread, const Activations& in);
   template <class F>
-  void linear(const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, const F& out_of, int stride, bool adds);
-  void linear(const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
+  void linear(Scratch& scratch, const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, const F& out_of,
+              int stride, bool adds);
+  void linear(Scratch& scratch, const Matrix& matrix, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride);
+  void share_keys();
+  void begin_keys(int thread, int layer);
+  const std::uint8_t* next_keys(Scratch& scratch, std::size_t bytes) const;
   void join_likeliest();
   float* query_of(int row, int head) { return queries_.data() + static_cast<std::size_t>(row) * attention_ + head * head_size_; }
   std::uint8_t* kv_at(int layer, int block, int head) const;

@@ -12,6 +12,8 @@ namespace {
 constexpr int kPrivateRows = 12;
 // Fewer rows than that go in taller tiles: then reading weights into registers counts for more than registers for sums.
 constexpr int kFewRows = 48;
+// Keys and values that a thread asks for before an attention, so that they are still in the last level of cache.
+constexpr std::size_t kKeysAhead = 2 << 20;
 
 double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -82,6 +84,19 @@ void Model::share_rows(int count) {
   }
 }
 
+// Sequence by sequence in turn to each thread, the last ones first, as attention takes them; those who find keys in the cache
+// need not be those who asked.
+void Model::share_keys() {
+  for (auto& one : scratch_) one->keys.clear();
+  if (!kernels_.asks_keys || (config_.format != Format::q4 && config_.format != Format::q4_0)) return;
+  const std::size_t most = kKeysAhead / kv_block_ + 1;
+  for (std::size_t s = sequences_->size(); s-- > 0;) {
+    const Rows& rows = (*sequences_)[s];
+    std::vector<std::int32_t>& keys = scratch_[s % scratch_.size()]->keys;
+    for (int block = 0; block <= (rows.start + rows.count - 1) / kTile && keys.size() < most; ++block) keys.push_back(rows.blocks[block]);
+  }
+}
+
 void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& sequences, const std::int32_t* logits_rows,
                 int logits_count, float* logits, Likeliest* likeliest) {
   tokens_ = tokens;
@@ -130,6 +145,7 @@ void Model::run(const std::int32_t* tokens, int count, const std::vector<Rows>& 
   enough(attention_out_, static_cast<std::size_t>(count) * attention_);
   for (std::size_t r = 0; r < rotations_.size(); ++r)
     enough(rotations_[r], static_cast<std::size_t>(count) * 2 * config_.rotary_frequencies[r].size());
+  share_keys();
   lap_start_ = now();
   pool_.run([this](int thread) { pass(thread); });
   if (likeliest_) join_likeliest();
@@ -161,6 +177,7 @@ void Model::before(int thread, int index, Stage& stage) {
   const Layer& layer = layers_[index];
   const Activations& in = normed(thread, stage, stage.normed, layer.attention_norm, index ? layers_[index - 1].ffn_post_norm : nullptr);
   lap(thread, kNorm);
+  if (index == 0) begin_keys(thread, index);
   qkv(thread, layer, index, in, stage);
   stage.next = 0;
   pool_.barrier();  // whoever goes on reads keys and values that others have written
@@ -172,9 +189,10 @@ void Model::after(int thread, int index, Stage& stage) {
   attend(thread, layer, index, stage);
   meet(stage);
   lap(thread, kAttend);
+  begin_keys(thread, index + 1);
   const Activations& heads = attended(thread, stage);
   lap(thread, kNorm);
-  project(layer.o, heads, stage);
+  project(thread, layer.o, heads, stage);
   meet(stage);
   lap(thread, kProject);
   const Activations& middle = normed(thread, stage, stage.normed, layer.ffn_norm, layer.attention_post_norm);
@@ -182,7 +200,7 @@ void Model::after(int thread, int index, Stage& stage) {
   feed(thread, layer, middle, stage);
   meet(stage);
   lap(thread, kFeed);
-  project(layer.down, stage.down, stage);
+  project(thread, layer.down, stage.down, stage);
   meet(stage);
   lap(thread, kDown);
 }

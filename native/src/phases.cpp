@@ -105,7 +105,7 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
       if (!is_kv)
         for (int r = 0; r < rows; ++r) will_write(query_of(stage.step_rows[in.first(t) + r], item - c.kv_heads), head_size_ * sizeof(float));
       for (int p = 0; p < count; ++p)
-        linear(layer.qkv, first + p, first + p + 1, in, t, end, tile + p * kTile, stride);
+        linear(scratch, layer.qkv, first + p, first + p + 1, in, t, end, tile + p * kTile, stride);
       for (int r = 0; r < rows; ++r) {
         const int row = stage.step_rows[in.first(t) + r];
         float* out = tile + r * stride;
@@ -165,7 +165,7 @@ void Model::attend(int thread, const Layer& layer, int index, Stage& stage) {
           case KvFormat::int8:
             kernels_.quantise_query(query, head_size_, head_size_,
                               {scratch.query.data() + column * kernels_.unit, 0, scales + column, offsets + column,
-                               scratch.query_sums.data() + column, n});
+                               scratch.query_sums.data() + column, scratch.query_owed.data() + column, n});
             break;
         }
       }
@@ -185,22 +185,44 @@ void Model::attend(int thread, const Layer& layer, int index, Stage& stage) {
   }
 }
 
+// From here on, layers ask for the keys of the attention of `layer`.
+void Model::begin_keys(int thread, int layer) {
+  Scratch& scratch = *scratch_[thread];
+  scratch.keys_asked = scratch.keys.size();
+  if (layer == config_.layers || scratch.keys.empty()) return;
+  int longest = 0;
+  for (const Rows& rows : *sequences_) longest = std::max(longest, rows.start + rows.count);
+  if (layers_[layer].window && layers_[layer].window < longest) return;  // which of them it sees, each row says
+  scratch.keys_of = kv_at(layer, 0, 0);
+  scratch.keys_asked = 0;
+}
+
+// The next blocks to ask for, as many as lie side by side in so many bytes; null: no more.
+const std::uint8_t* Model::next_keys(Scratch& scratch, std::size_t bytes) const {
+  const std::vector<std::int32_t>& keys = scratch.keys;
+  std::size_t& i = scratch.keys_asked;
+  if (i == keys.size()) return nullptr;
+  const std::uint8_t* found = scratch.keys_of + keys[i++] * kv_block_;
+  for (std::size_t asked = kv_block_; i < keys.size() && keys[i] == keys[i - 1] + 1 && asked + kv_block_ <= bytes; asked += kv_block_) ++i;
+  return found;
+}
+
 // One panel times the tiles [first, end), rows one after another from `out` on. Meanwhile `ahead` is fetched, each tile's
 // share of it: the panel that is likely to be this thread's next. A single tile is done before memory is: it asks for
 // what comes a little later in its own panel. Several rows of one tile in 8 bits ask for nothing: what is asked for early
 // is no longer missed, and from misses the processor learns to read ahead, which it does better than we can beside so much
 // work.
 template <class F>
-void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, const F& out_of, int stride, bool adds) {
+void Model::linear(Scratch& scratch, const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, const F& out_of,
+                   int stride, bool adds) {
   LinearArgs tiles[kTilesAtOnce];
   const int count = end - first;
-  const std::uint8_t *weights = m.at(panel), *asked = nullptr;
+  const std::uint8_t *weights = m.at(panel), *asked = weights;
   int step = 0, tile_step = 0;
-  if (count == 1 && m.format == Format::q8 && in.rows(first) > 1 && !kernels_.is_wide) {
-    asked = weights;
-  } else if (count == 1) {
-    step = static_cast<int>(m.panel / m.steps);
-    asked = weights + kAhead;
+  if (count == 1) {
+    const bool asks = m.format != Format::q8 || in.rows(first) == 1 || kernels_.is_wide;
+    step = asks ? static_cast<int>(m.panel / m.steps) : 0;
+    asked = asks ? weights + kAhead : weights;
   } else if (ahead < m.panels()) {
     step = static_cast<int>(m.panel) / (m.steps * count) + 1;
     tile_step = step * m.steps;
@@ -208,23 +230,32 @@ void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in,
   }
   for (int t = first; t < end; ++t, asked += tile_step)
     tiles[t - first] = {weights, in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out_of(t), stride, adds, asked, step};
-  kernels_.linear(m.format, tiles, end - first);
+  if (count > 1 && scratch.keys_asked < scratch.keys.size()) {  // the first tile asks for all of the panel, others for keys
+    constexpr int kLines = 3 * 64;  // what 4-bit kernels ask for at a step
+    tiles[0].ahead_step = step * count;
+    for (int t = 1; t < count; ++t)
+      if (const std::uint8_t* keys = next_keys(scratch, static_cast<std::size_t>(kLines) * m.steps)) {
+        tiles[t].ahead = keys;
+        tiles[t].ahead_step = kLines;
+      }
+  }
+  kernels_.linear(m.format, tiles, count);
 }
 
-void Model::linear(const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
+void Model::linear(Scratch& scratch, const Matrix& m, int panel, int ahead, const Activations& in, int first, int end, float* out, int stride) {
   const auto out_of = [&](int t) { return out + (in.first(t) - in.first(first)) * stride; };
-  linear(m, panel, ahead, in, first, end, out_of, stride, false);
+  linear(scratch, m, panel, ahead, in, first, end, out_of, stride, false);
 }
 
 // x += matrix * in, or branch = matrix * in where a post norm comes between.
-void Model::project(const Matrix& matrix, const Activations& in, Stage& stage) {
+void Model::project(int thread, const Matrix& matrix, const Activations& in, Stage& stage) {
   float* to = config_.has_post_norms ? stage.branch : stage.x;
   for (int taken; (taken = take(stage)) < matrix.panels();) {
     const int panel = place_of(stage, taken, matrix.panels());
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
       const auto out_of = [&](int tile) { return to + static_cast<std::size_t>(stage.places[in.first(tile)]) * width_ + panel * kTile; };
-      linear(matrix, panel, panel + 1, in, t, end, out_of, width_, !config_.has_post_norms);
+      linear(*scratch_[thread], matrix, panel, panel + 1, in, t, end, out_of, width_, !config_.has_post_norms);
     }
   }
 }
@@ -243,7 +274,7 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
       float *tile = scratch.tile.data(), *h = scratch.feed.data();
       for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
       for (int p = 0; p < panels; ++p) {
-        linear(m, item * panels + p, item * panels + p + 1, in, t, end, tile, kTile);
+        linear(scratch, m, item * panels + p, item * panels + p + 1, in, t, end, tile, kTile);
         for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
       }
       for (int i = t; i < end; ++i)
@@ -264,7 +295,7 @@ void Model::head(int thread, const Activations& in) {
       for (int t = 0, end; t < in.tiles(); t = end) {
         end = std::min(t + kTilesAtOnce, in.tiles());
         const int first = in.first(t), rows = in.first(end) - first;
-        linear(head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
+        linear(scratch, head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
         if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
         const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
         for (int r = 0; r < rows; ++r) {

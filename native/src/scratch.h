@@ -19,7 +19,12 @@ struct Model::Scratch {
   Lines<float> attention;              // rows_max x head
   Lines<std::uint8_t> query;           // rows_max x head, in the kernel's layout
   Lines<float> query_sums;
+  Lines<std::int32_t> query_owed;
   std::vector<Likeliest> likeliest;
+  // Its share of the blocks whose keys and values each attention of this step reads. Layers ask for them while they compute.
+  std::vector<std::int32_t> keys;
+  std::size_t keys_asked = 0;          // so many of the next attention's
+  const std::uint8_t* keys_of = nullptr;  // its layer's block 0
 };
 
 }  // namespace farthing
