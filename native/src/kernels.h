@@ -100,6 +100,7 @@ struct Kernels {
   int rows_max[4];               // by Format: of the tallest tile of a linear layer,
   int rows_few[4], rows_many[4]; // and of those that it is best cut into, when rows are few or many
   int rows_own;                  // so many for each thread: then each takes its own through whole layers
+  int ahead_few;                 // bytes ahead in its own panel that a single tile of one or two rows asks for
   bool asks_keys;                // 4-bit layers of several tiles compute for longer than memory needs: it may bring keys meanwhile
   bool is_wide;                  // activations of 8-bit layers have 16 bits, in places of the kernels' own
 

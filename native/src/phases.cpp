@@ -9,7 +9,7 @@
 namespace farthing {
 namespace {
 
-// Bytes ahead that weights are asked for in their own panel, since the processor's own prefetch stops at each page.
+// Bytes ahead that a single tile of several rows asks for in its own panel, since the processor's own prefetch stops at each page.
 constexpr int kAhead = 4096;
 
 }  // namespace
@@ -222,7 +222,7 @@ void Model::linear(Scratch& scratch, const Matrix& m, int panel, int ahead, cons
   if (count == 1) {
     const bool asks = m.format != Format::q8 || in.rows(first) == 1 || kernels_.is_wide;
     step = asks ? static_cast<int>(m.panel / m.steps) : 0;
-    asked = asks ? weights + kAhead : weights;
+    asked = weights + (!asks ? 0 : in.rows(first) <= 2 ? kernels_.ahead_few : kAhead);
   } else if (ahead < m.panels()) {
     step = static_cast<int>(m.panel) / (m.steps * count) + 1;
     tile_step = step * m.steps;
