@@ -20,6 +20,9 @@ constexpr int kQ4BlockBytes = 2 * kTile * 2 + kTile * kQ4Block / 2;
 // Without minima: levels stand for -8 to 7 scales, as in GGUF's Q4_0.
 constexpr int kQ40BlockBytes = kTile * 2 + kTile * kQ4Block / 2;
 
+// Bytes ahead that a single tile asks for in its own panel, since the processor's own prefetch stops at each page.
+constexpr int kWeightsAhead = 4096;
+
 enum class Format : int { f32 = 0, q8 = 1, q4 = 2, q4_0 = 3 };
 enum class KvFormat : int { f32 = 0, bf16 = 1, int8 = 2 };
 enum class Gate : int { silu = 0, gelu_tanh = 1 };
@@ -100,7 +103,7 @@ struct Kernels {
   int rows_max[4];               // by Format: of the tallest tile of a linear layer,
   int rows_few[4], rows_many[4]; // and of those that it is best cut into, when rows are few or many
   int rows_own;                  // so many for each thread: then each takes its own through whole layers
-  int ahead_few;                 // bytes ahead in its own panel that a single tile of one or two rows asks for
+  int ahead_few;                 // kWeightsAhead for tiles of one or two rows
   bool asks_keys;                // 4-bit layers of several tiles compute for longer than memory needs: it may bring keys meanwhile
   bool is_wide;                  // activations of 8-bit layers have 16 bits, in places of the kernels' own
 

@@ -7,13 +7,6 @@
 #include "scratch.h"
 
 namespace farthing {
-namespace {
-
-// Bytes ahead that a single tile of several rows asks for in its own panel, since the processor's own prefetch stops at each page.
-constexpr int kAhead = 4096;
-
-}  // namespace
-
 // Ends a phase of a stage.
 void Model::meet(Stage& stage) {
   stage.next = 0;
@@ -222,7 +215,7 @@ void Model::linear(Scratch& scratch, const Matrix& m, int panel, int ahead, cons
   if (count == 1) {
     const bool asks = m.format != Format::q8 || in.rows(first) == 1 || kernels_.is_wide;
     step = asks ? static_cast<int>(m.panel / m.steps) : 0;
-    asked = weights + (!asks ? 0 : in.rows(first) <= 2 ? kernels_.ahead_few : kAhead);
+    asked = weights + (!asks ? 0 : in.rows(first) <= 2 ? kernels_.ahead_few : kWeightsAhead);
   } else if (ahead < m.panels()) {
     step = static_cast<int>(m.panel) / (m.steps * count) + 1;
     tile_step = step * m.steps;
@@ -231,12 +224,12 @@ void Model::linear(Scratch& scratch, const Matrix& m, int panel, int ahead, cons
   for (int t = first; t < end; ++t, asked += tile_step)
     tiles[t - first] = {weights, in.tile(t), in.rows(t), m.inputs, m.block, in.part(), out_of(t), stride, adds, asked, step};
   if (count > 1 && scratch.keys_asked < scratch.keys.size()) {  // the first tile asks for all of the panel, others for keys
-    constexpr int kLines = 3 * 64;  // what 4-bit kernels ask for at a step
+    constexpr int kAsked = 3 * 64;  // what 4-bit kernels ask for at a step
     tiles[0].ahead_step = step * count;
     for (int t = 1; t < count; ++t)
-      if (const std::uint8_t* keys = next_keys(scratch, static_cast<std::size_t>(kLines) * m.steps)) {
+      if (const std::uint8_t* keys = next_keys(scratch, static_cast<std::size_t>(kAsked) * m.steps)) {
         tiles[t].ahead = keys;
-        tiles[t].ahead_step = kLines;
+        tiles[t].ahead_step = kAsked;
       }
   }
   kernels_.linear(m.format, tiles, count);
