@@ -161,12 +161,14 @@ class Model {
   void share_rows(int count);
   int take(Stage& stage) { return stage.is_own ? stage.next++ : pool_.take(); }
   void meet(Stage& stage);
-  // Where in a matrix the work is that was taken: what one thread takes lies side by side, so that memory which it asks
-  // for ahead, beyond a panel's end too, is its own next.
-  int place_of(const Stage& stage, int taken, int count) const {
-    const int threads = pool_.threads(), each = count / threads;
-    return stage.is_own || taken >= each * threads ? taken : taken % threads * each + taken / threads;
+  // The next of so many items, which lie side by side in a matrix: so do those that one thread takes, and what it asks for
+  // ahead, beyond a panel's end too, is its own next.
+  int take_near(Stage& stage, int thread, int count) {
+    if (stage.is_own) return stage.next++;
+    return pool_.take_near(thread, [&](int t) { return share_of(t, count); });
   }
+  int share_of(int thread, int count) const { return count * thread / pool_.threads(); }
+  int qkv_item(int thread) const;
   const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
   template <class F>

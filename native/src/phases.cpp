@@ -81,13 +81,21 @@ const Activations& Model::attended(int thread, Stage& stage) {
   return out;
 }
 
+// Where a thread's items of qkv begin: those of keys and values have twice the panels.
+int Model::qkv_item(int thread) const {
+  const int kv = config_.kv_heads, unit = share_of(thread, 2 * kv + config_.heads);
+  return unit < 2 * kv ? (unit + 1) / 2 : unit - kv;
+}
+
 // Items: for each key-value head its keys and values together, then one a query head. Panels lie in that order.
 void Model::qkv(int thread, const Layer& layer, int index, const Activations& in, Stage& stage) {
   Scratch& scratch = *scratch_[thread];
   const Config& c = config_;
   const int panels = head_size_ / kTile, pairs = static_cast<int>(c.rotary_frequencies[layer.rotary].size());
-  for (int taken; (taken = take(stage)) < c.kv_heads + c.heads;) {
-    const int item = place_of(stage, taken, c.kv_heads + c.heads);
+  const auto next = [&] {
+    return stage.is_own ? stage.next++ : pool_.take_near(thread, [&](int t) { return qkv_item(t); });
+  };
+  for (int item; (item = next()) < c.kv_heads + c.heads;) {
     const bool is_kv = item < c.kv_heads;
     const int first = is_kv ? item * 2 * panels : (2 * c.kv_heads + item - c.kv_heads) * panels;
     const int count = is_kv ? 2 * panels : panels, stride = count * kTile;
@@ -243,8 +251,7 @@ void Model::linear(Scratch& scratch, const Matrix& m, int panel, int ahead, cons
 // x += matrix * in, or branch = matrix * in where a post norm comes between.
 void Model::project(int thread, const Matrix& matrix, const Activations& in, Stage& stage) {
   float* to = config_.has_post_norms ? stage.branch : stage.x;
-  for (int taken; (taken = take(stage)) < matrix.panels();) {
-    const int panel = place_of(stage, taken, matrix.panels());
+  for (int panel; (panel = take_near(stage, thread, matrix.panels())) < matrix.panels();) {
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
       const auto out_of = [&](int tile) { return to + static_cast<std::size_t>(stage.places[in.first(tile)]) * width_ + panel * kTile; };
@@ -259,8 +266,7 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
   const Matrix& m = layer.gate_up;
   const int block = layer.down.block, panels = block / (kTile / 2);
   const int items = layer.down.inputs / block;
-  for (int taken; (taken = take(stage)) < items;) {
-    const int item = place_of(stage, taken, items);
+  for (int item; (item = take_near(stage, thread, items)) < items;) {
     for (int t = 0, end; t < in.tiles(); t = end) {
       end = std::min(t + kTilesAtOnce, in.tiles());
       const int rows = in.first(end) - in.first(t);
@@ -280,26 +286,26 @@ void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& s
 void Model::head(int thread, const Activations& in) {
   Scratch& scratch = *scratch_[thread];
   float* tile = scratch.tile.data();
-  const int group = 4;  // panels an item has
   const std::ptrdiff_t vocabulary = config_.vocabulary;
   if (likeliest_) scratch.likeliest.assign(last_.rows, {-std::numeric_limits<float>::infinity(), 0});
-  for (int item; (item = pool_.take()) * group < head_.panels();)
-    for (int panel = item * group; panel < std::min((item + 1) * group, head_.panels()); ++panel)
-      for (int t = 0, end; t < in.tiles(); t = end) {
-        end = std::min(t + kTilesAtOnce, in.tiles());
-        const int first = in.first(t), rows = in.first(end) - first;
-        linear(scratch, head_, panel, panel % group + 1 < group ? panel + 1 : panel + 1 + group * (pool_.threads() - 1), in, t, end, tile, kTile);
-        if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
-        const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
-        for (int r = 0; r < rows; ++r) {
-          const float* x = tile + r * kTile;
-          if (logits_) std::memcpy(logits_ + (first + r) * vocabulary + panel * kTile, x, columns * sizeof(float));
-          if (!likeliest_) continue;
-          Likeliest& best = scratch.likeliest[first + r];  // items ascend: among equals the first stays
-          const int at = kernels_.above(x, columns, &best.logit);
-          if (at >= 0) best.token = panel * kTile + at;
-        }
+  for (int panel; (panel = take_near(last_, thread, head_.panels())) < head_.panels();)
+    for (int t = 0, end; t < in.tiles(); t = end) {
+      end = std::min(t + kTilesAtOnce, in.tiles());
+      const int first = in.first(t), rows = in.first(end) - first;
+      linear(scratch, head_, panel, panel + 1, in, t, end, tile, kTile);
+      if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
+      const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
+      for (int r = 0; r < rows; ++r) {
+        const float* x = tile + r * kTile;
+        if (logits_) std::memcpy(logits_ + (first + r) * vocabulary + panel * kTile, x, columns * sizeof(float));
+        if (!likeliest_) continue;
+        // What was another thread's comes late and from its end: of equals the first token stays all the same.
+        Likeliest& best = scratch.likeliest[first + r];
+        float border = best.token > panel * kTile ? std::nextafter(best.logit, -std::numeric_limits<float>::infinity()) : best.logit;
+        const int at = kernels_.above(x, columns, &border);
+        if (at >= 0) best = {border, panel * kTile + at};
       }
+    }
 }
 
 // Of what each thread found: the largest, among equals the lower token; what is no number before all.

@@ -28,7 +28,7 @@ void relax() {
 
 }  // namespace
 
-Pool::Pool(int threads) : threads_(threads) {
+Pool::Pool(int threads) : threads_(threads), shares_(new Share[threads]) {
   workers_.reserve(threads - 1);
   try {
     for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
@@ -89,7 +89,6 @@ void Pool::work(int index) {
 }
 
 void Pool::run(const std::function<void(int)>& body) {
-  counter_.store(0, std::memory_order_relaxed);
   body_ = &body;
   if (threads_ > 1) {
     job_.fetch_add(1);
@@ -100,14 +99,15 @@ void Pool::run(const std::function<void(int)>& body) {
 }
 
 void Pool::barrier() {
-  if (threads_ == 1) {
+  const auto begin_again = [this] {
     counter_.store(0, std::memory_order_relaxed);
-    return;
-  }
+    for (int i = 0; i < threads_; ++i) shares_[i].taken.store(0, std::memory_order_relaxed);
+  };
+  if (threads_ == 1) return begin_again();
   const std::uint32_t phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == threads_) {
     arrived_.store(0, std::memory_order_relaxed);
-    counter_.store(0, std::memory_order_relaxed);
+    begin_again();
     phase_.fetch_add(1);
     wake(phase_, phase_sleepers_);
   } else {

@@ -8,6 +8,7 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <thread>
 #include <vector>
 
@@ -28,7 +29,24 @@ class Pool {
   // Inside a body: the next item of this phase, each number once.
   int take() { return counter_.fetch_add(1, std::memory_order_relaxed); }
 
-  // Inside a body: returns when all threads have come here, with the counter at 0 again.
+  // The same, where what follows each other lies side by side in memory: a thread takes the items [bound(thread), bound(thread
+  // + 1)) in order, then what others have not begun, from their ends. bound(threads) when none are left.
+  template <class Bound>
+  int take_near(int thread, const Bound& bound) {
+    for (int i = 0; i < threads_; ++i) {
+      const int whose = (thread + i) % threads_, begin = bound(whose), end = bound(whose + 1);
+      std::atomic<std::uint64_t>& taken = shares_[whose].taken;
+      for (std::uint64_t seen = taken.load(std::memory_order_relaxed);;) {
+        const int front = static_cast<int>(seen & 0xffffffff), back = static_cast<int>(seen >> 32);
+        if (begin + front >= end - back) break;
+        if (taken.compare_exchange_weak(seen, seen + (i ? std::uint64_t{1} << 32 : 1), std::memory_order_relaxed))
+          return i ? end - 1 - back : begin + front;
+      }
+    }
+    return bound(threads_);
+  }
+
+  // Inside a body: returns when all threads have come here, with nothing taken any more.
   void barrier();
 
  private:
@@ -41,6 +59,10 @@ class Pool {
   const std::function<void(int)>* body_ = nullptr;
   bool stops_ = false;
 
+  struct alignas(64) Share {
+    std::atomic<std::uint64_t> taken{0};  // from the front; from the end in the upper half
+  };
+  const std::unique_ptr<Share[]> shares_;
   alignas(64) std::atomic<int> counter_{0};
   alignas(64) std::atomic<std::uint32_t> job_{0};       // changes when there is work (or the end)
   std::atomic<std::uint32_t> job_sleepers_{0};
