@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from tests.llm.runners.random_model import SPECS, RandomCheckpoint
 from tests.native.isas import HERE
 from tests.serving import eventually
 
+from farthing import _native
 from farthing.llm import packing
 from farthing.llm.checkpoints.checkpoint import StoredTensor
 from farthing.llm.packing import plan_for, plan_of
@@ -88,6 +90,26 @@ def test_of_equal_tokens_the_first_is_likeliest_and_what_is_no_number_comes_befo
     runner.close()
     assert found == [token] == logits.argmax(axis=1).tolist()
     assert np.isfinite(highest[0]) == np.isfinite(value)
+
+
+def test_of_equal_tokens_the_first_is_likeliest_whichever_thread_comes_to_it_first(tmp_path: Path) -> None:
+    panels, threads = 256, 4  # more threads than cores: they take from each other all the time
+    firsts = np.arange(panels // threads - 1, panels) * _native.TILE  # from the end of the first one's share on
+
+    class Equal(RandomCheckpoint):
+        def tensor(self, name: str) -> NDArray[np.float32]:
+            values = super().tensor(name)
+            if name == "head":
+                values[firsts], values[firsts + 1] = 100 * values[7], -100 * values[7]
+            return values
+
+    spec = replace(SPECS["llama"], vocabulary=_native.TILE * panels, ties_head=False)
+    runner = CpuRunner(Equal(spec, tmp_path / "model.gguf"), weights="f32", kv_blocks=2, threads=threads)
+    expected = int(runner.run(one()).argmax())
+    assert expected in (firsts[0], firsts[0] + 1)
+    found = {runner.run_likeliest(one())[0][0] for _ in range(300)}
+    runner.close()
+    assert found == {expected}
 
 
 class Blocks(RandomCheckpoint):
