@@ -161,18 +161,14 @@ class Model {
   void share_rows(int count);
   int take(Stage& stage) { return stage.is_own ? stage.next++ : pool_.take(); }
   void meet(Stage& stage);
-  // The next of so many items, which lie side by side in a matrix: so do those that one thread takes, and what it asks for
-  // ahead, beyond a panel's end too, is its own next.
-  int take_near(Stage& stage, int thread, int count) {
-    if (stage.is_own) return stage.next++;
-    return pool_.take_near(thread, [&](int t) { return share_of(t, count); });
-  }
   int share_of(int thread, int count) const { return count * thread / pool_.threads(); }
-  int qkv_item(int thread) const;
+  int qkv_share(int thread) const;
   const Activations& normed(int thread, Stage& stage, std::vector<Activations>& to, const float* norm, const float* post);
   const Activations& attended(int thread, Stage& stage);
   template <class F>
   void by_tiles(Stage& stage, Activations& out, const F& one);
+  template <class Bound, class F>
+  void by_items(Stage& stage, int thread, int tiles, const Bound& bound, const F& one);
   // Keys, values and queries of a layer; and all that comes after them in it.
   void before(int thread, int index, Stage& stage);
   void after(int thread, int index, Stage& stage);

@@ -7,6 +7,13 @@
 #include "scratch.h"
 
 namespace farthing {
+namespace {
+
+// Pieces of work that each thread has in a phase at least, where there are so many tiles of rows: the last one is what others wait for.
+constexpr int kPiecesEach = 24, kTilesShared = 4;
+
+}  // namespace
+
 // Ends a phase of a stage.
 void Model::meet(Stage& stage) {
   stage.next = 0;
@@ -81,8 +88,26 @@ const Activations& Model::attended(int thread, Stage& stage) {
   return out;
 }
 
+// What a thread takes of a phase's linear layers, piece by piece: one(item, first tile, end tile). Items lie side by side in a
+// matrix, and each thread has those from bound(thread) on, so that what it asks for ahead, beyond a panel's end too, is its own
+// next. Many tiles of rows are cut into groups: so many as go through a panel at once, and enough pieces that nobody waits long
+// for the last.
+template <class Bound, class F>
+void Model::by_items(Stage& stage, int thread, int tiles, const Bound& bound, const F& one) {
+  const int threads = pool_.threads(), items = bound(threads);
+  int groups = (tiles + kTilesAtOnce - 1) / kTilesAtOnce;
+  if (tiles >= kTilesShared) groups = std::max(groups, std::min(tiles / 2, (kPiecesEach * threads + items - 1) / items));
+  const auto next = [&] {
+    return stage.is_own ? stage.next++ : pool_.take_near(thread, [&](int t) { return bound(t) * groups; });
+  };
+  for (int piece; (piece = next()) < items * groups;) {
+    const int group = piece % groups;
+    one(piece / groups, tiles * group / groups, tiles * (group + 1) / groups);
+  }
+}
+
 // Where a thread's items of qkv begin: those of keys and values have twice the panels.
-int Model::qkv_item(int thread) const {
+int Model::qkv_share(int thread) const {
   const int kv = config_.kv_heads, unit = share_of(thread, 2 * kv + config_.heads);
   return unit < 2 * kv ? (unit + 1) / 2 : unit - kv;
 }
@@ -92,40 +117,34 @@ void Model::qkv(int thread, const Layer& layer, int index, const Activations& in
   Scratch& scratch = *scratch_[thread];
   const Config& c = config_;
   const int panels = head_size_ / kTile, pairs = static_cast<int>(c.rotary_frequencies[layer.rotary].size());
-  const auto next = [&] {
-    return stage.is_own ? stage.next++ : pool_.take_near(thread, [&](int t) { return qkv_item(t); });
-  };
-  for (int item; (item = next()) < c.kv_heads + c.heads;) {
+  by_items(stage, thread, in.tiles(), [this](int t) { return qkv_share(t); }, [&](int item, int t, int end) {
     const bool is_kv = item < c.kv_heads;
     const int first = is_kv ? item * 2 * panels : (2 * c.kv_heads + item - c.kv_heads) * panels;
     const int count = is_kv ? 2 * panels : panels, stride = count * kTile;
-    for (int t = 0, end; t < in.tiles(); t = end) {
-      end = std::min(t + kTilesAtOnce, in.tiles());
-      const int rows = in.first(end) - in.first(t);
-      float* tile = scratch.tile.data();
-      if (!is_kv)
-        for (int r = 0; r < rows; ++r) will_write(query_of(stage.step_rows[in.first(t) + r], item - c.kv_heads), head_size_ * sizeof(float));
-      for (int p = 0; p < count; ++p)
-        linear(scratch, layer.qkv, first + p, first + p + 1, in, t, end, tile + p * kTile, stride);
-      for (int r = 0; r < rows; ++r) {
-        const int row = stage.step_rows[in.first(t) + r];
-        float* out = tile + r * stride;
-        if (layer.qkv_bias) kernels_.add(layer.qkv_bias + first * kTile, stride, out);
-        const float* norm = is_kv ? layer.k_norm : layer.q_norm;
-        if (norm) kernels_.rms_norm(out, norm, head_size_, c.head_size, c.norm_epsilon, out);
-        const float* cosines = rotations_[layer.rotary].data() + static_cast<std::size_t>(row) * 2 * pairs;
-        kernels_.rotate(out, cosines, cosines + pairs, pairs);
-        if (is_kv) {
-          const Rows& sequence = (*sequences_)[row_sequence_[row]];
-          const int position = row_position_[row];
-          kernels_.write_kv(kv_format_, out, out + head_size_, head_size_,
-                            kv_at(index, sequence.blocks[position / kTile], item), position % kTile);
-        } else {
-          std::memcpy(query_of(row, item - c.kv_heads), out, head_size_ * sizeof(float));
-        }
+    const int rows = in.first(end) - in.first(t);
+    float* tile = scratch.tile.data();
+    if (!is_kv)
+      for (int r = 0; r < rows; ++r) will_write(query_of(stage.step_rows[in.first(t) + r], item - c.kv_heads), head_size_ * sizeof(float));
+    for (int p = 0; p < count; ++p)
+      linear(scratch, layer.qkv, first + p, first + p + 1, in, t, end, tile + p * kTile, stride);
+    for (int r = 0; r < rows; ++r) {
+      const int row = stage.step_rows[in.first(t) + r];
+      float* out = tile + r * stride;
+      if (layer.qkv_bias) kernels_.add(layer.qkv_bias + first * kTile, stride, out);
+      const float* norm = is_kv ? layer.k_norm : layer.q_norm;
+      if (norm) kernels_.rms_norm(out, norm, head_size_, c.head_size, c.norm_epsilon, out);
+      const float* cosines = rotations_[layer.rotary].data() + static_cast<std::size_t>(row) * 2 * pairs;
+      kernels_.rotate(out, cosines, cosines + pairs, pairs);
+      if (is_kv) {
+        const Rows& sequence = (*sequences_)[row_sequence_[row]];
+        const int position = row_position_[row];
+        kernels_.write_kv(kv_format_, out, out + head_size_, head_size_,
+                          kv_at(index, sequence.blocks[position / kTile], item), position % kTile);
+      } else {
+        std::memcpy(query_of(row, item - c.kv_heads), out, head_size_ * sizeof(float));
       }
     }
-  }
+  });
 }
 
 void Model::attend(int thread, const Layer& layer, int index, Stage& stage) {
@@ -251,36 +270,29 @@ void Model::linear(Scratch& scratch, const Matrix& m, int panel, int ahead, cons
 // x += matrix * in, or branch = matrix * in where a post norm comes between.
 void Model::project(int thread, const Matrix& matrix, const Activations& in, Stage& stage) {
   float* to = config_.has_post_norms ? stage.branch : stage.x;
-  for (int panel; (panel = take_near(stage, thread, matrix.panels())) < matrix.panels();) {
-    for (int t = 0, end; t < in.tiles(); t = end) {
-      end = std::min(t + kTilesAtOnce, in.tiles());
-      const auto out_of = [&](int tile) { return to + static_cast<std::size_t>(stage.places[in.first(tile)]) * width_ + panel * kTile; };
-      linear(*scratch_[thread], matrix, panel, panel + 1, in, t, end, out_of, width_, !config_.has_post_norms);
-    }
-  }
+  by_items(stage, thread, in.tiles(), [&](int t) { return share_of(t, matrix.panels()); }, [&](int panel, int t, int end) {
+    const auto out_of = [&](int tile) { return to + static_cast<std::size_t>(stage.places[in.first(tile)]) * width_ + panel * kTile; };
+    linear(*scratch_[thread], matrix, panel, panel + 1, in, t, end, out_of, width_, !config_.has_post_norms);
+  });
 }
 
 // An item is one block of `down`'s inputs: who computes it also quantises it.
 void Model::feed(int thread, const Layer& layer, const Activations& in, Stage& stage) {
   Scratch& scratch = *scratch_[thread];
   const Matrix& m = layer.gate_up;
-  const int block = layer.down.block, panels = block / (kTile / 2);
-  const int items = layer.down.inputs / block;
-  for (int item; (item = take_near(stage, thread, items)) < items;) {
-    for (int t = 0, end; t < in.tiles(); t = end) {
-      end = std::min(t + kTilesAtOnce, in.tiles());
-      const int rows = in.first(end) - in.first(t);
-      float *tile = scratch.tile.data(), *h = scratch.feed.data();
-      for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
-      for (int p = 0; p < panels; ++p) {
-        linear(scratch, m, item * panels + p, item * panels + p + 1, in, t, end, tile, kTile);
-        for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
-      }
-      for (int i = t; i < end; ++i)
-        for (int row = in.first(i); row < in.first(i + 1); ++row)
-          stage.down.put(kernels_, i, row, h + (row - in.first(t)) * block, item * block, block);
+  const int block = layer.down.block, panels = block / (kTile / 2), items = layer.down.inputs / block;
+  by_items(stage, thread, in.tiles(), [&](int t) { return share_of(t, items); }, [&](int item, int t, int end) {
+    const int rows = in.first(end) - in.first(t);
+    float *tile = scratch.tile.data(), *h = scratch.feed.data();
+    for (int i = t; i < end; ++i) stage.down.will_put(i, item * block, block);
+    for (int p = 0; p < panels; ++p) {
+      linear(scratch, m, item * panels + p, item * panels + p + 1, in, t, end, tile, kTile);
+      for (int r = 0; r < rows; ++r) kernels_.gate(config_.gate, tile + r * kTile, h + r * block + p * (kTile / 2));
     }
-  }
+    for (int i = t; i < end; ++i)
+      for (int row = in.first(i); row < in.first(i + 1); ++row)
+        stage.down.put(kernels_, i, row, h + (row - in.first(t)) * block, item * block, block);
+  });
 }
 
 void Model::head(int thread, const Activations& in) {
@@ -288,24 +300,22 @@ void Model::head(int thread, const Activations& in) {
   float* tile = scratch.tile.data();
   const std::ptrdiff_t vocabulary = config_.vocabulary;
   if (likeliest_) scratch.likeliest.assign(last_.rows, {-std::numeric_limits<float>::infinity(), 0});
-  for (int panel; (panel = take_near(last_, thread, head_.panels())) < head_.panels();)
-    for (int t = 0, end; t < in.tiles(); t = end) {
-      end = std::min(t + kTilesAtOnce, in.tiles());
-      const int first = in.first(t), rows = in.first(end) - first;
-      linear(scratch, head_, panel, panel + 1, in, t, end, tile, kTile);
-      if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
-      const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
-      for (int r = 0; r < rows; ++r) {
-        const float* x = tile + r * kTile;
-        if (logits_) std::memcpy(logits_ + (first + r) * vocabulary + panel * kTile, x, columns * sizeof(float));
-        if (!likeliest_) continue;
-        // What was another thread's comes late and from its end: of equals the first token stays all the same.
-        Likeliest& best = scratch.likeliest[first + r];
-        float border = best.token > panel * kTile ? std::nextafter(best.logit, -std::numeric_limits<float>::infinity()) : best.logit;
-        const int at = kernels_.above(x, columns, &border);
-        if (at >= 0) best = {border, panel * kTile + at};
-      }
+  by_items(last_, thread, in.tiles(), [&](int t) { return share_of(t, head_.panels()); }, [&](int panel, int t, int end) {
+    const int first = in.first(t), rows = in.first(end) - first;
+    linear(scratch, head_, panel, panel + 1, in, t, end, tile, kTile);
+    if (config_.logit_soft_cap != 0) kernels_.soft_cap(config_.logit_soft_cap, rows * kTile, tile);
+    const int columns = std::min<int>(kTile, config_.vocabulary - panel * kTile);
+    for (int r = 0; r < rows; ++r) {
+      const float* x = tile + r * kTile;
+      if (logits_) std::memcpy(logits_ + (first + r) * vocabulary + panel * kTile, x, columns * sizeof(float));
+      if (!likeliest_) continue;
+      // What was another thread's comes late and from its end: of equals the first token stays all the same.
+      Likeliest& best = scratch.likeliest[first + r];
+      float border = best.token > panel * kTile ? std::nextafter(best.logit, -std::numeric_limits<float>::infinity()) : best.logit;
+      const int at = kernels_.above(x, columns, &border);
+      if (at >= 0) best = {border, panel * kTile + at};
     }
+  });
 }
 
 // Of what each thread found: the largest, among equals the lower token; what is no number before all.
