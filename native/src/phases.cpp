@@ -9,8 +9,8 @@
 namespace farthing {
 namespace {
 
-// Pieces of work that each thread has in a phase at least, where there are so many tiles of rows: the last one is what others wait for.
-constexpr int kPiecesEach = 24, kTilesShared = 4;
+// Pieces of work that each thread has in a phase of many rows, at least: the last one is what others wait for.
+constexpr int kPiecesEach = 24;
 
 }  // namespace
 
@@ -90,13 +90,13 @@ const Activations& Model::attended(int thread, Stage& stage) {
 
 // What a thread takes of a phase's linear layers, piece by piece: one(item, first tile, end tile). Items lie side by side in a
 // matrix, and each thread has those from bound(thread) on, so that what it asks for ahead, beyond a panel's end too, is its own
-// next. Many tiles of rows are cut into groups: so many as go through a panel at once, and enough pieces that nobody waits long
-// for the last.
+// next. Tiles of rows come in groups: of as many as go through a panel at once, or fewer, so that nobody waits long for the last
+// piece.
 template <class Bound, class F>
 void Model::by_items(Stage& stage, int thread, int tiles, const Bound& bound, const F& one) {
   const int threads = pool_.threads(), items = bound(threads);
   int groups = (tiles + kTilesAtOnce - 1) / kTilesAtOnce;
-  if (tiles >= kTilesShared) groups = std::max(groups, std::min(tiles / 2, (kPiecesEach * threads + items - 1) / items));
+  if (tiles >= kTilesAtOnce) groups = std::max(groups, std::min(tiles / 2, (kPiecesEach * threads + items - 1) / items));
   const auto next = [&] {
     return stage.is_own ? stage.next++ : pool_.take_near(thread, [&](int t) { return bound(t) * groups; });
   };

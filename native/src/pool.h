@@ -1,8 +1,8 @@
 // Threads that run one forward pass together: the caller and threads - 1 workers.
 //
-// A pass is one parallel region with barriers between its phases. Inside a phase, threads take items from one counter, so
-// a core that the server's own thread interrupts takes fewer; who computes an item never changes its bits. Waiting spins
-// shortly, then sleeps in the kernel: an idle pool costs nothing.
+// A pass is one parallel region with barriers between its phases. Inside a phase, threads take items one by one, so a core that
+// the server's own thread interrupts takes fewer; who computes an item never changes its bits. Waiting spins shortly, then
+// sleeps in the kernel: an idle pool costs nothing.
 #pragma once
 
 #include <atomic>
